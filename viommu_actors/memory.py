@@ -1,0 +1,119 @@
+"""Physical memory as its users see it: slots of RAM at physical addresses.
+
+The same interface stands before a shared mapping, a byte array in a test or a recorded image.
+Every access is bounds-checked; what no slot claims raises `Unclaimed`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Unclaimed(Exception):
+    """No RAM answers at this physical address."""
+
+    def __init__(self, address: int, length: int) -> None:
+        super().__init__(f"no memory at {address:#x} for {length} bytes")
+        self.address = address
+        self.length = length
+
+
+class Memory(Protocol):
+    """Byte-addressed little-endian memory. Every method raises `Unclaimed` outside RAM."""
+
+    def read(self, address: int, length: int) -> bytes: ...
+
+    def write(self, address: int, data: bytes) -> None: ...
+
+    def read_u64(self, address: int) -> int:
+        """`address` must be a multiple of 8."""
+        ...
+
+    def write_u64(self, address: int, value: int) -> None:
+        """`address` must be a multiple of 8."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slot:
+    """RAM of one owner at [base, base + len(view)); base and length are multiples of 4 KiB."""
+
+    name: str
+    base: int
+    view: memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.view)
+
+
+class PhysicalMemory:
+    """Slots that do not overlap, kept in address order."""
+
+    def __init__(self, slots: list[Slot] | None = None) -> None:
+        self._slots: list[Slot] = []
+        self._bases: list[int] = []
+        self._words: list[memoryview] = []
+        for slot in slots or []:
+            self.add(slot)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(self._slots)
+
+    def add(self, slot: Slot) -> None:
+        """Raises ValueError where the slot is misaligned or overlaps another."""
+        if slot.base % 4096 or slot.size % 4096 or not slot.size:
+            raise ValueError(f"slot {slot.name} is not made of whole pages")
+        for other in self._slots:
+            if slot.base < other.base + other.size and other.base < slot.base + slot.size:
+                raise ValueError(f"slot {slot.name} overlaps {other.name}")
+        index = bisect_right(self._bases, slot.base)
+        self._slots.insert(index, slot)
+        self._bases.insert(index, slot.base)
+        self._words.insert(index, slot.view.cast("B").cast("Q"))
+
+    def release(self) -> None:
+        """Lets go of every view, so that the mappings beneath can be closed."""
+        for words in self._words:
+            words.release()
+        self._words.clear()
+        self._slots.clear()
+        self._bases.clear()
+
+    def slot_at(self, address: int, length: int = 1) -> Slot:
+        """The slot that holds the whole range."""
+        return self._slots[self._index(address, length)]
+
+    def claims(self, address: int, length: int = 1) -> bool:
+        try:
+            self._index(address, length)
+        except Unclaimed:
+            return False
+        return True
+
+    def read(self, address: int, length: int) -> bytes:
+        slot = self._slots[self._index(address, length)]
+        start = address - slot.base
+        return bytes(slot.view[start : start + length])
+
+    def write(self, address: int, data: bytes) -> None:
+        slot = self._slots[self._index(address, len(data))]
+        start = address - slot.base
+        slot.view[start : start + len(data)] = data
+
+    def read_u64(self, address: int) -> int:
+        index = self._index(address, 8)
+        return self._words[index][(address - self._bases[index]) >> 3]
+
+    def write_u64(self, address: int, value: int) -> None:
+        index = self._index(address, 8)
+        self._words[index][(address - self._bases[index]) >> 3] = value
+
+    def _index(self, address: int, length: int) -> int:
+        index = bisect_right(self._bases, address) - 1
+        if index < 0 or address + length > self._bases[index] + len(self._slots[index].view):
+            raise Unclaimed(address, length)
+        return index
