@@ -1,0 +1,182 @@
+"""VT-d invalidation: granularities and the 128-bit descriptors of the invalidation queue.
+
+Intel VT-d specification, section 6.5.2 "Queued Invalidation Interface". A descriptor is two little-endian words,
+low first; `encode` builds it, `decode` takes it apart without judging it, `reserved` judges it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from viommu_actors.spec.vtd_structures import ADDRESS_FIELD
+
+DESCRIPTOR_SIZE: Final = 16
+TYPE_MASK: Final = 0xF
+#: Encoded as (low, high) words.
+Words = tuple[int, int]
+
+
+class DescriptorType(IntEnum):
+    """Low four bits of a descriptor."""
+
+    CONTEXT_CACHE = 1
+    IOTLB = 2
+    DEVICE_TLB = 3
+    INTERRUPT_ENTRY = 4
+    WAIT = 5
+    PASID_IOTLB = 6
+    PASID_CACHE = 7
+
+
+class ContextGranularity(IntEnum):
+    """G of a context-cache descriptor and CIRG/CAIG of CCMD."""
+
+    RESERVED = 0
+    GLOBAL = 1
+    DOMAIN = 2
+    DEVICE = 3
+
+
+class IotlbGranularity(IntEnum):
+    """G of an IOTLB descriptor and IIRG/IAIG of the IOTLB register."""
+
+    RESERVED = 0
+    GLOBAL = 1
+    DOMAIN = 2
+    PAGE = 3
+
+
+class FunctionMask(IntEnum):
+    """FM: how many of the low bits of a source id's function number are ignored."""
+
+    NONE = 0
+    ONE = 1
+    TWO = 2
+    ALL = 3
+
+
+#: Bits of a source id that a function mask leaves to compare (section 6.5.2.1): it ignores function bit 2, 2:1 or 2:0.
+FUNCTION_MASKS: Final = (0xFFFF, 0xFFFB, 0xFFF9, 0xFFF8)
+
+
+class ContextCacheInvalidate(NamedTuple):
+    """Section 6.5.2.1."""
+
+    granularity: int
+    domain: int = 0
+    source: int = 0
+    function_mask: int = 0
+
+    def encode(self) -> Words:
+        return (
+            DescriptorType.CONTEXT_CACHE
+            | self.granularity << 4
+            | self.domain << 16
+            | self.source << 32
+            | self.function_mask << 48,
+            0,
+        )
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> ContextCacheInvalidate:
+        return cls(low >> 4 & 3, low >> 16 & 0xFFFF, low >> 32 & 0xFFFF, low >> 48 & 3)
+
+    @staticmethod
+    def reserved(low: int, high: int) -> bool:
+        return bool(low & 0xFFFC_0000_0000_FFC0 or high)
+
+
+class IotlbInvalidate(NamedTuple):
+    """Section 6.5.2.3. A page-selective one covers 2^address_mask pages from `address`, naturally aligned."""
+
+    granularity: int
+    domain: int = 0
+    address: int = 0
+    address_mask: int = 0
+    leaf_only: bool = False
+    """IH: no entry above the leaves has changed."""
+    drain_writes: bool = False
+    drain_reads: bool = False
+
+    def encode(self) -> Words:
+        low = DescriptorType.IOTLB | self.granularity << 4 | self.drain_writes << 6 | self.drain_reads << 7
+        return low | self.domain << 16, self.address & ADDRESS_FIELD | self.leaf_only << 6 | self.address_mask
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> IotlbInvalidate:
+        return cls(
+            low >> 4 & 3,
+            low >> 16 & 0xFFFF,
+            high & ADDRESS_FIELD,
+            high & 0x3F,
+            bool(high >> 6 & 1),
+            bool(low >> 6 & 1),
+            bool(low >> 7 & 1),
+        )
+
+    @staticmethod
+    def reserved(low: int, high: int) -> bool:
+        return bool(low & 0xFFFF_FFFF_0000_FF00 or high & 0xF80)
+
+
+class DeviceTlbInvalidate(NamedTuple):
+    """Section 6.5.2.5. With `size` the trailing ones of the address above bit 12 tell the range."""
+
+    source: int
+    address: int
+    size: bool = False
+    max_pending: int = 0
+
+    def encode(self) -> Words:
+        low = DescriptorType.DEVICE_TLB | self.max_pending << 16 | self.source << 32
+        return low, self.address & ADDRESS_FIELD | self.size
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> DeviceTlbInvalidate:
+        return cls(low >> 32 & 0xFFFF, high & ADDRESS_FIELD, bool(high & 1), low >> 16 & 0x1F)
+
+    @staticmethod
+    def reserved(low: int, high: int) -> bool:
+        return bool(low & 0xFFFF_0000_FFE0_FFF0 or high & 0xFFE)
+
+
+class InterruptEntryInvalidate(NamedTuple):
+    """Section 6.5.2.7. Not `indexed`: all entries. Else 2^index_mask entries from `index`."""
+
+    indexed: bool
+    index: int = 0
+    index_mask: int = 0
+
+    def encode(self) -> Words:
+        return DescriptorType.INTERRUPT_ENTRY | self.indexed << 4 | self.index_mask << 27 | self.index << 32, 0
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> InterruptEntryInvalidate:
+        return cls(bool(low >> 4 & 1), low >> 32 & 0xFFFF, low >> 27 & 0x1F)
+
+    @staticmethod
+    def reserved(low: int, high: int) -> bool:
+        return bool(low & 0xFFFF_0000_07FF_FFE0 or high)
+
+
+class InvalidationWait(NamedTuple):
+    """Section 6.5.2.8. Completes when all before it have; then writes 32-bit `data` to `address`, or interrupts."""
+
+    interrupt: bool = False
+    status_write: bool = False
+    fence: bool = False
+    data: int = 0
+    address: int = 0
+
+    def encode(self) -> Words:
+        low = DescriptorType.WAIT | self.interrupt << 4 | self.status_write << 5 | self.fence << 6
+        return low | self.data << 32, self.address
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> InvalidationWait:
+        return cls(bool(low >> 4 & 1), bool(low >> 5 & 1), bool(low >> 6 & 1), low >> 32, high & ~3)
+
+    @staticmethod
+    def reserved(low: int, high: int) -> bool:
+        return bool(low & 0xFFFF_FF80 or high & 3)

@@ -1,0 +1,76 @@
+"""What a remapping unit offers: the options of its capability registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from viommu_actors.spec.vtd import Capability, ExtendedCapability, Reg, width_of
+
+#: Quirks a unit can have: what the specification says, or what QEMU 7.2 does.
+Quirks = Literal["spec", "qemu"]
+
+_WIDTH_CODES: Final = {39: (1,), 48: (1, 2)}
+
+
+@dataclass(frozen=True)
+class UnitConfig:
+    """Options named after QEMU's `intel-iommu` properties. Raises ValueError where no unit can be so."""
+
+    aw_bits: int = 48
+    caching_mode: bool = False
+    pass_through: bool = True
+    intremap: bool = False
+    eim: bool = False
+    device_iotlb: bool = False
+    snoop_control: bool = False
+    dma_drain: bool = True
+    dma_translation: bool = True
+    quirks: Quirks = "spec"
+
+    def __post_init__(self) -> None:
+        if self.aw_bits not in _WIDTH_CODES:
+            raise ValueError(f"aw_bits is {self.aw_bits}; a unit has 39 or 48")
+        if self.eim and not self.intremap:
+            raise ValueError("eim needs intremap")
+        if self.quirks not in ("spec", "qemu"):
+            raise ValueError(f"quirks is {self.quirks!r}; there are 'spec' and 'qemu'")
+
+    @property
+    def width_codes(self) -> tuple[int, ...]:
+        """Values of a context entry's AW field that the unit supports (CAP.SAGAW)."""
+        return _WIDTH_CODES[self.aw_bits]
+
+    def capability(self) -> int:
+        """The CAP register."""
+        return Capability(
+            domains=16,
+            caching_mode=self.caching_mode,
+            widths=tuple(width_of(code) for code in self.width_codes),
+            address_width=self.aw_bits,
+            fault_offset=Reg.FRCD,
+            large_pages=0b11,
+            page_selective=True,
+            fault_records=1,
+            max_address_mask=MAX_ADDRESS_MASK,
+            drain_write=self.dma_drain,
+            drain_read=self.dma_drain,
+        ).encode()
+
+    def extended_capability(self) -> int:
+        """The ECAP register."""
+        return ExtendedCapability(
+            coherent=False,
+            queued_invalidation=True,
+            device_iotlb=self.device_iotlb,
+            interrupt_remapping=self.intremap,
+            extended_interrupt_mode=self.eim,
+            pass_through=self.pass_through,
+            snoop_control=self.snoop_control,
+            iotlb_offset=Reg.IVA,
+            max_handle_mask=15,
+        ).encode()
+
+
+#: CAP.MAMV: a page-selective invalidation covers at most 2^18 pages, the 1 GiB of the largest page.
+MAX_ADDRESS_MASK: Final = 18

@@ -1,0 +1,246 @@
+"""Reading the translation tables out of memory: pure functions, nothing cached, nothing recorded.
+
+Order of checks as in sections 3.4 and 3.6 of the VT-d specification; where it leaves the order open, as QEMU has it:
+permission before reserved bits, an unreadable top-level table as an invalid context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.spec.vtd import (
+    ADDRESS_FIELD,
+    ENTRY_SIZE,
+    INTERRUPT_FIRST,
+    INTERRUPT_LAST,
+    LARGEST_LEAF_LEVEL,
+    LEVEL_BITS,
+    PAGE_SHIFT,
+    PTE_ACCESS,
+    PTE_LARGE,
+    PTE_SIZE,
+    TABLE_ENTRIES,
+    Access,
+    ContextEntry,
+    FaultReason,
+    RootEntry,
+    TranslationType,
+    context_reserved,
+    levels_of,
+    pte_reserved_mask,
+    root_reserved,
+    width_of,
+)
+from viommu_actors.vtd.config import UnitConfig
+
+#: Source ids are looked up by bus, then by device and function.
+_BUS_SHIFT: Final = 8
+_FUNCTION_MASK: Final = 0xFF
+
+
+class TableFault(Exception):
+    """The tables do not allow the request. `fault_disable` is FPD of the context entry, if one was read."""
+
+    def __init__(self, reason: FaultReason, fault_disable: bool = False) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
+        self.fault_disable = fault_disable
+
+
+class Context(NamedTuple):
+    """A valid context entry of a requester."""
+
+    source: int
+    domain: int
+    pass_through: bool
+    device_iotlb: bool
+    fault_disable: bool
+    table: int
+    """Address of the top-level second-level table."""
+    levels: int
+    width: int
+    """Bits of an address that its tables translate."""
+
+
+class Leaf(NamedTuple):
+    """What one paging entry says of the 2^shift bytes from `iova`: a page, or with `access` NONE a hole.
+
+    A hole with a `reason` is an entry that faults in another way than by absent permission: reserved bits, an
+    unreadable table, a page in the interrupt address range.
+    """
+
+    iova: int
+    shift: int
+    address: int
+    access: Access
+    reason: FaultReason | None = None
+
+    @property
+    def size(self) -> int:
+        return 1 << self.shift
+
+
+_ACCESS: Final = (Access.NONE, Access.READ, Access.WRITE, Access.BOTH)
+_DENIED: Final = {Access.READ: FaultReason.READ_DENIED, Access.WRITE: FaultReason.WRITE_DENIED}
+
+
+def read_context(memory: Memory, root: int, requester: int, config: UnitConfig) -> Context:
+    """The context of `requester` below the root table at `root`. Raises TableFault."""
+    try:
+        address = root + (requester >> _BUS_SHIFT) * ENTRY_SIZE
+        low, high = memory.read_u64(address), memory.read_u64(address + 8)
+    except Unclaimed:
+        raise TableFault(FaultReason.ROOT_TABLE_ACCESS) from None
+    bus = RootEntry.decode(low, high)
+    if not bus.present:
+        raise TableFault(FaultReason.ROOT_NOT_PRESENT)
+    if root_reserved(low, high, config.aw_bits):
+        raise TableFault(FaultReason.ROOT_RESERVED)
+    try:
+        address = bus.context_table + (requester & _FUNCTION_MASK) * ENTRY_SIZE
+        low, high = memory.read_u64(address), memory.read_u64(address + 8)
+    except Unclaimed:
+        raise TableFault(FaultReason.CONTEXT_TABLE_ACCESS) from None
+    entry = ContextEntry.decode(low, high)
+    if not entry.present:
+        raise TableFault(FaultReason.CONTEXT_NOT_PRESENT, entry.fault_disable)
+    if context_reserved(low, high, config.aw_bits):
+        raise TableFault(FaultReason.CONTEXT_RESERVED, entry.fault_disable)
+    if entry.width_code not in config.width_codes or not _supported(entry.translation_type, config):
+        raise TableFault(FaultReason.CONTEXT_INVALID, entry.fault_disable)
+    return Context(
+        source=requester,
+        domain=entry.domain,
+        pass_through=entry.translation_type == TranslationType.PASS_THROUGH,
+        device_iotlb=entry.translation_type == TranslationType.DEVICE_IOTLB,
+        fault_disable=entry.fault_disable,
+        table=entry.table,
+        levels=levels_of(entry.width_code),
+        width=min(width_of(entry.width_code), config.aw_bits),
+    )
+
+
+def walk(memory: Memory, context: Context, address: int, access: Access, config: UnitConfig) -> Leaf:
+    """The page that `address` lies in, if the tables allow `access` (READ or WRITE). Raises TableFault.
+
+    The leaf's `access` is everything its path allows. A pass-through context has no tables: not to be walked.
+    """
+    if address >> context.width:
+        raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
+    reserved_tables, reserved_leaves = _reserved_masks(config)
+    wanted = int(access)
+    allowed = PTE_ACCESS
+    table, level = context.table, context.levels
+    while True:
+        shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
+        try:
+            entry = memory.read_u64(table + (address >> shift) % TABLE_ENTRIES * PTE_SIZE)
+        except Unclaimed:
+            top = level == context.levels
+            reason = FaultReason.CONTEXT_INVALID if top else FaultReason.TABLE_ACCESS
+            raise TableFault(reason, context.fault_disable) from None
+        if not entry & wanted:
+            raise TableFault(_DENIED[access], context.fault_disable)
+        allowed &= entry
+        leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
+        if entry & (reserved_leaves if leaf else reserved_tables)[level]:
+            raise TableFault(FaultReason.TABLE_RESERVED, context.fault_disable)
+        table = entry & _address_mask(config)
+        if leaf:
+            break
+        level -= 1
+    if _in_interrupt_range(table, shift):
+        raise TableFault(FaultReason.INTERRUPT_RANGE, context.fault_disable)
+    return Leaf(address >> shift << shift, shift, table, _ACCESS[allowed])
+
+
+def leaves(memory: Memory, context: Context, first: int, last: int, config: UnitConfig) -> Iterator[Leaf]:
+    """What the tables say of every address from `first` to `last` (inclusive), ascending and without a gap.
+
+    Each entry is given whole, so the first leaf may begin before `first` and the final one end after `last`; a hole
+    is as large as the entry that makes it. What lies beyond the width of the tables is left out.
+    """
+    limit = (1 << context.width) - 1
+    if first > limit:
+        return
+    reserved = _reserved_masks(config)
+    mask = _address_mask(config)
+    yield from _leaves(memory, context.table, context.levels, 0, PTE_ACCESS, first, min(last, limit), reserved, mask)
+
+
+def _leaves(
+    memory: Memory,
+    table: int,
+    level: int,
+    base: int,
+    allowed: int,
+    first: int,
+    last: int,
+    reserved: tuple[tuple[int, ...], tuple[int, ...]],
+    address_mask: int,
+) -> Iterator[Leaf]:
+    """Entries of one table whose first byte maps `base`."""
+    shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
+    try:
+        memory.read_u64(table)
+    except Unclaimed:
+        yield Leaf(base, shift + LEVEL_BITS, 0, Access.NONE, FaultReason.TABLE_ACCESS)
+        return
+    start = max(first - base, 0) >> shift
+    end = min(last - base >> shift, TABLE_ENTRIES - 1)
+    for index in range(start, end + 1):
+        iova = base + (index << shift)
+        entry = memory.read_u64(table + index * PTE_SIZE)
+        access = allowed & entry
+        if not access:
+            yield Leaf(iova, shift, 0, Access.NONE)
+            continue
+        leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
+        if entry & reserved[leaf][level]:
+            yield Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
+            continue
+        target = entry & address_mask
+        if not leaf:
+            yield from _leaves(memory, target, level - 1, iova, access, first, last, reserved, address_mask)
+        elif _in_interrupt_range(target, shift):
+            yield Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
+        else:
+            yield Leaf(iova, shift, target, _ACCESS[access])
+
+
+def _supported(translation_type: int, config: UnitConfig) -> bool:
+    if translation_type == TranslationType.PASS_THROUGH:
+        return config.pass_through
+    if translation_type == TranslationType.DEVICE_IOTLB:
+        return config.device_iotlb
+    return translation_type == TranslationType.MULTI_LEVEL
+
+
+def _in_interrupt_range(address: int, shift: int) -> bool:
+    return address <= INTERRUPT_LAST and address + (1 << shift) > INTERRUPT_FIRST
+
+
+def _address_mask(config: UnitConfig) -> int:
+    return ADDRESS_FIELD & (1 << config.aw_bits) - 1
+
+
+@lru_cache(maxsize=64)
+def _reserved_masks(config: UnitConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Reserved bits of table entries and of leaves, by level."""
+    tables, pages = (
+        tuple(
+            pte_reserved_mask(
+                max(level, 1),
+                leaf,
+                config.aw_bits,
+                snoop_control=config.snoop_control,
+                device_iotlb=config.device_iotlb,
+            )
+            for level in range(5)
+        )
+        for leaf in (False, True)
+    )
+    return tables, pages
