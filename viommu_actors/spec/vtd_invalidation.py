@@ -142,14 +142,14 @@ class DeviceTlbInvalidate(NamedTuple):
 
 
 class InterruptEntryInvalidate(NamedTuple):
-    """Section 6.5.2.7. Not `indexed`: all entries. Else 2^index_mask entries from `index`."""
+    """Section 6.5.2.7. Not `indexed`: all entries. Else 2^index_mask entries from `first`."""
 
     indexed: bool
-    index: int = 0
+    first: int = 0
     index_mask: int = 0
 
     def encode(self) -> Words:
-        return DescriptorType.INTERRUPT_ENTRY | self.indexed << 4 | self.index_mask << 27 | self.index << 32, 0
+        return DescriptorType.INTERRUPT_ENTRY | self.indexed << 4 | self.index_mask << 27 | self.first << 32, 0
 
     @classmethod
     def decode(cls, low: int, high: int) -> InterruptEntryInvalidate:
