@@ -1,0 +1,63 @@
+"""Reads a topology file, or says in one line why not."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from viommu_actors.topology.errors import Refusal, TopologyError
+from viommu_actors.topology.explain import explain
+from viommu_actors.topology.model import Topology
+from viommu_actors.topology.refusals import check
+
+MAX_FILE = 1 << 20
+_WHOLE_FILE = ""
+_START_FROM = "start from a copy of configs/assigned-viommu.toml"
+
+
+def load(path: str | Path) -> Topology:
+    """The topology of a TOML file, checked. Raises `TopologyError`."""
+    try:
+        return parse(_read(Path(path)))
+    except Refusal as refusal:
+        raise TopologyError(str(path), refusal) from None
+
+
+def parse(text: str) -> Topology:
+    """The topology of a TOML text, checked. Raises `Refusal`."""
+    if not text.strip():
+        raise Refusal(_WHOLE_FILE, "is empty", _START_FROM)
+    try:
+        topology = msgspec.convert(tomllib.loads(text), Topology)
+    except msgspec.ValidationError as error:
+        raise explain(error) from None
+    except RecursionError:
+        raise Refusal(_WHOLE_FILE, "is nested too deeply", _START_FROM) from None
+    except ValueError as error:  # tomllib's own error, and int()'s of too many digits
+        raise Refusal(_WHOLE_FILE, f"is not TOML: {error}", "mend it there, or see https://toml.io") from None
+    check(topology)
+    return topology
+
+
+def _read(path: Path) -> str:
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise Refusal(_WHOLE_FILE, "is a directory", "name a file in it")
+        if not stat.S_ISREG(kind):  # reading a FIFO would wait for a writer
+            raise Refusal(_WHOLE_FILE, "is not a regular file", "name a TOML file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise Refusal(_WHOLE_FILE, "there is no such file", "name one of configs/*.toml, or your own") from None
+    except OSError as error:
+        raise Refusal(_WHOLE_FILE, f"cannot be read: {error.strerror}", "name a readable file") from None
+    if len(data) > MAX_FILE:
+        raise Refusal(_WHOLE_FILE, f"is larger than {MAX_FILE >> 20} MiB", "a topology is a few KiB; name a TOML file")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(_WHOLE_FILE, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None

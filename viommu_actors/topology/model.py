@@ -1,0 +1,233 @@
+"""A topology file as typed keys. Each key's description is its documentation, here and in editors.
+
+These types hold what one value may be. What values must be together stands in `refusals`, what
+is filled in where a key is absent in `resolve`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+MAX_DEVICES = 16
+MAX_VMS = 8
+MAX_OPERATIONS = 1_000_000
+CONFIG_SPACE = 4096
+
+#: `$` alone would also let a trailing line feed pass.
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$(?!\n)")]
+Size = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,8}[KMG]$(?!\n)")]
+#: Linux takes 2047 characters on x86 (COMMAND_LINE_SIZE).
+CommandLineText = Annotated[str, Meta(pattern=r"^[ -~]*$(?!\n)", max_length=2047)]
+AddressWidth = Literal[39, 48]
+HostSlot = Annotated[int, Meta(ge=1, le=MAX_DEVICES)]
+GuestSlot = Annotated[int, Meta(ge=1, le=31)]
+MaskBits = Annotated[int, Meta(ge=20, le=64)]
+Dword = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class HostIommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The VT-d unit of the host, which stands in the way of every DMA."""
+
+    aw_bits: Annotated[
+        AddressWidth,
+        Meta(
+            description="Address width of its second-level tables: 39 (3 levels) or 48 (4 levels) bits.", examples=[48]
+        ),
+    ] = 48
+
+
+class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The physical machine and its kernel."""
+
+    memory: Annotated[
+        Size,
+        Meta(
+            description="RAM of the host itself, a multiple of 2 MiB; that of the VMs comes on top of it.",
+            examples=["64M"],
+        ),
+    ] = "64M"
+    cmdline: Annotated[
+        CommandLineText,
+        Meta(
+            description="Command line of the host kernel. What is left to vfio-pci is added to it from the assignments.",
+            examples=["intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"],
+        ),
+    ] = "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"
+    iommu: Annotated[HostIommu, Meta(description="The VT-d unit of the host.")] = HostIommu()
+
+
+class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A physical PCI device, a process of its own behind a root port of its own.
+
+    The host kernel drives it unless a VM takes it by `assign`.
+    """
+
+    name: Annotated[
+        Name, Meta(description="Name of the device: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["nic0"])
+    ]
+    model: Annotated[
+        Literal["nic", "edu"],
+        Meta(
+            description="nic: descriptor rings, transmit and receive; edu: QEMU's teaching device, one DMA at a time.",
+            examples=["nic"],
+        ),
+    ]
+    slot: Annotated[
+        HostSlot | None,
+        Meta(
+            description="Slot of its root port, host 00:<slot>.0; the next free one where absent.",
+            examples=[1],
+        ),
+    ] = None
+    peer: Annotated[
+        Name | None,
+        Meta(
+            description="The nic at the other end of this nic's cable; both name each other. Absent: loopback.",
+            examples=["nic1"],
+        ),
+    ] = None
+    max_payload: Annotated[
+        Literal[128, 256, 512, 1024, 2048, 4096],
+        Meta(description="Largest payload of one TLP that the device supports, in bytes.", examples=[256]),
+    ] = 4096
+    dma_mask_bits: Annotated[
+        MaskBits | None,
+        Meta(description="How many address bits an edu's DMA engine drives; QEMU's has 28.", examples=[28]),
+    ] = None
+    operations: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_OPERATIONS,
+            description=(
+                "How much honest work its driver does, in operations: one single-page buffer mapped, transferred,"
+                " verified and unmapped. A packet of a nic is two, one to transmit and one to receive. 0: none."
+            ),
+            examples=[64],
+        ),
+    ] = 64
+    rogue: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Attacks, by their id in the catalogue, that the device plays after its honest work.",
+            examples=[["A1", "A2"]],
+        ),
+    ] = ()
+
+
+class Viommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The VT-d unit that the hypervisor emulates for a guest."""
+
+    caching_mode: Annotated[
+        bool,
+        Meta(
+            description=(
+                "CAP.CM: the guest must invalidate after a map too, which is how the hypervisor learns of it."
+                " An assigned device needs it."
+            ),
+            examples=[True],
+        ),
+    ] = True
+    aw_bits: Annotated[
+        AddressWidth,
+        Meta(
+            description="Address width of its second-level tables: 39 (3 levels) or 48 (4 levels) bits.", examples=[48]
+        ),
+    ] = 48
+    pt: Annotated[
+        bool,
+        Meta(description="ECAP.PT: whether it can let a device pass untranslated (iommu=pt uses it).", examples=[True]),
+    ] = True
+
+
+class Edit(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One change to what the guest sees of a device's configuration space.
+
+    Either `hide`, or `offset`, `mask` and `value` together.
+    """
+
+    hide: Annotated[
+        Literal["pm", "msi", "pcie"] | None,
+        Meta(description="Unlinks this capability from the list.", examples=["pm"]),
+    ] = None
+    offset: Annotated[
+        Dword | None,
+        Meta(description="Which dword of configuration space, in bytes, a multiple of 4.", examples=[0x2C]),
+    ] = None
+    mask: Annotated[Dword | None, Meta(description="Which bits of the dword change.", examples=[0xFFFF])] = None
+    value: Annotated[
+        Dword | None,
+        Meta(description="What these bits read as; none outside the mask.", examples=[0x1AF4]),
+    ] = None
+
+
+class Assign(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A device given to a VM by the host's VFIO, exclusively."""
+
+    device: Annotated[Name, Meta(description="Name of the device.", examples=["nic0"])]
+    slot: Annotated[
+        GuestSlot | None,
+        Meta(
+            description="Where the guest sees it: guest 00:<slot>.0; the next free one from 3 where absent.",
+            examples=[3],
+        ),
+    ] = None
+    edit: Annotated[
+        tuple[Edit, ...],
+        Meta(
+            max_length=16,
+            description="What the hypervisor changes in the configuration space that the guest sees.",
+            examples=[[{"hide": "pm"}]],
+        ),
+    ] = ()
+
+
+class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A virtual machine: a hypervisor process and a guest process."""
+
+    name: Annotated[Name, Meta(description="Name of the VM: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["vm0"])]
+    memory: Annotated[
+        Size,
+        Meta(description="RAM of the guest, a multiple of 2 MiB.", examples=["64M"]),
+    ] = "64M"
+    cmdline: Annotated[
+        CommandLineText,
+        Meta(
+            description=(
+                "Command line of the guest kernel: intel_iommu=on uses a vIOMMU, iommu=pt lets devices pass it,"
+                " nic.static=00:03.0 maps that nic's pool once instead of each buffer."
+            ),
+            examples=["intel_iommu=on"],
+        ),
+    ] = "intel_iommu=on"
+    viommu: Annotated[
+        Viommu | None, Meta(description="The vIOMMU of the guest; the guest has none where the table is absent.")
+    ] = None
+    assign: Annotated[tuple[Assign, ...], Meta(description="The devices given to this VM, a [[vm.assign]] each.")] = ()
+
+
+class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A whole topology: the host, its devices, its VMs."""
+
+    name: Annotated[
+        Name,
+        Meta(description="Name of the topology: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["assigned-viommu"]),
+    ]
+    description: Annotated[
+        str,
+        Meta(max_length=500, description="What it shows, in a sentence.", examples=["A device behind a vIOMMU."]),
+    ] = ""
+    on_death: Annotated[
+        Literal["end", "contain"],
+        Meta(
+            description="When a process dies that should not: end the run, or contain the loss and go on.",
+            examples=["end"],
+        ),
+    ] = "end"
+    host: Annotated[Host, Meta(description="The physical machine and its kernel.")] = Host()
+    device: Annotated[
+        tuple[Device, ...], Meta(max_length=MAX_DEVICES, description="The physical devices, a [[device]] each.")
+    ] = ()
+    vm: Annotated[tuple[Vm, ...], Meta(max_length=MAX_VMS, description="The virtual machines, a [[vm]] each.")] = ()

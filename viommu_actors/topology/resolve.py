@@ -1,0 +1,185 @@
+"""A topology with everything filled in: slots, PCI addresses, sizes in bytes, command lines.
+
+Plain data, so that it can be written to the run's `topology.json` and read back.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from viommu_actors.spec.pci import bdf, format_bdf
+from viommu_actors.topology.model import Edit, HostIommu, Topology, Viommu, Vm
+
+#: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
+FIRST_GUEST_SLOT = 3
+EDU_DMA_MASK_BITS = 28
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+Setting = Literal["none", "strict", "passthrough"]
+
+
+class ResolvedDevice(Struct, kw_only=True, frozen=True):
+    """`bdf` is its address on the host; `vm` is None where the host kernel drives it."""
+
+    name: str
+    model: Literal["nic", "edu"]
+    slot: int
+    bdf: str
+    peer: str | None
+    max_payload: int
+    dma_mask_bits: int | None
+    operations: int
+    rogue: tuple[str, ...]
+    vm: str | None
+
+
+class ResolvedAssign(Struct, kw_only=True, frozen=True):
+    """`host_bdf` is the address on the host, `bdf` that in the guest."""
+
+    device: str
+    host_bdf: str
+    slot: int
+    bdf: str
+    edit: tuple[Edit, ...]
+
+
+class ResolvedVm(Struct, kw_only=True, frozen=True):
+    """`memory` is in bytes; `viommu` is None where the guest has none."""
+
+    name: str
+    memory: int
+    cmdline: str
+    viommu: Viommu | None
+    assign: tuple[ResolvedAssign, ...]
+
+
+class ResolvedHost(Struct, kw_only=True, frozen=True):
+    """`memory` is in bytes; `cmdline` names what is left to vfio-pci."""
+
+    memory: int
+    cmdline: str
+    iommu: HostIommu
+
+
+class ResolvedTopology(Struct, kw_only=True, frozen=True):
+    name: str
+    description: str
+    on_death: Literal["end", "contain"]
+    host: ResolvedHost
+    devices: tuple[ResolvedDevice, ...]
+    vms: tuple[ResolvedVm, ...]
+
+    def device(self, name: str) -> ResolvedDevice:
+        """Raises KeyError."""
+        return {device.name: device for device in self.devices}[name]
+
+    def vm(self, name: str) -> ResolvedVm:
+        """Raises KeyError."""
+        return {vm.name: vm for vm in self.vms}[name]
+
+    def setting(self, device: str) -> Setting:
+        """What stands between the device and the memory of the kernel that drives it. Raises KeyError."""
+        vm = self.device(device).vm
+        if vm is None:
+            return setting_of(self.host.cmdline, has_iommu=True)
+        machine = self.vm(vm)
+        return setting_of(machine.cmdline, has_iommu=machine.viommu is not None)
+
+
+def resolve(topology: Topology) -> ResolvedTopology:
+    """Fills in a topology that `refusals.check` let pass."""
+    slots = host_slots(topology)
+    buses = {slot: bus for bus, slot in enumerate(sorted(slots.values()), start=1)}
+    addresses = {name: format_bdf(bdf(buses[slot], 0, 0)) for name, slot in slots.items()}
+    owner = {assign.device: vm.name for vm in topology.vm for assign in vm.assign}
+    devices = tuple(
+        ResolvedDevice(
+            name=device.name,
+            model=device.model,
+            slot=slots[device.name],
+            bdf=addresses[device.name],
+            peer=device.peer,
+            max_payload=device.max_payload,
+            dma_mask_bits=(device.dma_mask_bits or EDU_DMA_MASK_BITS) if device.model == "edu" else None,
+            operations=device.operations,
+            rogue=device.rogue,
+            vm=owner.get(device.name),
+        )
+        for device in topology.device
+    )
+    return ResolvedTopology(
+        name=topology.name,
+        description=topology.description,
+        on_death=topology.on_death,
+        host=ResolvedHost(
+            memory=bytes_of(topology.host.memory),
+            cmdline=_host_cmdline(topology.host.cmdline, [d.bdf for d in devices if d.vm is not None]),
+            iommu=topology.host.iommu,
+        ),
+        devices=devices,
+        vms=tuple(_resolve_vm(vm, addresses) for vm in topology.vm),
+    )
+
+
+def bytes_of(size: str) -> int:
+    """`64M` in bytes; the units are powers of 1024."""
+    return int(size[:-1]) * _UNITS[size[-1]]
+
+
+def host_slots(topology: Topology) -> dict[str, int]:
+    """Root port slot of each device by its name; those that name none take the next free one."""
+    return _fill({device.name: device.slot for device in topology.device}, first=1)
+
+
+def guest_slots(vm: Vm) -> dict[str, int]:
+    """Slot of each assigned device in the guest."""
+    return _fill({assign.device: assign.slot for assign in vm.assign}, first=FIRST_GUEST_SLOT)
+
+
+def guest_bdf(slot: int) -> str:
+    return format_bdf(bdf(0, slot, 0))
+
+
+def setting_of(cmdline: str, has_iommu: bool) -> Setting:
+    """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
+    words = cmdline.split()
+    if not has_iommu or "intel_iommu=on" not in words:
+        return "none"
+    return "passthrough" if "iommu=pt" in words else "strict"
+
+
+def _resolve_vm(vm: Vm, addresses: dict[str, str]) -> ResolvedVm:
+    slots = guest_slots(vm)
+    return ResolvedVm(
+        name=vm.name,
+        memory=bytes_of(vm.memory),
+        cmdline=vm.cmdline,
+        viommu=vm.viommu,
+        assign=tuple(
+            ResolvedAssign(
+                device=assign.device,
+                host_bdf=addresses[assign.device],
+                slot=slots[assign.device],
+                bdf=guest_bdf(slots[assign.device]),
+                edit=assign.edit,
+            )
+            for assign in vm.assign
+        ),
+    )
+
+
+def _host_cmdline(cmdline: str, assigned: list[str]) -> str:
+    return f"{cmdline} vfio-pci.ids={','.join(assigned)}".strip() if assigned else cmdline
+
+
+def _fill(wanted: dict[str, int | None], first: int) -> dict[str, int]:
+    taken = {slot for slot in wanted.values() if slot is not None}
+    filled: dict[str, int] = {}
+    for name, slot in wanted.items():
+        if slot is None:
+            slot = next(free for free in range(first, first + len(wanted) + len(taken)) if free not in taken)
+            taken.add(slot)
+        filled[name] = slot
+    return filled
