@@ -140,3 +140,8 @@ class HotReset(NamedTuple):
     """The link's hot reset (training sequence, section 4.2.5.11): the device forgets everything."""
 
     reason: U32
+
+
+#: What a device may send, and what it may be sent.
+Upstream = MemRead | MemWrite | Atomic | Completion
+Downstream = MmioRead | MmioWrite | CfgRead | CfgWrite | HotReset | Completion
