@@ -1,0 +1,142 @@
+"""A PCI function as a kernel sees it: configuration space by ECAM, BARs, capabilities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from viommu_actors.kernel.machine import Machine
+from viommu_actors.spec import pci
+from viommu_actors.spec.acpi import Ecam
+
+#: Capabilities followed before a list counts as broken (Linux: PCI_FIND_CAP_TTL).
+_CAPABILITY_LIMIT = 48
+_EXTENDED_LIMIT = (pci.CONFIG_SIZE - pci.FIRST_EXTENDED_CAPABILITY) // 8
+
+
+class Bar(NamedTuple):
+    """An assigned memory BAR: physical address and size in bytes."""
+
+    address: int
+    size: int
+    is64: bool
+    prefetch: bool
+
+
+class PciDevice:
+    """One function. Its registers are the device's to answer: nothing read here may be trusted."""
+
+    def __init__(self, machine: Machine, ecam: Ecam, bdf: int, parent: PciDevice | None) -> None:
+        """`parent` is the bridge above, None on the root bus."""
+        self._machine = machine
+        self._config = ecam.base + (bdf - (ecam.first_bus << 8) << 12)
+        self.bdf = bdf
+        self.parent = parent
+        self.name = f"0000:{pci.format_bdf(bdf)}"
+        identity = self.config_read(pci.VENDOR_ID, 4)
+        self.vendor, self.device = identity & 0xFFFF, identity >> 16
+        header = self.config_read(pci.HEADER_TYPE, 1)
+        self.header_type = header & pci.HEADER_TYPE_MASK
+        self.multifunction = bool(header & pci.HEADER_MULTI_FUNCTION)
+        self.class_code = self.config_read(pci.CLASS_DEVICE, 2)
+        self.bars: dict[int, Bar] = {}
+        self._capabilities = self._walk_capabilities()
+        self._extended = self._walk_extended() if pci.CapabilityId.PCI_EXPRESS in self._capabilities else {}
+
+    def __repr__(self) -> str:
+        return f"PciDevice({self.name} [{self.vendor:04x}:{self.device:04x}])"
+
+    @property
+    def bus(self) -> int:
+        return pci.bdf_bus(self.bdf)
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.header_type == pci.HEADER_TYPE_BRIDGE
+
+    @property
+    def port_type(self) -> int | None:
+        """Device/port type of a PCI Express function, None for others."""
+        offset = self.capability(pci.CapabilityId.PCI_EXPRESS)
+        if offset is None:
+            return None
+        flags = self.config_read(offset + pci.EXP_FLAGS, 2)
+        return (flags & pci.EXP_FLAGS_TYPE_MASK) >> pci.EXP_FLAGS_TYPE_SHIFT
+
+    def config_read(self, offset: int, size: int) -> int:
+        """Reads 1, 2 or 4 naturally aligned bytes. Raises ValueError otherwise."""
+        _check_config(offset, size)
+        return self._machine.mmio_read(self._config + offset, size)
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """Writes 1, 2 or 4 naturally aligned bytes. Raises ValueError otherwise."""
+        _check_config(offset, size)
+        self._machine.mmio_write(self._config + offset, size, value)
+
+    def capability(self, identifier: int) -> int | None:
+        """Offset of a capability."""
+        return self._capabilities.get(identifier)
+
+    def extended_capability(self, identifier: int) -> int | None:
+        """Offset of an extended capability."""
+        return self._extended.get(identifier)
+
+    def read(self, bar: int, offset: int, size: int) -> int:
+        """Reads a register in a BAR. Raises ValueError outside of it, KeyError where there is no such BAR."""
+        window = self.bars[bar]
+        if offset < 0 or offset + size > window.size:
+            raise ValueError(f"{self.name}: offset {offset:#x} lies outside BAR {bar}")
+        return self._machine.mmio_read(window.address + offset, size)
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Writes a register in a BAR. Raises as `read` does."""
+        window = self.bars[bar]
+        if offset < 0 or offset + size > window.size:
+            raise ValueError(f"{self.name}: offset {offset:#x} lies outside BAR {bar}")
+        self._machine.mmio_write(window.address + offset, size, value)
+
+    def set_bus_master(self, enabled: bool) -> None:
+        """Lets the device master the bus, or forbids it."""
+        self.set_command(pci.Command.BUS_MASTER if enabled else 0, pci.Command.BUS_MASTER)
+
+    def set_command(self, bits: int, mask: int) -> None:
+        """Changes the `mask` bits of the command register to `bits`."""
+        command = self.config_read(pci.COMMAND, 2)
+        self.config_write(pci.COMMAND, 2, command & ~int(mask) | int(bits))
+
+    def _walk_capabilities(self) -> dict[int, int]:
+        """First offset of each capability; a list that is broken or loops ends where it does so."""
+        found: dict[int, int] = {}
+        if not self.config_read(pci.STATUS, 2) & pci.Status.CAPABILITIES:
+            return found
+        offset = self.config_read(pci.CAPABILITY_POINTER, 1) & ~3
+        seen: set[int] = set()
+        while offset >= pci.FIRST_CAPABILITY and offset not in seen and len(seen) < _CAPABILITY_LIMIT:
+            seen.add(offset)
+            header = self.config_read(offset, 2)
+            if header & 0xFF == 0xFF:
+                break
+            found.setdefault(header & 0xFF, offset)
+            offset = header >> 8 & ~3
+        if offset:
+            self._machine.log(f"pci {self.name}: broken capability list at {offset:#x}")
+        return found
+
+    def _walk_extended(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        offset = pci.FIRST_EXTENDED_CAPABILITY
+        for _ in range(_EXTENDED_LIMIT):
+            header = self.config_read(offset, 4)
+            if header in (0, 0xFFFF_FFFF):
+                break
+            found.setdefault(header & pci.EXTENDED_ID_MASK, offset)
+            offset = header >> pci.EXTENDED_NEXT_SHIFT & ~3
+            if offset < pci.FIRST_EXTENDED_CAPABILITY:
+                break
+        else:
+            self._machine.log(f"pci {self.name}: extended capability list has no end")
+        return found
+
+
+def _check_config(offset: int, size: int) -> None:
+    if size not in (1, 2, 4) or offset % size or not 0 <= offset <= pci.CONFIG_SIZE - size:
+        raise ValueError(f"no configuration access of {size} bytes at {offset:#x}")
