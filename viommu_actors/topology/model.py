@@ -51,7 +51,7 @@ class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     cmdline: Annotated[
         CommandLineText,
         Meta(
-            description="Command line of the host kernel. What is left to vfio-pci is added to it from the assignments.",
+            description="Command line of the host kernel; what is left to vfio-pci is added from the assignments.",
             examples=["intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"],
         ),
     ] = "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"

@@ -49,7 +49,7 @@ def check(topology: Topology) -> None:
 
 
 def _names(topology: Topology) -> None:
-    seen: dict[str, str] = {name: "every run" for name in RESERVED}
+    seen: dict[str, str] = dict.fromkeys(RESERVED, "every run")
     for key, name in [(f"device[{i}].name", device.name) for i, device in enumerate(topology.device)] + [
         (f"vm[{i}].name", vm.name) for i, vm in enumerate(topology.vm)
     ]:
@@ -236,13 +236,14 @@ def _reach(topology: Topology) -> None:
             continue
         bits = device.dma_mask_bits or EDU_DMA_MASK_BITS
         vm = vm_of.get(device.name)
-        if vm is not None and setting_of(vm.cmdline, vm.viommu is not None) != "strict":
-            if bytes_of(vm.memory) > 1 << bits:
-                raise Refusal(
-                    f"device[{index}].dma_mask_bits",
-                    f'{bits} bits do not reach all {vm.memory} of "{vm.name}", which has no vIOMMU in the way',
-                    f"set it to {(bytes_of(vm.memory) - 1).bit_length()} or more",
-                )
+        if vm is None or setting_of(vm.cmdline, vm.viommu is not None) == "strict":
+            continue
+        if bytes_of(vm.memory) > 1 << bits:
+            raise Refusal(
+                f"device[{index}].dma_mask_bits",
+                f'{bits} bits do not reach all {vm.memory} of "{vm.name}", which has no vIOMMU in the way',
+                f"set it to {(bytes_of(vm.memory) - 1).bit_length()} or more",
+            )
 
 
 def _attacks(topology: Topology) -> None:

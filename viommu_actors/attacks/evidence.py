@@ -1,0 +1,47 @@
+"""What the owners of memory, of the root complex and of the IOMMU saw of one attack on one target.
+
+Nothing in here comes from the rogue.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Fault(Struct, kw_only=True, frozen=True):
+    """A record of an access that something refused.
+
+    `unit` is who refused it ("host iommu", "vm0 viommu", "root port 1"), `source` the requester as `01:00.0`,
+    `address` and `reason` in hexadecimal (`reason` a VT-d fault reason, empty for a port's log), `text` what the reason
+    means, `count` how many accesses the record stands for.
+    """
+
+    kind: Literal["remapping", "acs", "malformed", "rejected"]
+    unit: str
+    source: str
+    address: str
+    write: bool
+    reason: str = ""
+    text: str = ""
+    count: int = 1
+
+
+class Evidence(Struct, kw_only=True, frozen=True):
+    """Proofs of one verdict.
+
+    `attempts` is how many accesses arrived at the root port; each of them was let through to the target
+    (`reached`), let through to other memory (`elsewhere`) or refused (`refused`). The canaries are digests
+    over the target's canary pages, taken by the memory's owner. `fault` is a record of what refused,
+    `control` whether a legal DMA of the same device went through afterwards.
+    """
+
+    attempts: int
+    canary_before: str
+    canary_after: str
+    fault: Fault | None
+    control: bool
+    reached: int = 0
+    elsewhere: int = 0
+    refused: int = 0

@@ -1,0 +1,37 @@
+"""From evidence to a verdict. "blocked" is said only with all of its proofs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from viommu_actors.attacks.evidence import Evidence
+
+#: `unproven`: nothing got through that was seen, but a proof of "blocked" is missing.
+Observed = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded", "unproven"]
+
+
+def observe(access: Literal["read", "write"], source: str, evidence: Evidence) -> Observed:
+    """What became of an attack by the device at `source` (`01:00.0`) on one target."""
+    if evidence.canary_before != evidence.canary_after:
+        return "corrupted"
+    if evidence.reached:
+        return "leaked" if access == "read" else "corrupted"
+    if missing_proofs(access, source, evidence):
+        return "unproven"
+    return "redirected" if evidence.elsewhere else "blocked"
+
+
+def missing_proofs(access: Literal["read", "write"], source: str, evidence: Evidence) -> tuple[str, ...]:
+    """What is not shown that "blocked" needs, in words; empty when all is there."""
+    fault = evidence.fault
+    seen = evidence.reached + evidence.elsewhere + evidence.refused
+    checks = (
+        (evidence.attempts > 0, "no access arrived"),
+        (seen == evidence.attempts, f"{evidence.attempts - seen} of {evidence.attempts} accesses are unaccounted for"),
+        (bool(evidence.canary_before), "no canary was placed"),
+        (fault is not None or not evidence.refused, "no record of what blocked it"),
+        (fault is None or fault.source == source, "the record names another source"),
+        (fault is None or fault.write == (access == "write"), "the record is of the other direction"),
+        (evidence.control, "the positive control failed"),
+    )
+    return tuple(words for shown, words in checks if not shown)

@@ -1,0 +1,95 @@
+"""Results of a run: the object of `results.json` and of `--json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from viommu_actors.attacks.evidence import Evidence, Fault
+from viommu_actors.attacks.expected import Driver, Outcome, Setting
+from viommu_actors.attacks.verdict import Observed
+
+Role = Literal["host", "hypervisor", "guest", "device", "app"]
+
+
+class Process(Struct, kw_only=True, frozen=True):
+    role: Role
+    name: str
+    pid: int
+
+
+class Verdict(Struct, kw_only=True, frozen=True):
+    """One attack of one device on one target: what was expected, what was observed, and the proofs."""
+
+    device: str
+    driver: Driver
+    attack: str
+    target: str
+    setting: Setting
+    expected: Outcome
+    observed: Observed
+    evidence: Evidence
+
+    @property
+    def ok(self) -> bool:
+        return self.observed == self.expected
+
+
+class Counts(Struct, kw_only=True, frozen=True):
+    """What crossed the wires outside the steady state: to set a device up, and to tear it down."""
+
+    traps: int = 0
+    vfio_maps: int = 0
+    vfio_unmaps: int = 0
+    pte_writes: int = 0
+    invalidations: int = 0
+    queue_tail_writes: int = 0
+
+
+class Io(Struct, kw_only=True, frozen=True):
+    """Honest work of one device. The counts cover its steady state, `setup` the rest.
+
+    `operations` are single-page buffers transferred, `bytes` their payload, `verified` whether every byte was as
+    sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` those that the invalidation queue caused.
+    """
+
+    device: str
+    mapping: Literal["dynamic", "static"]
+    operations: int
+    bytes: int
+    verified: bool
+    traps: int
+    vfio_maps: int
+    vfio_unmaps: int
+    pte_writes: int = 0
+    invalidations: int = 0
+    queue_tail_writes: int = 0
+    setup: Counts = field(default_factory=Counts)
+
+
+class Results(Struct, kw_only=True, frozen=True):
+    """`ok`: every verdict is the expected one, all I/O verified, and what else the launcher checked held."""
+
+    topology: str
+    ok: bool
+    processes: tuple[Process, ...]
+    verdicts: tuple[Verdict, ...]
+    io: tuple[Io, ...]
+    faults: tuple[Fault, ...]
+
+
+def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...]) -> bool:
+    """Whether every verdict is the expected one and every byte of the I/O was verified."""
+    return all(verdict.ok for verdict in verdicts) and all(row.verified for row in io)
+
+
+def to_json(results: Results, indent: int = 2) -> str:
+    return msgspec.json.format(msgspec.json.encode(results), indent=indent).decode()
+
+
+def read_results(path: Path) -> Results:
+    """Raises OSError, and msgspec.DecodeError for what is no results file."""
+    return msgspec.json.decode(path.read_bytes(), type=Results)
