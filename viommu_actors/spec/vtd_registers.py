@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from viommu_actors.spec.vtd_invalidation import ContextCacheInvalidate, IotlbInvalidate
+
 REGISTER_PAGE: Final = 0x1000
 
 
@@ -96,6 +98,21 @@ class Ccmd:
     #: Source id and function mask read as zero.
     WRITE_ONLY: Final = 0x0000_0003_FFFF_0000
 
+    @classmethod
+    def request(cls, value: int) -> ContextCacheInvalidate:
+        """What software asks for."""
+        return ContextCacheInvalidate(
+            value >> cls.CIRG_SHIFT & cls.GRANULARITY_MASK,
+            value >> cls.DID_SHIFT & 0xFFFF,
+            value >> cls.SID_SHIFT & 0xFFFF,
+            value >> cls.FM_SHIFT & 3,
+        )
+
+    @classmethod
+    def done(cls, value: int, granularity: int) -> int:
+        """The register once the request has been carried out at `granularity`, 0 if it was refused."""
+        return value & ~(cls.ICC | cls.GRANULARITY_MASK << cls.CAIG_SHIFT) | granularity << cls.CAIG_SHIFT
+
 
 class Fsts:
     """Fault status register (section 11.4.9)."""
@@ -160,7 +177,7 @@ class Iva:
     WRITABLE: Final = ADDR | IH | AM
 
 
-class Iotlb:
+class IotlbRegister:
     """IOTLB invalidate register (section 11.4.8.1)."""
 
     IVT: Final = 1 << 63
@@ -173,6 +190,21 @@ class Iotlb:
     DID_MASK: Final = 0xFFFF
     #: QEMU's choice: DR and DW are accepted and read back in the bits that it keeps.
     WRITABLE: Final = 0xB003_FFFF_0000_0000
+
+    @classmethod
+    def request(cls, value: int, where: int) -> IotlbInvalidate:
+        """What software asks for; `where` is IVA."""
+        return IotlbInvalidate(
+            value >> cls.IIRG_SHIFT & cls.GRANULARITY_MASK,
+            value >> cls.DID_SHIFT & cls.DID_MASK,
+            where & Iva.ADDR,
+            where & Iva.AM,
+        )
+
+    @classmethod
+    def done(cls, value: int, granularity: int) -> int:
+        """The register once the request has been carried out at `granularity`, 0 if it was refused."""
+        return value & ~(cls.IVT | cls.GRANULARITY_MASK << cls.IAIG_SHIFT) | granularity << cls.IAIG_SHIFT
 
 
 class Capability(NamedTuple):

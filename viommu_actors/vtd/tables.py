@@ -21,6 +21,7 @@ from viommu_actors.spec.vtd import (
     PAGE_SHIFT,
     PTE_ACCESS,
     PTE_LARGE,
+    PTE_READ,
     PTE_SIZE,
     TABLE_ENTRIES,
     Access,
@@ -84,7 +85,11 @@ class Leaf(NamedTuple):
 
 
 _ACCESS: Final = (Access.NONE, Access.READ, Access.WRITE, Access.BOTH)
-_DENIED: Final = {Access.READ: FaultReason.READ_DENIED, Access.WRITE: FaultReason.WRITE_DENIED}
+
+
+def denied(missing: int) -> FaultReason:
+    """The reason when these rights, bits of Access, are missing."""
+    return FaultReason.WRITE_DENIED if missing & Access.WRITE else FaultReason.READ_DENIED
 
 
 def read_context(memory: Memory, root: int, requester: int, config: UnitConfig) -> Context:
@@ -131,7 +136,7 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
     if address >> context.width:
         raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
     reserved_tables, reserved_leaves = _reserved_masks(config)
-    wanted = int(access)
+    wanted = int(access) or PTE_READ
     allowed = PTE_ACCESS
     table, level = context.table, context.levels
     while True:
@@ -142,8 +147,8 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
             top = level == context.levels
             reason = FaultReason.CONTEXT_INVALID if top else FaultReason.TABLE_ACCESS
             raise TableFault(reason, context.fault_disable) from None
-        if not entry & wanted:
-            raise TableFault(_DENIED[access], context.fault_disable)
+        if wanted & ~entry:
+            raise TableFault(denied(wanted & ~entry), context.fault_disable)
         allowed &= entry
         leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
         if entry & (reserved_leaves if leaf else reserved_tables)[level]:

@@ -1,0 +1,85 @@
+"""Primary fault logging: one fault record, its status and its event (section 7.2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from viommu_actors.spec.vtd import FAULT_RECORDED, FAULT_SOURCE, FaultReason, FaultRecord, Fsts, Reg
+from viommu_actors.vtd.events import Event, SendInterrupt
+from viommu_actors.vtd.registers import RegisterFile
+
+_RECORD_HIGH: Final = Reg.FRCD + 8
+#: Any of these set: an interrupt has been raised and not been served.
+_CONDITIONS: Final = Fsts.PFO | Fsts.PPF | Fsts.IQE
+
+
+class FaultLog:
+    """Records faults in FRCD and FSTS. Every blocked request is counted, recorded or not."""
+
+    def __init__(self, registers: RegisterFile, send_interrupt: SendInterrupt, counters: Counter[str]) -> None:
+        self._registers = registers
+        self._event = Event(registers, Reg.FECTL, send_interrupt)
+        self._counters = counters
+
+    def report(self, source: int, address: int, write: bool, reason: FaultReason, fault_disable: bool) -> None:
+        """A request was blocked; `fault_disable` is FPD of its context entry."""
+        self._counters["faults"] += 1
+        if fault_disable and self._maskable(reason):
+            self._counters["faults_disabled"] += 1
+            return
+        registers = self._registers
+        status = registers.get32(Reg.FSTS)
+        if status & Fsts.PFO:
+            self._counters["faults_lost"] += 1
+            return
+        pending = registers.get64(_RECORD_HIGH)
+        if pending & FAULT_RECORDED:
+            if pending & FAULT_SOURCE == source:
+                # A further fault of a requester whose record waits may be collapsed into it.
+                self._counters["faults_collapsed"] += 1
+            else:
+                self._counters["faults_lost"] += 1
+                registers.change32(Reg.FSTS, set_=Fsts.PFO)
+            return
+        self._counters["faults_recorded"] += 1
+        low, high = self._record(source, address, write, reason)
+        registers.set64(Reg.FRCD, low)
+        registers.set64(_RECORD_HIGH, high | FAULT_RECORDED)
+        self._raise(Fsts.PPF)
+
+    def queue_error(self) -> None:
+        """The invalidation queue stopped at a bad descriptor."""
+        self._raise(Fsts.IQE)
+
+    @property
+    def queue_stopped(self) -> bool:
+        return bool(self._registers.get32(Reg.FSTS) & Fsts.IQE)
+
+    def status_written(self) -> None:
+        """After a write of FSTS."""
+        if not self._registers.get32(Reg.FSTS) & _CONDITIONS:
+            self._event.withdraw()
+
+    def record_written(self) -> None:
+        """After a write of FRCD's upper half: PPF follows its F bit."""
+        if not self._registers.get64(_RECORD_HIGH) & FAULT_RECORDED:
+            self._registers.change32(Reg.FSTS, clear=Fsts.PPF)
+            self.status_written()
+
+    def control_written(self) -> None:
+        """After a write of FECTL."""
+        self._event.deliver()
+
+    def _raise(self, condition: int) -> None:
+        """Sets a condition; an event follows only where none was waiting to be served (section 7.3)."""
+        before = self._registers.get32(Reg.FSTS)
+        self._registers.change32(Reg.FSTS, set_=condition)
+        if not before & _CONDITIONS:
+            self._event.signal()
+
+    def _maskable(self, reason: FaultReason) -> bool:
+        return reason.qualified
+
+    def _record(self, source: int, address: int, write: bool, reason: FaultReason) -> tuple[int, int]:
+        return FaultRecord(source, reason, address, write).encode()

@@ -1,0 +1,190 @@
+"""The invalidation queue: descriptors fetched from memory and carried out in order (section 6.5.2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from struct import Struct
+from typing import Final, Protocol
+
+from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.spec.vtd import (
+    DESCRIPTOR_SIZE,
+    ICS_IWC,
+    QUEUE_INDEX_SHIFT,
+    TYPE_MASK,
+    ContextCacheInvalidate,
+    ContextGranularity,
+    DescriptorType,
+    DeviceTlbInvalidate,
+    InterruptEntryInvalidate,
+    InvalidationWait,
+    IotlbGranularity,
+    IotlbInvalidate,
+    Iqa,
+    Reg,
+)
+from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
+from viommu_actors.vtd.events import Event, SendInterrupt
+from viommu_actors.vtd.faults import FaultLog
+from viommu_actors.vtd.registers import RegisterFile
+
+_WORDS: Final = Struct("<QQ")
+_STATUS: Final = Struct("<I")
+
+
+class Invalidations(Protocol):
+    """What descriptors act on."""
+
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None: ...
+
+    def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None: ...
+
+
+class BadDescriptor(Exception):
+    """The queue stops here with FSTS.IQE."""
+
+
+class InvalidationQueue:
+    """Runs whenever software writes the tail; done when it returns, so that a wait is complete at once."""
+
+    def __init__(
+        self,
+        registers: RegisterFile,
+        memory: Memory,
+        config: UnitConfig,
+        target: Invalidations,
+        faults: FaultLog,
+        send_interrupt: SendInterrupt,
+        counters: Counter[str],
+    ) -> None:
+        self._registers = registers
+        self._memory = memory
+        self._config = config
+        self._target = target
+        self._faults = faults
+        self._completion = Event(registers, Reg.IECTL, send_interrupt)
+        self._counters = counters
+        self._execute = {
+            DescriptorType.CONTEXT_CACHE.value: self._context_cache,
+            DescriptorType.IOTLB.value: self._iotlb,
+            DescriptorType.DEVICE_TLB.value: self._device_tlb,
+            DescriptorType.INTERRUPT_ENTRY.value: self._interrupt_entry,
+            DescriptorType.WAIT.value: self._wait,
+        }
+        self.reset()
+
+    def reset(self) -> None:
+        self.enabled = False
+        self._base = 0
+        self._entries = 0
+        self._head = 0
+        self._running = False
+
+    def enable(self) -> None:
+        """QIE 0 to 1: latches address and size; a tail already written is acted on, as in QEMU."""
+        address = self._registers.get64(Reg.IQA)
+        self._base = address & Iqa.BASE & (1 << self._config.aw_bits) - 1
+        self._entries = 1 << (address & Iqa.QS) + Iqa.ENTRIES_SHIFT
+        self.enabled = True
+        if self._registers.get32(Reg.IQT):
+            self.run()
+
+    def disable(self) -> bool:
+        """QIE 1 to 0; whether it is done."""
+        self._head = 0
+        self._registers.set32(Reg.IQH, 0)
+        self.enabled = False
+        return True
+
+    def run(self) -> None:
+        """Carries out descriptors up to the tail, or to the first bad one. Bounded by the size of the queue."""
+        if not self.enabled or self._running or self._faults.queue_stopped:
+            return
+        # A message sent on the way may come back as a write of the tail; this loop will see it.
+        self._running = True
+        try:
+            self._drain()
+        except BadDescriptor:
+            self._counters["queue_errors"] += 1
+            self._faults.queue_error()
+        finally:
+            self._running = False
+
+    def error_cleared(self) -> None:
+        """After a write of FSTS: with IQE gone, fetching goes on at the descriptor that was bad."""
+        self.run()
+
+    def completion_written(self) -> None:
+        """After a write of ICS."""
+        if not self._registers.get32(Reg.ICS) & ICS_IWC:
+            self._completion.withdraw()
+
+    def control_written(self) -> None:
+        """After a write of IECTL."""
+        self._completion.deliver()
+
+    def _drain(self) -> None:
+        registers, read, execute = self._registers, self._memory.read, self._execute
+        while True:
+            tail = registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
+            if tail >= self._entries:
+                raise BadDescriptor
+            head = self._head
+            if head == tail:
+                return
+            try:
+                low, high = _WORDS.unpack(read(self._base + head * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE))
+            except Unclaimed:
+                raise BadDescriptor from None
+            action = execute.get(low & TYPE_MASK)
+            if action is None:
+                raise BadDescriptor
+            action(low, high)
+            head = head + 1 if head + 1 < self._entries else 0
+            self._head = head
+            registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
+
+    def _context_cache(self, low: int, high: int) -> None:
+        if ContextCacheInvalidate.reserved(low, high):
+            raise BadDescriptor
+        granularity, domain, source, function_mask = ContextCacheInvalidate.decode(low, high)
+        if granularity == ContextGranularity.RESERVED:
+            raise BadDescriptor
+        self._target.invalidate_context(granularity, domain, source, function_mask)
+
+    def _iotlb(self, low: int, high: int) -> None:
+        if IotlbInvalidate.reserved(low, high):
+            raise BadDescriptor
+        granularity, domain, address, address_mask, *_ = IotlbInvalidate.decode(low, high)
+        if granularity == IotlbGranularity.RESERVED:
+            raise BadDescriptor
+        if granularity == IotlbGranularity.PAGE and address_mask > MAX_ADDRESS_MASK:
+            raise BadDescriptor
+        self._target.invalidate_iotlb(granularity, domain, address, address_mask)
+
+    def _device_tlb(self, low: int, high: int) -> None:
+        """No device keeps translations here; where none is offered the descriptor does not exist."""
+        if not self._config.device_iotlb or DeviceTlbInvalidate.reserved(low, high):
+            raise BadDescriptor
+        self._counters["device_tlb_invalidations"] += 1
+
+    def _interrupt_entry(self, low: int, high: int) -> None:
+        if InterruptEntryInvalidate.reserved(low, high):
+            raise BadDescriptor
+        self._counters["interrupt_entry_invalidations"] += 1
+
+    def _wait(self, low: int, high: int) -> None:
+        if InvalidationWait.reserved(low, high):
+            raise BadDescriptor
+        interrupt, status_write, _, data, address = InvalidationWait.decode(low, high)
+        if not (interrupt or status_write):
+            raise BadDescriptor
+        self._counters["waits"] += 1
+        if status_write:
+            try:
+                self._memory.write(address, _STATUS.pack(data))
+            except Unclaimed:
+                raise BadDescriptor from None
+        if interrupt and not self._registers.get32(Reg.ICS) & ICS_IWC:
+            self._registers.change32(Reg.ICS, set_=ICS_IWC)
+            self._completion.signal()

@@ -1,0 +1,134 @@
+"""Translation of DMA requests through the caches and, where they miss, the tables (section 3)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final, NamedTuple
+
+from viommu_actors.memory import Memory
+from viommu_actors.spec.vtd import (
+    INTERRUPT_FIRST,
+    INTERRUPT_LAST,
+    PAGE_SHIFT,
+    Access,
+    ContextGranularity,
+    FaultReason,
+    IotlbGranularity,
+)
+from viommu_actors.vtd.caches import DOMAIN_BITS, ContextCache, Iotlb
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.faults import FaultLog
+from viommu_actors.vtd.tables import Context, TableFault, denied, read_context, walk
+
+
+class Translation(NamedTuple):
+    """Where a request goes, or with a `reason` that it is blocked (`address` is then the request's own)."""
+
+    address: int
+    reason: FaultReason | None
+
+
+_new: Final = tuple.__new__
+
+
+def is_interrupt(address: int) -> bool:
+    """Whether a request goes to the interrupt address range: it is never translated, a write there is an MSI."""
+    return INTERRUPT_FIRST <= address <= INTERRUPT_LAST
+
+
+class Translator:
+    """Context cache, IOTLB and page walks of one unit."""
+
+    def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
+        self._memory = memory
+        self._config = config
+        self._faults = faults
+        self._counters = counters
+        self._contexts = ContextCache()
+        self._iotlb = Iotlb()
+        self.reset()
+
+    def reset(self) -> None:
+        self.enabled = False
+        self.root = 0
+        self.flush()
+
+    def translate(self, requester: int, address: int, access: Access) -> Translation:
+        """One request that does not cross a 4 KiB boundary. A fault is recorded here."""
+        if self.enabled:
+            context = self._contexts.entries.get(requester)
+            if context is None:
+                return self._translate_slowly(requester, address, access)
+            grant = self._iotlb.small.get(address >> PAGE_SHIFT << DOMAIN_BITS | context.domain)
+            if grant is None or not grant[1][access] or address >> context.width:
+                return self._translate_slowly(requester, address, access)
+            self._counters["iotlb_hits"] += 1
+            return _new(Translation, (address + grant[0], None))
+        self._counters["untranslated"] += 1
+        return _new(Translation, (address, None))
+
+    def _translate_slowly(self, requester: int, address: int, access: Access) -> Translation:
+        """All that is not a hit on a 4 KiB page."""
+        if is_interrupt(address):
+            self._counters["untranslated"] += 1
+            return Translation(address, None)
+        try:
+            context = self._context(requester)
+            if context.pass_through:
+                return self._pass_through(context, address)
+            grant = self._iotlb.find(context.domain, address)
+            if grant is None:
+                self._counters["iotlb_misses"] += 1
+                leaf = walk(self._memory, context, address, access, self._config)
+                grant = self._iotlb.insert(context.domain, leaf)
+            else:
+                self._counters["iotlb_hits"] += 1
+                if address >> context.width:
+                    raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
+                if not grant[1][access]:
+                    raise TableFault(denied(access & ~grant[2]), context.fault_disable)
+        except TableFault as fault:
+            write = bool(access & Access.WRITE)
+            self._faults.report(requester, address, write, fault.reason, fault.fault_disable)
+            return Translation(address, fault.reason)
+        return Translation(address + grant[0], None)
+
+    def _context(self, requester: int) -> Context:
+        context = self._contexts.entries.get(requester)
+        if context is None:
+            try:
+                context = read_context(self._memory, self.root, requester, self._config)
+            except TableFault:
+                self._counters["context_faults"] += 1
+                raise
+            self._contexts.insert(context)
+        return context
+
+    def _pass_through(self, context: Context, address: int) -> Translation:
+        self._counters["passed_through"] += 1
+        if address >> self._config.aw_bits:
+            raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
+        return Translation(address, None)
+
+    # --- invalidation ------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Forgets everything."""
+        self._contexts.clear()
+        self._iotlb.clear()
+
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
+        if granularity == ContextGranularity.DEVICE:
+            self._contexts.drop_device(source, function_mask)
+        elif granularity == ContextGranularity.DOMAIN:
+            self._contexts.drop_domain(domain)
+        else:
+            self._contexts.clear()
+
+    def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
+        if granularity == IotlbGranularity.PAGE:
+            self._iotlb.drop_pages(domain, address, address_mask)
+        elif granularity == IotlbGranularity.DOMAIN:
+            self._iotlb.drop_domain(domain)
+        else:
+            self._iotlb.clear()

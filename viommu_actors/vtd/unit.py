@@ -1,0 +1,207 @@
+"""A DMA remapping unit: what its registers do, and the translation of requests.
+
+Pure: memory, interrupts and the listener are given to it. The same unit is the host's hardware and a guest's vIOMMU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from viommu_actors.memory import Memory
+from viommu_actors.spec.vtd import (
+    RTADDR_TABLE,
+    Access,
+    Ccmd,
+    Command,
+    ContextGranularity,
+    IotlbGranularity,
+    IotlbRegister,
+    Irta,
+    Reg,
+    Status,
+)
+from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
+from viommu_actors.vtd.events import SendInterrupt
+from viommu_actors.vtd.faults import FaultLog
+from viommu_actors.vtd.listener import InvalidationListener, Unheard
+from viommu_actors.vtd.queue import InvalidationQueue
+from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
+from viommu_actors.vtd.tables import Context, read_context
+from viommu_actors.vtd.translator import Translation, Translator
+
+_CONTEXT_COUNTERS: Final = ("", "context_global", "context_domain", "context_device")
+_IOTLB_COUNTERS: Final = ("", "iotlb_global", "iotlb_domain", "iotlb_page")
+
+
+class RemappingUnit:
+    """One DRHD.
+
+    `send_interrupt(address, data)` carries the unit's own messages (fault and completion events); `listener` hears of
+    invalidations. Nothing that a guest writes, in a register or in memory, makes a method raise.
+    """
+
+    def __init__(
+        self,
+        config: UnitConfig,
+        memory: Memory,
+        send_interrupt: SendInterrupt,
+        listener: InvalidationListener | None = None,
+    ) -> None:
+        self.config = config
+        self._memory = memory
+        self._counters: Counter[str] = Counter()
+        self._listener: InvalidationListener = listener or Unheard()
+        self._registers = RegisterFile(config)
+        self._faults = FaultLog(self._registers, send_interrupt, self._counters)
+        self._translator = Translator(memory, config, self._faults, self._counters)
+        self._queue = InvalidationQueue(
+            self._registers, memory, config, self, self._faults, send_interrupt, self._counters
+        )
+        self._interrupt_table = 0
+        self._handlers = {
+            Reg.GCMD: self._command,
+            Reg.CCMD + 4: self._context_command,
+            Reg.FSTS: self._fault_status,
+            Reg.FECTL: self._faults.control_written,
+            Reg.IQT: self._queue.run,
+            Reg.ICS: self._queue.completion_written,
+            Reg.IECTL: self._queue.control_written,
+            Reg.IOTLB + 4: self._iotlb_command,
+            Reg.FRCD + 12: self._faults.record_written,
+        }
+
+    # --- DMA -----------------------------------------------------------------------------------------------------
+
+    def translate(self, requester: int, address: int, access: Access) -> Translation:
+        """Where one request goes that does not cross a 4 KiB boundary; a fault is recorded.
+
+        Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
+        """
+        return self._translator.translate(requester, address, access)
+
+    @property
+    def translation_enabled(self) -> bool:
+        return self._translator.enabled
+
+    def context(self, requester: int) -> Context:
+        """The context entry of `requester` as memory says now. Raises TableFault."""
+        return read_context(self._memory, self._translator.root, requester, self.config)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What the unit has done since it was made, by name."""
+        counters = Counter(self._counters)
+        counters["translations"] = sum(counters[way] for way in _WAYS)
+        return counters
+
+    # --- registers -------------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> int:
+        """An access of 4 or 8 bytes, aligned to 4; any other reads as zero."""
+        if not _valid(offset, size):
+            return 0
+        return self._registers.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """An access of 4 or 8 bytes, aligned to 4; any other does nothing."""
+        if not _valid(offset, size):
+            return
+        self._registers.write(offset, size, value)
+        for word in range(offset, offset + size, 4):
+            handler = self._handlers.get(word)
+            if handler is not None:
+                handler()
+
+    def reset(self) -> None:
+        """As after power on; the counters go on."""
+        self._registers.reset()
+        self._queue.reset()
+        self._translator.reset()
+        self._interrupt_table = 0
+        self._listener.unit_reset()
+
+    def _command(self) -> None:
+        """GCMD: a level bit acts where it differs from GSTS, a one-shot bit wherever it is set (section 11.4.4)."""
+        command = self._registers.get32(Reg.GCMD)
+        changed = command ^ self._registers.get32(Reg.GSTS)
+        if changed & Command.TE and self.config.dma_translation:
+            self._switch_translation(bool(command & Command.TE))
+        if command & Command.SRTP:
+            self._translator.root = self._registers.get64(Reg.RTADDR) & RTADDR_TABLE & (1 << self.config.aw_bits) - 1
+            self._translator.flush()
+            self._set_status(Status.RTPS, True)
+            self._listener.root_changed()
+        if changed & Command.QIE:
+            self._switch_queue(bool(command & Command.QIE))
+        if command & Command.SIRTP:
+            self._interrupt_table = self._registers.get64(Reg.IRTA) & Irta.WRITABLE
+            self._set_status(Status.IRTPS, True)
+        if self.config.intremap:
+            if changed & Command.IRE:
+                self._set_status(Status.IRES, bool(command & Command.IRE))
+            if changed & Command.CFI:
+                self._set_status(Status.CFIS, bool(command & Command.CFI))
+
+    def _switch_translation(self, enabled: bool) -> None:
+        self._translator.enabled = enabled
+        self._translator.flush()
+        self._set_status(Status.TES, enabled)
+        self._listener.translation_changed(enabled)
+
+    def _switch_queue(self, enabled: bool) -> None:
+        if enabled:
+            self._set_status(Status.QIES, True)
+            self._queue.enable()
+        elif self._queue.disable():
+            self._set_status(Status.QIES, False)
+
+    def _set_status(self, bit: int, on: bool) -> None:
+        self._registers.change32(Reg.GSTS, clear=bit, set_=bit if on else 0)
+
+    def _fault_status(self) -> None:
+        self._faults.status_written()
+        self._queue.error_cleared()
+
+    # --- invalidation ------------------------------------------------------------------------------------------------
+
+    def _context_command(self) -> None:
+        """CCMD; while the queue is on it is not looked at, and ICC stays set, as in QEMU."""
+        value = self._registers.get64(Reg.CCMD)
+        if not value & Ccmd.ICC or self._queue.enabled:
+            return
+        request = Ccmd.request(value)
+        if request.granularity != ContextGranularity.RESERVED:
+            self.invalidate_context(*request)
+        self._registers.set64(Reg.CCMD, Ccmd.done(value, request.granularity))
+
+    def _iotlb_command(self) -> None:
+        """IOTLB with IVA; while the queue is on it is not looked at, and IVT stays set, as in QEMU."""
+        value = self._registers.get64(Reg.IOTLB)
+        if not value & IotlbRegister.IVT or self._queue.enabled:
+            return
+        granularity, domain, address, mask, *_ = IotlbRegister.request(value, self._registers.get64(Reg.IVA))
+        if granularity == IotlbGranularity.PAGE and mask > MAX_ADDRESS_MASK:
+            granularity = IotlbGranularity.RESERVED
+        if granularity != IotlbGranularity.RESERVED:
+            self.invalidate_iotlb(granularity, domain, address, mask)
+        self._registers.set64(Reg.IOTLB, IotlbRegister.done(value, granularity))
+
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
+        """Carries out a context-cache invalidation, from the queue or from CCMD."""
+        self._counters[_CONTEXT_COUNTERS[granularity]] += 1
+        self._translator.invalidate_context(granularity, domain, source, function_mask)
+        self._listener.context_invalidated(granularity, domain, source, function_mask)
+
+    def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
+        """Carries out an IOTLB invalidation, from the queue or from the IOTLB register."""
+        self._counters[_IOTLB_COUNTERS[granularity]] += 1
+        self._translator.invalidate_iotlb(granularity, domain, address, address_mask)
+        self._listener.iotlb_invalidated(granularity, domain, address, address_mask)
+
+
+def _valid(offset: int, size: int) -> bool:
+    return size in (4, 8) and not offset % 4 and 0 <= offset <= FILE_SIZE - size
+
+
+_WAYS: Final = ("untranslated", "passed_through", "iotlb_hits", "iotlb_misses", "context_faults")
