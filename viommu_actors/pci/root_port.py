@@ -213,7 +213,7 @@ class RootPort:
             return
         # Listed before it is sent: a link within the process answers before `send` returns.
         self.outstanding[tag] = waiting
-        if not self.send(build(tag)) and self.outstanding.pop(tag, None):
+        if not self.send(build(tag)) and self.outstanding.pop(tag, None) is not None:
             self.counters["not sent"] += 1
             waiting.fail()
 
