@@ -28,7 +28,7 @@ class PciDevice:
     def __init__(self, machine: Machine, ecam: Ecam, bdf: int, parent: PciDevice | None) -> None:
         """`parent` is the bridge above, None on the root bus."""
         self._machine = machine
-        self._config = ecam.base + (bdf - (ecam.first_bus << 8) << 12)
+        self._config = ecam.base + pci.ecam_offset(bdf, 0)
         self.bdf = bdf
         self.parent = parent
         self.name = f"0000:{pci.format_bdf(bdf)}"
