@@ -109,5 +109,6 @@ class Iotlb:
                 for number in range(first, first + count):
                     pages.pop(number << DOMAIN_BITS | domain, None)
             else:
-                for key in [key for key in pages if key & _DOMAIN_MASK == domain and first <= key >> DOMAIN_BITS < first + count]:
+                low, high = first << DOMAIN_BITS, first + count << DOMAIN_BITS
+                for key in [key for key in pages if low <= key < high and key & _DOMAIN_MASK == domain]:
                     del pages[key]

@@ -39,7 +39,7 @@ class UnitConfig:
     @property
     def width_codes(self) -> tuple[int, ...]:
         """Values of a context entry's AW field that the unit supports (CAP.SAGAW)."""
-        return _WIDTH_CODES[self.aw_bits]
+        return _WIDTH_CODES[self.aw_bits] if self.dma_translation else ()
 
     def capability(self) -> int:
         """The CAP register."""
@@ -68,7 +68,7 @@ class UnitConfig:
             pass_through=self.pass_through,
             snoop_control=self.snoop_control,
             iotlb_offset=Reg.IVA,
-            max_handle_mask=15,
+            max_handle_mask=15 if self.intremap else 0,
         ).encode()
 
 
