@@ -17,7 +17,6 @@ from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.tlp import Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
 from viommu_actors.spec.vtd import Access
 
-_READ_WRITE = Access.READ | Access.WRITE
 _ALL_BYTES = 0xF
 _ATOMIC_SIZES = {
     AtomicKind.FETCH_ADD: (4, 8),
@@ -187,7 +186,7 @@ class RootComplex:
         if size not in sizes or address % size or len(data) != size * (1 + compares):
             port.record("atomic", requester, address, len(data), Outcome.MALFORMED)
             return
-        physical = self._admit(port, "atomic", requester, at, address, size, _READ_WRITE)
+        physical = self._admit(port, "atomic", requester, at, address, size, Access.BOTH)
         if isinstance(physical, Outcome):
             self._refuse(port, requester, tag, physical)
             return
