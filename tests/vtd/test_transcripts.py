@@ -224,6 +224,11 @@ def test_specification(path: Path, record_property: Any) -> None:
     assert firm == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_qemu(path: Path) -> None:
+    assert replay(path, "qemu") == ([], [])
+
+
 @pytest.mark.parametrize("quirks", ["spec", "qemu"])
 def test_tables_of_a_real_linux_guest(quirks: str) -> None:
     """Debian's 6.1 kernel, caching mode, 48 bits: its tables installed, 1,200 requests translated."""

@@ -21,7 +21,7 @@ _DOMAIN_MASK: Final = (1 << DOMAIN_BITS) - 1
 Grant = tuple[int, tuple[bool, bool, bool, bool], Access]
 
 #: Leave by allowed access, then by wanted access. Who wants nothing gets nothing.
-_LEAVE: Final = tuple(
+LEAVE: Final = tuple(
     (False, bool(allowed & Access.READ), bool(allowed & Access.WRITE), allowed == Access.BOTH)
     for allowed in range(4)
 )
@@ -81,7 +81,7 @@ class Iotlb:
     def insert(self, domain: int, leaf: Leaf) -> Grant:
         if len(self) >= CAPACITY:
             self.clear()
-        grant = (leaf.address - leaf.iova, _LEAVE[leaf.access], leaf.access)
+        grant = (leaf.address - leaf.iova, LEAVE[leaf.access], leaf.access)
         self._sizes[leaf.shift][leaf.iova >> leaf.shift << DOMAIN_BITS | domain] = grant
         return grant
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from viommu_actors.spec.vtd import FAULT_RECORDED, FAULT_SOURCE, FaultReason, FaultRecord, Fsts, Reg
@@ -21,6 +22,14 @@ class FaultLog:
         self._registers = registers
         self._event = Event(registers, Reg.FECTL, send_interrupt)
         self._counters = counters
+
+    def handlers(self) -> dict[int, Callable[[], None]]:
+        """What is to be called after a write of a register, by offset."""
+        return {
+            Reg.FSTS: self.status_written,
+            Reg.FECTL: self._event.deliver,
+            _RECORD_HIGH + 4: self.record_written,
+        }
 
     def report(self, source: int, address: int, write: bool, reason: FaultReason, fault_disable: bool) -> None:
         """A request was blocked; `fault_disable` is FPD of its context entry."""
@@ -63,13 +72,12 @@ class FaultLog:
 
     def record_written(self) -> None:
         """After a write of FRCD's upper half: PPF follows its F bit."""
+        self._update_pending()
+        self.status_written()
+
+    def _update_pending(self) -> None:
         if not self._registers.get64(_RECORD_HIGH) & FAULT_RECORDED:
             self._registers.change32(Reg.FSTS, clear=Fsts.PPF)
-            self.status_written()
-
-    def control_written(self) -> None:
-        """After a write of FECTL."""
-        self._event.deliver()
 
     def _raise(self, condition: int) -> None:
         """Sets a condition; an event follows only where none was waiting to be served (section 7.3)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, Protocol
 
@@ -32,10 +33,14 @@ _WORDS: Final = Struct("<QQ")
 _STATUS: Final = Struct("<I")
 
 
+#: Carries out a descriptor, given its low and high word. Raises BadDescriptor.
+Action = Callable[[int, int], None]
+
+
 class Invalidations(Protocol):
     """What descriptors act on."""
 
-    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None: ...
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> object: ...
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None: ...
 
@@ -64,14 +69,16 @@ class InvalidationQueue:
         self._faults = faults
         self._completion = Event(registers, Reg.IECTL, send_interrupt)
         self._counters = counters
-        self._execute = {
-            DescriptorType.CONTEXT_CACHE.value: self._context_cache,
-            DescriptorType.IOTLB.value: self._iotlb,
-            DescriptorType.DEVICE_TLB.value: self._device_tlb,
-            DescriptorType.INTERRUPT_ENTRY.value: self._interrupt_entry,
-            DescriptorType.WAIT.value: self._wait,
-        }
+        self._execute = self._actions()
         self.reset()
+
+    def handlers(self) -> dict[int, Callable[[], None]]:
+        """What is to be called after a write of a register, by offset."""
+        return {
+            Reg.IQT: self.run,
+            Reg.ICS: self.completion_written,
+            Reg.IECTL: self._completion.deliver,
+        }
 
     def reset(self) -> None:
         self.enabled = False
@@ -119,14 +126,10 @@ class InvalidationQueue:
         if not self._registers.get32(Reg.ICS) & ICS_IWC:
             self._completion.withdraw()
 
-    def control_written(self) -> None:
-        """After a write of IECTL."""
-        self._completion.deliver()
-
     def _drain(self) -> None:
         registers, read, execute = self._registers, self._memory.read, self._execute
         while True:
-            tail = registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
+            tail = self._tail()
             if tail >= self._entries:
                 raise BadDescriptor
             head = self._head
@@ -143,6 +146,19 @@ class InvalidationQueue:
             head = head + 1 if head + 1 < self._entries else 0
             self._head = head
             registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
+
+    def _tail(self) -> int:
+        return self._registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
+
+    def _actions(self) -> dict[int, Action]:
+        """What each descriptor type does; one that is not here is bad."""
+        return {
+            DescriptorType.CONTEXT_CACHE: self._context_cache,
+            DescriptorType.IOTLB: self._iotlb,
+            DescriptorType.DEVICE_TLB: self._device_tlb,
+            DescriptorType.INTERRUPT_ENTRY: self._interrupt_entry,
+            DescriptorType.WAIT: self._wait,
+        }
 
     def _context_cache(self, low: int, high: int) -> None:
         if ContextCacheInvalidate.reserved(low, high):

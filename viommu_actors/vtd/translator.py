@@ -15,7 +15,7 @@ from viommu_actors.spec.vtd import (
     FaultReason,
     IotlbGranularity,
 )
-from viommu_actors.vtd.caches import DOMAIN_BITS, ContextCache, Iotlb
+from viommu_actors.vtd.caches import DOMAIN_BITS, ContextCache, Grant, Iotlb
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.tables import Context, TableFault, denied, read_context, walk
@@ -75,18 +75,10 @@ class Translator:
         try:
             context = self._context(requester)
             if context.pass_through:
-                return self._pass_through(context, address)
-            grant = self._iotlb.find(context.domain, address)
-            if grant is None:
-                self._counters["iotlb_misses"] += 1
-                leaf = walk(self._memory, context, address, access, self._config)
-                grant = self._iotlb.insert(context.domain, leaf)
-            else:
-                self._counters["iotlb_hits"] += 1
-                if address >> context.width:
-                    raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
-                if not grant[1][access]:
-                    raise TableFault(denied(access & ~grant[2]), context.fault_disable)
+                self._counters["passed_through"] += 1
+                self._check_pass_through(context, address)
+                return Translation(address, None)
+            grant = self._lookup(context, address, access)
         except TableFault as fault:
             write = bool(access & Access.WRITE)
             self._faults.report(requester, address, write, fault.reason, fault.fault_disable)
@@ -104,11 +96,22 @@ class Translator:
             self._contexts.insert(context)
         return context
 
-    def _pass_through(self, context: Context, address: int) -> Translation:
-        self._counters["passed_through"] += 1
+    def _lookup(self, context: Context, address: int, access: Access) -> Grant:
+        """From the IOTLB, or by a walk. Raises TableFault, also where a cached page does not allow the access."""
+        grant = self._iotlb.find(context.domain, address)
+        if grant is None:
+            self._counters["iotlb_misses"] += 1
+            return self._iotlb.insert(context.domain, walk(self._memory, context, address, access, self._config))
+        self._counters["iotlb_hits"] += 1
+        if address >> context.width:
+            raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
+        if not grant[1][access]:
+            raise TableFault(denied(access & ~grant[2]), context.fault_disable)
+        return grant
+
+    def _check_pass_through(self, context: Context, address: int) -> None:
         if address >> self._config.aw_bits:
             raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
-        return Translation(address, None)
 
     # --- invalidation ------------------------------------------------------------------------------------------
 
@@ -117,13 +120,15 @@ class Translator:
         self._contexts.clear()
         self._iotlb.clear()
 
-    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> int:
+        """Returns the granularity carried out."""
         if granularity == ContextGranularity.DEVICE:
             self._contexts.drop_device(source, function_mask)
         elif granularity == ContextGranularity.DOMAIN:
             self._contexts.drop_domain(domain)
         else:
             self._contexts.clear()
+        return granularity
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
         if granularity == IotlbGranularity.PAGE:

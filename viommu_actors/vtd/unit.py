@@ -23,12 +23,11 @@ from viommu_actors.spec.vtd import (
 )
 from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
 from viommu_actors.vtd.events import SendInterrupt
-from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.listener import InvalidationListener, Unheard
-from viommu_actors.vtd.queue import InvalidationQueue
+from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
 from viommu_actors.vtd.tables import Context, read_context
-from viommu_actors.vtd.translator import Translation, Translator
+from viommu_actors.vtd.translator import Translation
 
 _CONTEXT_COUNTERS: Final = ("", "context_global", "context_domain", "context_device")
 _IOTLB_COUNTERS: Final = ("", "iotlb_global", "iotlb_domain", "iotlb_page")
@@ -53,22 +52,21 @@ class RemappingUnit:
         self._counters: Counter[str] = Counter()
         self._listener: InvalidationListener = listener or Unheard()
         self._registers = RegisterFile(config)
-        self._faults = FaultLog(self._registers, send_interrupt, self._counters)
-        self._translator = Translator(memory, config, self._faults, self._counters)
-        self._queue = InvalidationQueue(
+        made_of = parts(config)
+        self._blocks_compatibility = made_of.blocks_compatibility
+        self._faults = made_of.faults(self._registers, send_interrupt, self._counters)
+        self._translator = made_of.translator(memory, config, self._faults, self._counters)
+        self._queue = made_of.queue(
             self._registers, memory, config, self, self._faults, send_interrupt, self._counters
         )
         self._interrupt_table = 0
         self._handlers = {
             Reg.GCMD: self._command,
             Reg.CCMD + 4: self._context_command,
-            Reg.FSTS: self._fault_status,
-            Reg.FECTL: self._faults.control_written,
-            Reg.IQT: self._queue.run,
-            Reg.ICS: self._queue.completion_written,
-            Reg.IECTL: self._queue.control_written,
             Reg.IOTLB + 4: self._iotlb_command,
-            Reg.FRCD + 12: self._faults.record_written,
+            **self._faults.handlers(),
+            **self._queue.handlers(),
+            Reg.FSTS: self._fault_status,
         }
 
     # --- DMA -----------------------------------------------------------------------------------------------------
@@ -140,7 +138,7 @@ class RemappingUnit:
         if self.config.intremap:
             if changed & Command.IRE:
                 self._set_status(Status.IRES, bool(command & Command.IRE))
-            if changed & Command.CFI:
+            if changed & Command.CFI and self._blocks_compatibility:
                 self._set_status(Status.CFIS, bool(command & Command.CFI))
 
     def _switch_translation(self, enabled: bool) -> None:
@@ -171,9 +169,10 @@ class RemappingUnit:
         if not value & Ccmd.ICC or self._queue.enabled:
             return
         request = Ccmd.request(value)
+        granularity = int(ContextGranularity.RESERVED)
         if request.granularity != ContextGranularity.RESERVED:
-            self.invalidate_context(*request)
-        self._registers.set64(Reg.CCMD, Ccmd.done(value, request.granularity))
+            granularity = self.invalidate_context(*request)
+        self._registers.set64(Reg.CCMD, Ccmd.done(value, granularity))
 
     def _iotlb_command(self) -> None:
         """IOTLB with IVA; while the queue is on it is not looked at, and IVT stays set, as in QEMU."""
@@ -187,11 +186,12 @@ class RemappingUnit:
             self.invalidate_iotlb(granularity, domain, address, mask)
         self._registers.set64(Reg.IOTLB, IotlbRegister.done(value, granularity))
 
-    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
-        """Carries out a context-cache invalidation, from the queue or from CCMD."""
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> int:
+        """Carries out a context-cache invalidation, from the queue or from CCMD; at which granularity."""
         self._counters[_CONTEXT_COUNTERS[granularity]] += 1
-        self._translator.invalidate_context(granularity, domain, source, function_mask)
-        self._listener.context_invalidated(granularity, domain, source, function_mask)
+        done = self._translator.invalidate_context(granularity, domain, source, function_mask)
+        self._listener.context_invalidated(done, domain, source, function_mask)
+        return done
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
         """Carries out an IOTLB invalidation, from the queue or from the IOTLB register."""

@@ -1,0 +1,236 @@
+"""QEMU 7.2's deviations from the specification, as replacements of the unit's parts (hw/i386/intel_iommu.c).
+
+A unit with quirks="qemu" replays recordings of QEMU exactly. What the specification leaves open is done as in QEMU
+by either kind of unit, and stands where it is done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.spec.vtd import (
+    PAGE_SHIFT,
+    TYPE_MASK,
+    U64_MASK,
+    Access,
+    ContextGranularity,
+    DescriptorType,
+    DeviceTlbInvalidate,
+    FaultReason,
+    IotlbGranularity,
+    Iqa,
+    Reg,
+)
+from viommu_actors.vtd.caches import CAPACITY, LEAVE, Grant
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.faults import FaultLog
+from viommu_actors.vtd.queue import Action, BadDescriptor, InvalidationQueue
+from viommu_actors.vtd.tables import Context, Leaf, denied, walk
+from viommu_actors.vtd.translator import Translation, Translator, is_interrupt
+
+
+class Parts(NamedTuple):
+    """What a unit is made of."""
+
+    translator: type[Translator]
+    queue: type[InvalidationQueue]
+    faults: type[FaultLog]
+    blocks_compatibility: bool
+    """Whether GSTS.CFIS follows GCMD.CFI."""
+
+
+def parts(config: UnitConfig) -> Parts:
+    if config.quirks == "qemu":
+        return Parts(_QemuTranslator, _QemuQueue, _QemuFaultLog, False)
+    return Parts(Translator, InvalidationQueue, FaultLog, True)
+
+
+class _AllOnesUnreadable:
+    """Memory as QEMU's walk sees it: an entry of all ones is taken for a failed read."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.read, self.write, self.write_u64 = memory.read, memory.write, memory.write_u64
+        self._read_u64 = memory.read_u64
+
+    def read_u64(self, address: int) -> int:
+        value = self._read_u64(address)
+        if value == U64_MASK:
+            raise Unclaimed(address, 8)
+        return value
+
+
+class _Cached(NamedTuple):
+    domain: int
+    page: int
+    """Number, in 4 KiB, of the first page of the leaf."""
+    shift: int
+    grant: Grant
+
+
+class _QemuTranslator(Translator):
+    """The IOTLB is tagged by source id and comes before the context cache."""
+
+    def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
+        self._pages: dict[tuple[int, int, int], _Cached] = {}
+        super().__init__(memory, config, faults, counters)
+        self._walk_memory = _AllOnesUnreadable(memory)
+
+    def translate(self, requester: int, address: int, access: Access) -> Translation:
+        if not self.enabled or is_interrupt(address):
+            self._counters["untranslated"] += 1
+            return Translation(address, None)
+        for shift in _SHIFTS:
+            cached = self._pages.get((requester, shift, address >> shift))
+            if cached is not None:
+                self._counters["iotlb_hits"] += 1
+                offset, leave, granted = cached.grant
+                if leave[access]:
+                    return Translation(address + offset, None)
+                # Refused by the memory core, which knows of no fault log.
+                return Translation(address, denied(access & ~granted))
+        return self._translate_slowly(requester, address, access)
+
+    def flush(self) -> None:
+        super().flush()
+        self._pages.clear()
+
+    def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> int:
+        """A domain-selective one is carried out as a global one."""
+        if granularity == ContextGranularity.DOMAIN:
+            granularity = ContextGranularity.GLOBAL
+        return super().invalidate_context(granularity, domain, source, function_mask)
+
+    def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
+        """Page numbers are compared under a mask of 8 bits, so modulo 256, or not at all."""
+        if granularity == IotlbGranularity.GLOBAL:
+            self._pages.clear()
+            return
+        everything = granularity == IotlbGranularity.DOMAIN
+        mask = ~((1 << address_mask) - 1) & 0xFF
+        page = address >> PAGE_SHIFT
+        for key, cached in list(self._pages.items()):
+            if cached.domain == domain and (
+                everything
+                or not (cached.page ^ page) & mask
+                or cached.page == address >> cached.shift << cached.shift >> PAGE_SHIFT
+            ):
+                del self._pages[key]
+
+    def _lookup(self, context: Context, address: int, access: Access) -> Grant:
+        self._counters["iotlb_misses"] += 1
+        leaf = walk(self._walk_memory, context, address, access, self._config)
+        return self._insert(context, leaf)
+
+    def _insert(self, context: Context, leaf: Leaf) -> Grant:
+        if len(self._pages) >= CAPACITY:
+            self._pages.clear()
+        grant = (leaf.address - leaf.iova, LEAVE[leaf.access], leaf.access)
+        cached = _Cached(context.domain, leaf.iova >> PAGE_SHIFT, leaf.shift, grant)
+        self._pages[context.source, leaf.shift, leaf.iova >> leaf.shift] = cached
+        return grant
+
+    def _check_pass_through(self, context: Context, address: int) -> None:
+        """An address beyond the unit's width passes as well."""
+
+
+_SHIFTS: Final = (12, 21, 30)
+
+
+class _QemuFaultLog(FaultLog):
+    def record_written(self) -> None:
+        """A pending event is looked at again only when FSTS is written."""
+        self._update_pending()
+
+    def _maskable(self, reason: FaultReason) -> bool:
+        return reason != FaultReason.CONTEXT_RESERVED and super()._maskable(reason)
+
+    def _record(self, source: int, address: int, write: bool, reason: FaultReason) -> tuple[int, int]:
+        """Faults of a walk carry a PASID field of ones, although no PASID is present."""
+        low, high = super()._record(source, address, write, reason)
+        return low, high | (_NO_PASID if reason in _FOUND_BY_WALK else 0)
+
+
+_NO_PASID: Final = 0xFFFF << 40
+_FOUND_BY_WALK: Final = frozenset(
+    {
+        FaultReason.ADDRESS_BEYOND_WIDTH,
+        FaultReason.WRITE_DENIED,
+        FaultReason.READ_DENIED,
+        FaultReason.TABLE_ACCESS,
+        FaultReason.TABLE_RESERVED,
+        FaultReason.INTERRUPT_RANGE,
+    }
+)
+
+
+class _QemuQueue(InvalidationQueue):
+    """Takes descriptors that a legacy unit does not have, and stops more readily than it starts."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._last_type = -1
+        self._written = 0
+
+    def handlers(self) -> dict[int, Callable[[], None]]:
+        return super().handlers() | {Reg.IQA: self._address_low, Reg.IQA + 4: self._address_high}
+
+    def enable(self) -> None:
+        self._registers.set64(Reg.IQA, self._written)
+        super().enable()
+        self._show_latched()
+
+    def disable(self) -> bool:
+        """Refused unless the queue is empty and its last descriptor was a wait."""
+        head = self._head
+        if head != self._tail() or self._last_type != DescriptorType.WAIT:
+            return False
+        return super().disable()
+
+    def error_cleared(self) -> None:
+        """Nothing is fetched until the tail is written again."""
+
+    def _address_low(self) -> None:
+        """IQA reads as the base that was latched with QIE, and the size that was written."""
+        self._written = self._written & ~_LOW | self._registers.get32(Reg.IQA)
+        self._show_latched()
+
+    def _address_high(self) -> None:
+        self._written = self._written & _LOW | self._registers.get32(Reg.IQA + 4) << 32
+        self._show_latched()
+
+    def _show_latched(self) -> None:
+        self._registers.set64(Reg.IQA, self._base | self._written & Iqa.QS)
+
+    def _actions(self) -> dict[int, Action]:
+        actions = super()._actions()
+        actions[DescriptorType.PASID_IOTLB] = actions[DescriptorType.PASID_CACHE] = self._ignore
+        return {kind: self._noting(kind, actions.get(kind, self._refuse)) for kind in range(TYPE_MASK + 1)}
+
+    def _noting(self, kind: int, action: Action) -> Action:
+        def noted(low: int, high: int) -> None:
+            self._last_type = kind
+            action(low, high)
+
+        return noted
+
+    def _ignore(self, low: int, high: int) -> None:
+        pass
+
+    def _refuse(self, low: int, high: int) -> None:
+        raise BadDescriptor
+
+    def _device_tlb(self, low: int, high: int) -> None:
+        """Taken also without ECAP.DT."""
+        if DeviceTlbInvalidate.reserved(low, high):
+            raise BadDescriptor
+        self._counters["device_tlb_invalidations"] += 1
+
+    def _interrupt_entry(self, low: int, high: int) -> None:
+        """Reserved bits are not looked at."""
+        self._counters["interrupt_entry_invalidations"] += 1
+
+
+_LOW: Final = 0xFFFF_FFFF
