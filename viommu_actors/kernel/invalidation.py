@@ -1,0 +1,147 @@
+"""How the kernel makes a remapping unit forget: by its invalidation queue, or by registers where it has none.
+
+Every call returns only when the unit has done it, transactions under way drained (VT-d sections 6.5.1 and 6.5.2;
+Linux: qi_submit_sync, __iommu_flush_iotlb).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+from viommu_actors.kernel.machine import KernelPanic, Machine
+from viommu_actors.kernel.pages import PageAllocator
+from viommu_actors.spec.vtd import (
+    DESCRIPTOR_SIZE,
+    Ccmd,
+    ContextCacheInvalidate,
+    ContextGranularity,
+    Fsts,
+    InvalidationWait,
+    IotlbGranularity,
+    IotlbInvalidate,
+    IotlbRegister,
+    Iqa,
+    Reg,
+)
+
+#: Reads of a status after which a unit counts as dead.
+_PATIENCE = 10_000
+#: Status that a wait descriptor writes (Linux: QI_DONE).
+_DONE = 2
+_RING_SIZE = DESCRIPTOR_SIZE << Iqa.ENTRIES_SHIFT
+
+
+class Invalidation(Protocol):
+    """Each returns when it is done. Addresses in bytes; `mask` as a power of two of pages."""
+
+    def context(self, granularity: ContextGranularity, domain: int = 0, source: int = 0) -> None: ...
+
+    def iotlb(self, granularity: IotlbGranularity, domain: int = 0) -> None: ...
+
+    def iotlb_pages(self, domain: int, address: int, mask: int) -> None: ...
+
+
+class QueuedInvalidation:
+    """A queue of 256 descriptors: each one is followed by a wait, and waited for."""
+
+    def __init__(
+        self, machine: Machine, registers: int, pages: PageAllocator, counters: Counter[str], drain: tuple[bool, bool]
+    ) -> None:
+        """`drain` says whether the unit can drain writes and reads."""
+        self._machine = machine
+        self._memory = machine.memory
+        self._counters = counters
+        self._status_register = registers + Reg.FSTS
+        self._tail_register = registers + Reg.IQT
+        self.ring = pages.alloc()
+        self._status = pages.alloc()
+        self._tail = 0
+        self._pages_low, _ = IotlbInvalidate(
+            IotlbGranularity.PAGE, drain_writes=drain[0], drain_reads=drain[1]
+        ).encode()
+        self._drain = drain
+        # Every second descriptor is the same wait, so it is written once.
+        low, high = InvalidationWait(status_write=True, data=_DONE, address=self._status).encode()
+        for place in range(self.ring + DESCRIPTOR_SIZE, self.ring + _RING_SIZE, 2 * DESCRIPTOR_SIZE):
+            self._memory.write_u64(place, low)
+            self._memory.write_u64(place + 8, high)
+
+    @property
+    def pages(self) -> list[int]:
+        return [self.ring, self._status]
+
+    def context(self, granularity: ContextGranularity, domain: int = 0, source: int = 0) -> None:
+        self._counters["context_invalidations"] += 1
+        self._submit(*ContextCacheInvalidate(granularity, domain, source).encode())
+
+    def iotlb(self, granularity: IotlbGranularity, domain: int = 0) -> None:
+        self._counters["invalidations"] += 1
+        writes, reads = self._drain
+        self._submit(*IotlbInvalidate(granularity, domain, drain_writes=writes, drain_reads=reads).encode())
+
+    def iotlb_pages(self, domain: int, address: int, mask: int) -> None:
+        self._counters["invalidations"] += 1
+        self._submit(self._pages_low | domain << 16, address | mask)
+
+    def _submit(self, low: int, high: int) -> None:
+        memory = self._memory
+        place = self.ring + self._tail
+        memory.write_u64(place, low)
+        memory.write_u64(place + 8, high)
+        memory.write_u64(self._status, 0)
+        self._tail = (self._tail + 2 * DESCRIPTOR_SIZE) % _RING_SIZE
+        counters = self._counters
+        counters["waits"] += 1
+        counters["queue_tail_writes"] += 1
+        self._machine.mmio_write(self._tail_register, 4, self._tail)
+        if memory.read_u64(self._status) != _DONE:
+            self._spin()
+
+    def _spin(self) -> None:
+        for _ in range(_PATIENCE):
+            status = self._machine.mmio_read(self._status_register, 4)
+            if self._memory.read_u64(self._status) == _DONE:
+                return
+            if status & (Fsts.IQE | Fsts.ICE | Fsts.ITE):
+                raise KernelPanic(f"DMAR: VT-d detected an invalidation queue error: FSTS = {status:#x}")
+        raise KernelPanic("DMAR: the invalidation queue does not complete its wait descriptor")
+
+
+class RegisterInvalidation:
+    """Context command and IOTLB registers, for a unit without a queue."""
+
+    pages: tuple[int, ...] = ()
+
+    def __init__(
+        self, machine: Machine, registers: int, iotlb_offset: int, counters: Counter[str], drain: tuple[bool, bool]
+    ) -> None:
+        """`iotlb_offset` is ECAP.IRO: IVA there, the IOTLB register behind it."""
+        self._machine = machine
+        self._context_register = registers + Reg.CCMD
+        self._address_register = registers + iotlb_offset
+        self._iotlb_register = registers + iotlb_offset + 8
+        self._counters = counters
+        self._command = IotlbRegister.IVT
+        self._command |= (IotlbRegister.DW if drain[0] else 0) | (IotlbRegister.DR if drain[1] else 0)
+
+    def context(self, granularity: ContextGranularity, domain: int = 0, source: int = 0) -> None:
+        self._counters["context_invalidations"] += 1
+        value = Ccmd.ICC | granularity << Ccmd.CIRG_SHIFT | source << Ccmd.SID_SHIFT | domain << Ccmd.DID_SHIFT
+        self._run(self._context_register, value, Ccmd.ICC)
+
+    def iotlb(self, granularity: IotlbGranularity, domain: int = 0) -> None:
+        self._counters["invalidations"] += 1
+        value = self._command | granularity << IotlbRegister.IIRG_SHIFT | domain << IotlbRegister.DID_SHIFT
+        self._run(self._iotlb_register, value, IotlbRegister.IVT)
+
+    def iotlb_pages(self, domain: int, address: int, mask: int) -> None:
+        self._machine.mmio_write(self._address_register, 8, address | mask)
+        self.iotlb(IotlbGranularity.PAGE, domain)
+
+    def _run(self, register: int, value: int, busy: int) -> None:
+        self._machine.mmio_write(register, 8, value)
+        for _ in range(_PATIENCE):
+            if not self._machine.mmio_read(register, 8) & busy:
+                return
+        raise KernelPanic(f"DMAR: an invalidation by the register at {register:#x} does not complete")
