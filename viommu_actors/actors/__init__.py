@@ -1,0 +1,1 @@
+"""The processes: a loop each, where the pure cores meet the wires."""

@@ -1,0 +1,1 @@
+"""The command line, a file a subcommand: each has HELP, add_arguments(parser) and run(options)."""

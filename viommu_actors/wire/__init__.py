@@ -1,0 +1,1 @@
+"""The wires between processes: message classes, their codec, sockets and counters."""

@@ -1,0 +1,26 @@
+"""Entry point of the command line: `viommu SUBCOMMAND …`, or `python -m viommu_actors SUBCOMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from viommu_actors.cli import topology
+
+_COMMANDS = {"topology": topology}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="viommu", description="Every box of a virtualised machine's DMA picture as a process."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
+    for name, module in _COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
+    options = parser.parse_args(arguments)
+    return _COMMANDS[options.command].run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

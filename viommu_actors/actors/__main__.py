@@ -1,0 +1,32 @@
+"""Entry point of every actor process."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from viommu_actors.actors.runtime import end_with_launcher, ignore_terminal, log, read_configuration
+
+#: role -> where its actor class stands; imported alone, so that no process carries another's code
+_ACTORS = {
+    "host": ("viommu_actors.actors.host", "HostActor"),
+    "hypervisor": ("viommu_actors.actors.hypervisor", "HypervisorActor"),
+    "guest": ("viommu_actors.actors.guest", "GuestActor"),
+    "device": ("viommu_actors.actors.device", "DeviceActor"),
+}
+
+
+def main() -> None:
+    """Reads the configuration and becomes the actor."""
+    configuration = read_configuration()
+    end_with_launcher(configuration["launcher"], configuration["lifeline"])
+    ignore_terminal()
+    module, name = _ACTORS[configuration["role"]]
+    actor = getattr(import_module(module), name)(configuration)
+    log(f"{configuration['name']} is up")
+    actor.run()
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

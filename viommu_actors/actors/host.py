@@ -1,0 +1,224 @@
+"""The host process: physical memory, PCIe root complex, VT-d unit and the host kernel.
+
+One loop polls the links and the inbox. What belongs to the fabric (DMA, MMIO lent to guests) is
+served at once, always. What belongs to the kernel (VFIO, KVM, control) is served one after
+another, so that kernel code may block on a device while the fabric goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from viommu_actors.actors.control import LAUNCHER, Control
+from viommu_actors.actors.host_fabric import Fabric
+from viommu_actors.actors.kernel_commands import KernelCommands
+from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.lending import Lending
+from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
+from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
+from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.kernel.kvm import Kvm
+from viommu_actors.kernel.vfio.vfio import Vfio
+from viommu_actors.memory import PhysicalMemory
+from viommu_actors.spec import platform
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.unit import RemappingUnit
+from viommu_actors.wire import messages as m
+from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.tally import Tally
+
+#: Messages taken from one socket before the others get their turn.
+DRAIN = 64
+
+
+class HostMachine:
+    """`kernel.machine.Machine`: the registers are in this process, devices are behind the fabric."""
+
+    def __init__(self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[bool], None]) -> None:
+        self.memory = memory
+        self._unit = unit
+        self._fabric = fabric
+        self._pump = pump
+        self._handler: Callable[[int], None] = lambda vector: None
+        self._vectors: deque[int] = deque()
+
+    def mmio_read(self, address: int, size: int) -> int:
+        offset = address - platform.REMAPPING_UNIT_BASE
+        if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            return self._unit.read(offset, size)
+        answer: list[int] = []
+        self._fabric.read(address, size, answer.append)
+        while not answer:
+            self._pump(False)
+        return answer[0]
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        offset = address - platform.REMAPPING_UNIT_BASE
+        if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            self._unit.write(offset, size, value)
+            return
+        done: list[bool] = []
+        self._fabric.write(address, size, value, lambda: done.append(True))
+        while not done:
+            self._pump(False)
+
+    def wait_for_interrupt(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not self.take_interrupts():
+            if time.monotonic() >= deadline:
+                return False
+            self._pump(True)
+        return True
+
+    def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
+        self._handler = handler
+
+    def raise_interrupt(self, vector: int) -> None:
+        """The local APIC accepts a vector; taken when the kernel next lets interrupts in."""
+        self._vectors.append(vector)
+
+    def take_interrupts(self) -> bool:
+        """Runs the handler for what is pending; True where there was any."""
+        taken = bool(self._vectors)
+        while self._vectors:
+            self._handler(self._vectors.popleft())
+        return taken
+
+    def log(self, line: str) -> None:
+        log(line)
+
+
+class HostActor:
+    """Wires the host's cores to its sockets."""
+
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        name = configuration["name"]
+        self._context = make_context()
+        self._inbox = Inbox(self._context, inbox_listener(configuration))
+        low, high = configuration["low_memory"], configuration["high_memory"]
+        own = [anonymous_slot("low", 0, low), anonymous_slot("high", configuration["high_base"], high)]
+        lent = [slot for vm in configuration["vms"] for slot in open_slots(vm["ram"], "hpa")]
+        memory = PhysicalMemory(own + lent)
+        self._unit = RemappingUnit(UnitConfig(**configuration["iommu"]), memory, self._interrupt_message)
+        self._fabric = Fabric(self._context, memory, self._unit, self._msi, configuration["links"])
+        self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
+        self._kernel = Kernel(self._machine)
+        self._lending = Lending(self._fabric, self._inbox, self._inject)
+        self._configuration = configuration
+        self._guests: dict[str, Channel] = {}
+        self._coalesced: dict[str, set[int]] = {}
+        #: frames for the kernel, in order of arrival
+        self._requests: deque[tuple[bytes, bytes]] = deque()
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        for link in self._fabric.sockets():
+            self._poller.register(link, zmq.POLLIN)
+        self._tallies: list[Tally] = [*self._fabric.tallies]
+        self._control = Control(self._inbox, name, self._tallies)
+        install(
+            memory,
+            MachineDescription(
+                ram=tuple((slot.base, slot.size) for slot in own),
+                command_line=configuration["cmdline"],
+                dmar=remapping_unit(configuration["iommu"]["aw_bits"]),
+            ),
+        )
+        self._service: KernelService | None = None
+        commands = KernelCommands(self._kernel, self._control.event)
+        self._commands = commands
+        self._control.register(commands.handlers() | self._fabric.handlers())
+        self._control.register({"boot": self._boot, "counters": self._counters})
+
+    def run(self) -> None:
+        """Serves until the process ends."""
+        while True:
+            while self._requests:
+                self._serve_request(*self._requests.popleft())
+                self._machine.take_interrupts()
+            self._pump(True)
+
+    # --- the loop
+
+    def _pump(self, idle: bool) -> None:
+        """One wake of the poll. `idle`: the kernel lets interrupts in."""
+        timeout = self._fabric.expire(time.monotonic())
+        for source, _ in self._poller.poll(timeout):
+            if source is self._inbox.socket:
+                self._drain_inbox()
+            else:
+                self._fabric.drain(source, DRAIN, self._machine.take_interrupts if idle else None)
+        self._send_coalesced()
+        if idle:
+            self._machine.take_interrupts()
+
+    def _drain_inbox(self) -> None:
+        for _ in range(DRAIN):
+            try:
+                peer, frame = self._inbox.receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if self._lending.serves(peer):
+                self._lending.serve(peer, frame)
+            else:
+                self._requests.append((peer, frame))
+
+    def _serve_request(self, peer: bytes, frame: bytes) -> None:
+        if peer == LAUNCHER:
+            command = self._control.decode(frame)
+            if command is not None:
+                self._control.run(command)
+        elif self._service is not None and self._service.serves(peer):
+            self._service.serve(peer, frame)
+        else:
+            log(f"a request of {peer!r:.80}, which is no process of this kernel")
+
+    # --- interrupts
+
+    def _msi(self, requester: int, address: int, data: int) -> None:
+        self._machine.raise_interrupt(data & 0xFF)
+
+    def _interrupt_message(self, address: int, data: int) -> None:
+        self._machine.raise_interrupt(data & 0xFF)
+
+    def _inject(self, vm: str, vector: int) -> None:
+        """Never blocks: a vector that finds no room waits, once, for the next wake."""
+        if not self._guests[vm].offer(m.Inject(vector)):
+            self._coalesced.setdefault(vm, set()).add(vector)
+
+    def _send_coalesced(self) -> None:
+        for vm, vectors in list(self._coalesced.items()):
+            for vector in list(vectors):
+                if self._guests[vm].offer(m.Inject(vector)):
+                    vectors.discard(vector)
+            if not vectors:
+                del self._coalesced[vm]
+
+    # --- commands
+
+    def _boot(self) -> dict[str, Any]:
+        booted = self._commands.boot()
+        vfio = Vfio(self._kernel)
+        kvm = Kvm(self._kernel, self._lending)
+        self._service = KernelService(self._inbox, vfio, kvm)
+        for vm in self._configuration["vms"]:
+            hypervisor, guest = vm["hypervisor"], vm["guest"]
+            tally = Tally(f"vfio:{hypervisor}", "host")
+            ram = {slot["name"]: (slot["hpa"], slot["size"]) for slot in vm["ram"]}
+            self._service.add_process(hypervisor.encode(), tally, ram)
+            inject, direct = Tally(f"inject:{guest}", "host"), Tally(f"direct:{guest}", "host")
+            self._guests[vm["name"]] = Channel(
+                self._context, "host", vm["guest_address"], m.INJECT, m.INJECT, inject
+            )
+            self._lending.add_guest(guest.encode(), direct)
+            self._tallies += [tally, inject, direct]
+        return booted
+
+    def _counters(self) -> dict[str, int]:
+        counters: Counter[str] = Counter(self._commands.counters())
+        counters.update({f"iommu_{name}": n for name, n in self._unit.counters.items()})
+        return dict(counters)

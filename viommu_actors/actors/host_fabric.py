@@ -1,0 +1,179 @@
+"""The root complex on its wires: a link socket for each slot, completion timeouts, and the evidence log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from viommu_actors.actors.runtime import log
+from viommu_actors.memory import PhysicalMemory
+from viommu_actors.pci.root_complex import RootComplex
+from viommu_actors.pci.root_port import Outcome, PortConfig
+from viommu_actors.spec import pci, platform
+from viommu_actors.vtd.unit import RemappingUnit
+from viommu_actors.wire.codec import MalformedMessage, Message
+from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
+from viommu_actors.wire.sockets import connect_link, receive_frame
+from viommu_actors.wire.tally import Tally
+
+_ECAM_SIZE = platform.ECAM_BUSES << 20
+#: PCIe section 2.8 allows up to 64 s; a device process on a busy machine may need a while.
+COMPLETION_TIMEOUT = 1.0
+_MALFORMED_LOGGED = 10
+#: Physical pages of successful accesses that a piece of evidence lists at most.
+_PAGES_LISTED = 4096
+
+
+class Fabric:
+    """Root complex and links of the host."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        memory: PhysicalMemory,
+        unit: RemappingUnit,
+        msi: Callable[[int, int, int], None],
+        links: list[dict[str, Any]],
+    ) -> None:
+        ports = [PortConfig(link["slot"]) for link in links]
+        self._complex = RootComplex(memory, unit.translate, msi, ports)
+        self._slots: dict[zmq.Socket[bytes], int] = {}
+        self._tallies: dict[int, Tally] = {}
+        #: (slot, tag) -> when it times out; only while something is outstanding
+        self._deadlines: dict[tuple[int, int], float] = {}
+        for link in links:
+            slot = link["slot"]
+            socket = connect_link(context, link["address"])
+            tally = Tally(f"link:{link['device']}", "host")
+            self._slots[socket] = slot
+            self._tallies[slot] = tally
+            self._complex.attach(slot, _sender(socket, tally))
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """One for each link."""
+        return list(self._tallies.values())
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """To be polled."""
+        return list(self._slots)
+
+    def drain(self, socket: Any, limit: int, after_each: Callable[[], object] | None) -> None:
+        """Takes up to `limit` messages of a link; `after_each` runs between them."""
+        slot = self._slots[socket]
+        tally = self._tallies[slot]
+        receive, decode = self._complex.receive, LINK_UP.decode
+        for _ in range(limit):
+            try:
+                frame = receive_frame(socket, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                if frame is None:
+                    raise MalformedMessage("several frames")
+                message = decode(frame)
+            except MalformedMessage as error:
+                self._malformed(slot, tally, error)
+                continue
+            tally.received[type(message)] += 1
+            receive(slot, message)
+            if after_each is not None:
+                after_each()
+
+    def read(self, address: int, size: int, done: Callable[[int], None]) -> None:
+        """CPU read of configuration space or a BAR."""
+        offset = address - platform.ECAM_BASE
+        if 0 <= offset < _ECAM_SIZE:
+            self._complex.config_read(offset >> 12, offset & 0xFFF, size, done)
+        else:
+            self._complex.mmio_read(address, size, done)
+
+    def write(self, address: int, size: int, value: int, done: Callable[[], None]) -> None:
+        """CPU write; a configuration write is done when the device says so, a memory write at once."""
+        offset = address - platform.ECAM_BASE
+        if 0 <= offset < _ECAM_SIZE:
+            self._complex.config_write(offset >> 12, offset & 0xFFF, size, value, done)
+        else:
+            self.post(address, size, value)
+            done()
+
+    def post(self, address: int, size: int, value: int) -> None:
+        """Posted write to a BAR."""
+        self._complex.mmio_write(address, size, value)
+
+    def expire(self, now: float) -> int:
+        """Ends what a device owes for too long; milliseconds until the next that may, -1 for never."""
+        outstanding = self._complex.outstanding
+        if not outstanding:
+            self._deadlines.clear()
+            return -1
+        waiting = {key: self._deadlines.get(key, now + COMPLETION_TIMEOUT) for key in outstanding}
+        for (slot, tag), deadline in waiting.items():
+            if deadline <= now:
+                log(f"completion timeout at slot {slot}")
+                self._complex.expire(slot, tag)
+        self._deadlines = {key: deadline for key, deadline in waiting.items() if deadline > now}
+        return int((min(self._deadlines.values(), default=now) - now) * 1000) + 1
+
+    # --- evidence, for the launcher
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """Control commands."""
+        return {"watch": self._watch, "unwatch": self._complex.stop_log, "evidence": self._evidence, "ports": self._ports}
+
+    def _watch(self, slot: int) -> None:
+        self._complex.start_log(slot, capacity=1 << 17)
+
+    def _evidence(self, slot: int) -> dict[str, Any]:
+        """What the device in `slot` did since `watch`: outcomes, the first refusal, the pages it reached."""
+        port = self._complex.ports[slot]
+        entries, lost = (port.log.entries, port.log.lost) if port.log is not None else ([], 0)
+        outcomes: dict[str, int] = {}
+        for entry in entries:
+            outcomes[entry.outcome.value] = outcomes.get(entry.outcome.value, 0) + 1
+        refused = next((entry for entry in entries if entry.outcome is not Outcome.OK), None)
+        reached = {entry.physical & ~0xFFF for entry in entries if entry.outcome is Outcome.OK and entry.physical is not None}
+        return {
+            "outcomes": outcomes,
+            "lost": lost,
+            "reached": sorted(reached)[:_PAGES_LISTED],
+            "first_refusal": refused and {
+                "outcome": refused.outcome.value,
+                "source": pci.format_bdf(refused.requester),
+                "address": refused.address,
+                "write": refused.write,
+                "reason": refused.reason,
+            },
+        }
+
+    def _ports(self) -> dict[str, dict[str, int]]:
+        return {str(slot): {str(k): n for k, n in port.counters.items()} for slot, port in self._complex.ports.items()}
+
+    def _malformed(self, slot: int, tally: Tally, error: MalformedMessage) -> None:
+        tally.malformed += 1
+        port = self._complex.ports[slot]
+        port.record("message", 0, 0, 0, Outcome.MALFORMED)
+        if tally.malformed <= _MALFORMED_LOGGED:
+            log(f"link of slot {slot}: dropped a message: {error}")
+
+
+def _sender(socket: zmq.Socket[bytes], tally: Tally) -> Callable[[Message], bool]:
+    encode = LINK_DOWN.encode
+
+    def send(message: Message) -> bool:
+        frame = encode(message)
+        for attempt in (0, 1):
+            try:
+                socket.send(frame, zmq.NOBLOCK)
+            except zmq.Again:
+                # pyzmq may say EAGAIN though there is room, until the events are read.
+                if attempt or not socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                    return False
+            else:
+                break
+        tally.sent[type(message)] += 1
+        return True
+
+    return send

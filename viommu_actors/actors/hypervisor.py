@@ -1,0 +1,93 @@
+"""The hypervisor process: answers its guest's traps, one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from viommu_actors.actors.control import LAUNCHER, Control
+from viommu_actors.actors.parent_kernel import RemoteKernel
+from viommu_actors.actors.runtime import inbox_listener, log, open_slots
+from viommu_actors.hypervisor.assigned import BarWindow, Edit
+from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
+from viommu_actors.memory import PhysicalMemory
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.wire import messages as m
+from viommu_actors.wire.codec import MalformedMessage, Message
+from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.tally import Tally
+
+
+class HypervisorActor:
+    """Its one inbox brings traps and control."""
+
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        name, parent, guest = configuration["name"], configuration["parent"], configuration["guest"]
+        context = make_context()
+        self._inbox = Inbox(context, inbox_listener(configuration))
+        self._trap = Tally(f"trap:{guest}", name)
+        vfio = Tally(f"vfio:{name}", name)
+        self._channel = Channel(context, name, parent["address"], m.VFIO, m.VFIO_ANSWER, vfio)
+        self._guest = guest.encode()
+        memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
+        self._machine = GuestMachine(_vm_config(configuration), memory, RemoteKernel(self._channel), log)
+        self._control = Control(self._inbox, name, [self._trap, vfio])
+        self._control.register({"build": self._build, "counters": self._counters})
+
+    def run(self) -> None:
+        """Serves until the process ends."""
+        receive = self._inbox.receive
+        while True:
+            peer, frame = receive()
+            if peer == self._guest:
+                self._serve_trap(frame)
+            elif peer == LAUNCHER:
+                command = self._control.decode(frame)
+                if command is not None:
+                    self._control.run(command)
+
+    def _serve_trap(self, frame: bytes) -> None:
+        tally = self._trap
+        try:
+            trap = m.TRAP.decode(frame)
+        except MalformedMessage as error:
+            tally.malformed += 1
+            log(f"trap: {error}")
+            return
+        tally.received[type(trap)] += 1
+        answer: Message
+        if type(trap) is m.TrapWrite:
+            outcome = self._machine.write(trap.address, trap.size, trap.value)
+            answer = _direct(outcome) if isinstance(outcome, BarWindow) else m.TrapDone(outcome)
+        else:
+            assert type(trap) is m.TrapRead
+            value = self._machine.read(trap.address, trap.size)
+            answer = _direct(value) if isinstance(value, BarWindow) else m.TrapValue(value)
+        if self._inbox.send(self._guest, m.TRAP_ANSWER.encode(answer)):
+            tally.sent[type(answer)] += 1
+
+    def _build(self) -> dict[str, Any]:
+        self._machine.build()
+        return {"counters": dict(self._machine.counters)}
+
+    def _counters(self) -> dict[str, int]:
+        counters = dict(self._machine.counters)
+        counters["traps"] = sum(self._trap.received.values())
+        return counters
+
+
+def _direct(window: BarWindow) -> m.TrapDirect:
+    return m.TrapDirect(window.address, window.size, window.token)
+
+
+def _vm_config(configuration: dict[str, Any]) -> VmConfig:
+    vm = configuration["vm"]
+    viommu = vm["viommu"]
+    return VmConfig(
+        name=vm["name"],
+        cmdline=vm["cmdline"],
+        viommu=None if viommu is None else UnitConfig(**viommu),
+        assignments=tuple(
+            Assignment(each["host"], each["slot"], tuple(Edit(**edit) for edit in each["edits"]))
+            for each in vm["assign"]
+        ),
+    )

@@ -1,0 +1,158 @@
+"""Control commands of a kernel, the same for the host's and a guest's: boot, I/O, canaries, evidence.
+
+The launcher orders what happens; the kernel that owns the memory places the canaries and says
+whether they still stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.kernel.pages import PAGE
+from viommu_actors.pci.dump import dump
+from viommu_actors.spec import pci, platform
+
+_CANARIES = 16
+_CONTROL_BYTES = 64
+
+
+class KernelCommands:
+    """Commands of one kernel. BDFs are texts like `00:03.0`, addresses this kernel's physical ones."""
+
+    def __init__(self, kernel: Kernel, event: Callable[..., None]) -> None:
+        self._kernel = kernel
+        self._event = event
+        self._canaries: list[int] = []
+        self._guarded: list[tuple[int, int]] = []
+        self._controls: dict[int, tuple[int, bytes]] = {}
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """By command name."""
+        return {
+            "boot": self.boot,
+            "io": self.io,
+            "stop_driver": self.stop_driver,
+            "counters": self.counters,
+            "place_canaries": self.place_canaries,
+            "guard_tables": self.guard_tables,
+            "digest": self.digest,
+            "offer_control": self.offer_control,
+            "check_control": self.check_control,
+            "end_control": self.end_control,
+            "faults": self.faults,
+            "config_dump": self.config_dump,
+        }
+
+    def boot(self) -> dict[str, Any]:
+        """Boots; tells what the kernel found and which driver took what."""
+        kernel = self._kernel
+        kernel.boot(platform.ZERO_PAGE)
+        return {
+            "devices": [
+                {
+                    "bdf": pci.format_bdf(device.bdf),
+                    "vendor": device.vendor,
+                    "device": device.device,
+                    "driver": _driver_name(kernel, device.bdf),
+                }
+                for device in kernel.pci
+            ],
+            "iommu": kernel.iommu is not None,
+        }
+
+    def io(self, bdf: str, operations: int) -> dict[str, Any]:
+        """Honest work of one device, verified byte for byte."""
+        result = self._kernel.drivers[pci.parse_bdf(bdf)].run_io(operations)
+        return {
+            "operations": result.operations,
+            "bytes": result.bytes,
+            "verified": result.verified,
+            "mapping": result.mapping,
+        }
+
+    def stop_driver(self, bdf: str) -> None:
+        """Unbinds the driver of a device."""
+        self._kernel.drivers.pop(pci.parse_bdf(bdf)).remove()
+
+    def counters(self) -> dict[str, int]:
+        """The kernel's counters."""
+        return dict(self._kernel.counters)
+
+    # --- what a rogue is after
+
+    def place_canaries(self) -> dict[str, Any]:
+        """Random pages in this kernel's own memory, once; their addresses and digest."""
+        if not self._canaries:
+            for _ in range(_CANARIES):
+                page = self._kernel.pages.alloc()
+                self._kernel.machine.memory.write(page, os.urandom(PAGE))
+                self._canaries.append(page)
+        self._guarded = [(page, PAGE) for page in self._canaries]
+        return {"pages": list(self._canaries), "digest": self.digest()}
+
+    def guard_tables(self, kind: str) -> dict[str, Any]:
+        """The translation structures as a target: "page tables", or "root" for root, context and queue."""
+        iommu = self._kernel.iommu
+        pages = [] if iommu is None else iommu.table_pages() if kind == "page tables" else iommu.structure_pages()
+        self._guarded = [(page, PAGE) for page in pages]
+        return {"pages": pages, "digest": self.digest() if pages else ""}
+
+    def digest(self) -> str:
+        """SHA-256 over what is guarded, as it stands in memory now."""
+        content = hashlib.sha256()
+        for page, size in self._guarded:
+            content.update(self._kernel.machine.memory.read(page, size))
+        return content.hexdigest()
+
+    def offer_control(self, bdf: str) -> dict[str, Any]:
+        """A page legally mapped for the device, for its positive control: where to write what."""
+        device = pci.parse_bdf(bdf)
+        iova, paddr, _ = self._kernel.drivers[device].control_mapping()
+        secret = os.urandom(_CONTROL_BYTES)
+        self._kernel.machine.memory.write(paddr, bytes(_CONTROL_BYTES))
+        self._controls[device] = (paddr, secret)
+        return {"iova": iova, "data": secret}
+
+    def check_control(self, bdf: str) -> bool:
+        """Whether the device's legal write has arrived."""
+        paddr, secret = self._controls[pci.parse_bdf(bdf)]
+        return self._kernel.machine.memory.read(paddr, _CONTROL_BYTES) == secret
+
+    def end_control(self, bdf: str) -> None:
+        """Unmaps the control page."""
+        device = pci.parse_bdf(bdf)
+        del self._controls[device]
+        self._kernel.drivers[device].release_control()
+
+    def faults(self) -> dict[str, Any]:
+        """Fault records since the last call, and how many were lost."""
+        iommu = self._kernel.iommu
+        if iommu is None:
+            return {"records": [], "lost": 0}
+        records, lost = iommu.take_faults()
+        return {
+            "records": [
+                {
+                    "source": pci.format_bdf(record.source),
+                    "address": record.address,
+                    "write": record.write,
+                    "reason": int(record.reason),
+                    "text": record.reason.text,
+                }
+                for record in records
+            ],
+            "lost": lost,
+        }
+
+    def config_dump(self) -> str:
+        """Configuration space of every function in the form of `lspci -xxxx`."""
+        return dump(self._kernel.pci)
+
+
+def _driver_name(kernel: Kernel, bdf: int) -> str:
+    driver = kernel.drivers.get(bdf)
+    return "" if driver is None else driver.name

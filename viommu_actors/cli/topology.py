@@ -1,0 +1,59 @@
+"""`viommu topology [CONFIG]`: boots a topology, does its honest work, plays its attacks, prints the verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from viommu_actors.cli.exits import Exit
+from viommu_actors.report.progress import Progress
+from viommu_actors.report.report import render
+from viommu_actors.report.results import Results, to_json
+from viommu_actors.supervise.run import Ended, Run
+from viommu_actors.topology.errors import TopologyError
+from viommu_actors.topology.load import load
+from viommu_actors.topology.resolve import ResolvedTopology, resolve
+
+HELP = "boot a topology, let its devices work and its rogues attack, and print what stopped them"
+DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "assigned-viommu.toml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", type=Path, default=DEFAULT, help="a topology file (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object, and nothing else")
+    parser.add_argument("--stay", action="store_true", help="keep the topology up after its verdicts, until Ctrl-C")
+    parser.add_argument("--run-dir", type=Path, help="folder of this run (default: runs/<time>-<topology>-<pid>)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """See `cli.exits`."""
+    try:
+        topology = resolve(load(options.config))
+    except TopologyError as error:
+        print(error, file=sys.stderr)
+        return Exit.REFUSED
+    with Progress(sys.stderr) as progress:
+        try:
+            live = Run(topology, options.run_dir, progress.tell)
+        except OSError as error:
+            print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
+            return Exit.REFUSED
+        ended = live.play(lambda results: _show(options, topology, results), options.stay)
+    if ended.text:
+        print(ended.text, file=sys.stderr)
+    print(f"run folder: {live.folder.path}", file=sys.stderr)
+    return _status(ended)
+
+
+def _show(options: argparse.Namespace, topology: ResolvedTopology, results: Results) -> None:
+    text = to_json(results) if options.json else render(topology, results, sys.stdout)
+    print(text, flush=True)
+
+
+def _status(ended: Ended) -> Exit:
+    if ended.how == "died":
+        return Exit.DIED
+    if ended.how == "interrupted":
+        return Exit.INTERRUPTED
+    return Exit.AS_EXPECTED if ended.results is not None and ended.results.ok else Exit.DIFFERS

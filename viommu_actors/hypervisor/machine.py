@@ -1,0 +1,172 @@
+"""The machine that a guest sees: memory, firmware tables, a PCI bus, the vIOMMU, assigned devices.
+
+Pure: traps come in as reads and writes of guest-physical addresses, and what the machine needs of
+the kernel beneath goes out through `ParentKernel`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
+from viommu_actors.hypervisor.assigned import AssignedFunction, BarWindow, Edit
+from viommu_actors.hypervisor.host_bridge import HostBridge
+from viommu_actors.hypervisor.mapping import GuestMapping
+from viommu_actors.hypervisor.parent import ParentKernel
+from viommu_actors.hypervisor.routes import Routes
+from viommu_actors.hypervisor.shadow import Shadow, Shadows
+from viommu_actors.memory import PhysicalMemory
+from viommu_actors.spec import pci, platform, vfio
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.unit import RemappingUnit
+
+VTD_BASE = platform.REMAPPING_UNIT_BASE
+ECAM_SIZE = platform.ECAM_BUSES << 20
+#: QEMU's reason (hw/i386/pc.c), and what to do about it.
+CACHING_MODE_NEEDED = (
+    "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection."
+)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A device of the parent kernel ("0000:01:00.0") in a slot of the guest's bus 0."""
+
+    host: str
+    slot: int
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True)
+class VmConfig:
+    """What the machine is built from; `viommu` None for a guest without one."""
+
+    name: str
+    cmdline: str
+    viommu: UnitConfig | None
+    assignments: tuple[Assignment, ...]
+
+
+class GuestMachine:
+    """Built by `build`; then `read` and `write` answer the traps of the guest's CPU."""
+
+    def __init__(
+        self, config: VmConfig, memory: PhysicalMemory, parent: ParentKernel, log: Callable[[str], None]
+    ) -> None:
+        self.config = config
+        self.memory = memory
+        self.counters: Counter[str] = Counter()
+        self._parent = parent
+        self._log = log
+        self._functions: dict[int, AssignedFunction | HostBridge] = {}
+        self._assigned: list[AssignedFunction] = []
+        self._shadows = Shadows()
+        self._slots = 0
+        self.unit: RemappingUnit | None = None
+        if config.viommu is not None:
+            if config.assignments and not config.viommu.caching_mode:
+                raise ValueError(CACHING_MODE_NEEDED)
+            self.unit = RemappingUnit(config.viommu, memory, self._signal, self._shadows)
+
+    def build(self) -> None:
+        """Makes the VM and realizes every device, in QEMU's order. Raises OSError of the parent kernel."""
+        parent = self._parent
+        self._vm = parent.create_vm(self.config.name)
+        self._routes = Routes(parent, self._vm)
+        self._ram = [(slot.base, slot.size, parent.mmap_ram(slot.name)) for slot in self.memory.slots]
+        for base, size, vaddr in self._ram:
+            parent.set_memory(self._vm, self._next_slot(), base, size, vaddr)
+        self._functions[0] = HostBridge()
+        container: int | None = None
+        for assignment in self.config.assignments:
+            # With a vIOMMU each device has an address space of its own, hence a container.
+            if container is None or self.unit is not None:
+                container = self._assign(assignment, None)
+            else:
+                self._assign(assignment, container)
+        self._install_firmware()
+
+    def _assign(self, assignment: Assignment, container: int | None) -> int:
+        parent = self._parent
+        group = parent.open_group(assignment.host)
+        if container is None:
+            container = parent.open_container()
+            parent.set_container(group, container)
+            parent.set_iommu(container, vfio.TYPE1V2_IOMMU)
+            mapping = GuestMapping(parent, container, self._ram, self.counters, self._log)
+            requester = pci.bdf(0, assignment.slot, 0)
+            if self.unit is None:
+                mapping.map_all()
+            else:
+                self._shadows.add(Shadow(self.unit, requester, mapping))
+        else:
+            parent.set_container(group, container)
+        device = parent.get_device(group, assignment.host)
+        function = AssignedFunction(
+            parent, self._vm, device, self._routes, list(assignment.edits), self._next_slot
+        )
+        self._functions[pci.bdf(0, assignment.slot, 0)] = function
+        self._assigned.append(function)
+        self._log(f"{assignment.host} assigned as 00:{assignment.slot:02x}.0")
+        return container
+
+    def _install_firmware(self) -> None:
+        viommu = self.config.viommu
+        install(
+            self.memory,
+            MachineDescription(
+                ram=tuple((base, size) for base, size, _ in self._ram),
+                command_line=self.config.cmdline,
+                dmar=None if viommu is None else remapping_unit(viommu.aw_bits, viommu.intremap),
+            ),
+        )
+
+    # --- traps
+
+    def read(self, address: int, size: int) -> int | BarWindow:
+        """The value of an emulated read, or the window that the access is to go through."""
+        if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
+            function, offset = self._config_target(address)
+            return function.config_read(offset, size) if function and size <= 4 else (1 << size * 8) - 1
+        unit = self.unit
+        if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
+            return unit.read(address - VTD_BASE, size)
+        for function in self._assigned:
+            window = function.window_at(address, size)
+            if window is not None:
+                return window if window.token else function.slow_read(window, address, size)
+        self.counters["unassigned"] += 1
+        return (1 << size * 8) - 1
+
+    def write(self, address: int, size: int, value: int) -> bool | BarWindow:
+        """Whether the guest's address map changed, or the window that the access is to go through."""
+        unit = self.unit
+        if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
+            unit.write(address - VTD_BASE, size, value)
+            return False
+        if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
+            function, offset = self._config_target(address)
+            return function.config_write(offset, size, value) if function and size <= 4 else False
+        for assigned in self._assigned:
+            window = assigned.window_at(address, size)
+            if window is not None:
+                if window.token:
+                    return window
+                assigned.slow_write(window, address, size, value)
+                return False
+        self.counters["unassigned"] += 1
+        return False
+
+    def _config_target(self, address: int) -> tuple[AssignedFunction | HostBridge | None, int]:
+        offset = address - platform.ECAM_BASE
+        return self._functions.get(offset >> 12), offset & 0xFFF
+
+    def _signal(self, address: int, data: int) -> None:
+        """An interrupt that the vIOMMU raises itself."""
+        self._parent.signal_msi(self._vm, address, data)
+
+    def _next_slot(self) -> int:
+        self._slots += 1
+        return self._slots - 1

@@ -1,0 +1,213 @@
+"""Plays attacks of one rogue device and judges them by what everybody but the rogue saw.
+
+The launcher gives the rogue all that an attacker could ever learn: the addresses of what it is
+after. Whether it got there is said by the owners of the memory, by the root port and by the IOMMU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Target
+from viommu_actors.attacks.evidence import Evidence, Fault
+from viommu_actors.attacks.expected import Driver, expected
+from viommu_actors.attacks.verdict import observe
+from viommu_actors.report.results import Verdict
+from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
+from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+
+if TYPE_CHECKING:
+    from viommu_actors.supervise.scenario import Owner
+
+_PAGE = 4096
+_SETTLE = 2.0
+
+
+class Aim(NamedTuple):
+    """What an attack is directed at.
+
+    `addresses` are what the rogue puts on the bus, `pages` the host-physical pages that must stay
+    out of its reach, `keeper` the actor that guards them.
+    """
+
+    keeper: str
+    addresses: list[int]
+    pages: set[int]
+    digest: str
+
+
+class Assault:
+    """Attacks of one device."""
+
+    def __init__(
+        self, topology: ResolvedTopology, plan: Plan, supervisor: Supervisor, device: ResolvedDevice, owner: Owner
+    ) -> None:
+        self._topology = topology
+        self._memory = plan.memory
+        self._supervisor = supervisor
+        self._device = device
+        self._owner = owner
+        self._driver: Driver = "host" if device.vm is None else "guest"
+        self._setting = topology.setting(device.name)
+
+    def applicable(self) -> Iterator[tuple[Attack, Target]]:
+        """The device's attacks on every target that this topology has."""
+        for name in self._device.rogue:
+            attack = CATALOGUE[name]
+            for target in attack.targets:
+                if target is Target.OTHER_GUEST and self._other_vm() is None:
+                    continue
+                try:
+                    cell = expected(attack.id, self._driver, target, self._setting)
+                except KeyError:
+                    continue
+                if cell.verdict is not None:
+                    yield attack, target
+
+    def play(self, attack: Attack, target: Target) -> Verdict:
+        """Plays one attack on one target and gathers the proofs."""
+        command = self._supervisor.command
+        device, owner = self._device, self._owner
+        aim = self._aim(attack, target)
+        command("host", "faults")
+        command("host", "watch", slot=device.slot)
+        if attack.access == "read":
+            command(device.name, "attack", steps=[["read", address, 64] for address in aim.addresses])
+        else:
+            command(device.name, "attack", steps=[["write", address, b"\xde\xad" * 32] for address in aim.addresses])
+        seen = self._settled(len(aim.addresses))
+        faults = command("host", "faults")["records"]
+        control = command(owner.kernel, "offer_control", bdf=owner.bdf)
+        command(device.name, "attack", steps=[["write", control["iova"], control["data"]]])
+        arrived = self._control_arrived()
+        reached = set(seen["reached"])
+        outcomes = seen["outcomes"]
+        hits = len(reached & aim.pages)
+        evidence = Evidence(
+            attempts=sum(outcomes.values()),
+            canary_before=aim.digest,
+            canary_after=command(aim.keeper, "digest"),
+            fault=_fault(faults, seen),
+            control=arrived,
+            reached=hits,
+            elsewhere=outcomes.get("ok", 0) - hits,
+            refused=sum(n for outcome, n in outcomes.items() if outcome != "ok"),
+        )
+        cell = expected(attack.id, self._driver, target, self._setting)
+        assert cell.verdict is not None
+        return Verdict(
+            device=device.name,
+            driver=self._driver,
+            attack=attack.id,
+            target=target.value,
+            setting=self._setting,
+            expected=cell.verdict,
+            observed=observe(attack.access, device.bdf, evidence),
+            evidence=evidence,
+        )
+
+    # --- aims
+
+    def _aim(self, attack: Attack, target: Target) -> Aim:
+        command = self._supervisor.command
+        if target is Target.PAGE_TABLES:
+            return self._aim_at_tables("page tables" if attack.id == "A31" else "root")
+        keeper, own = self._keeper(target)
+        guarded = command(keeper, "place_canaries")
+        physical = {self._physical(keeper, page) for page in guarded["pages"]}
+        # Foreign memory is probed by host-physical address, the own guest's by guest-physical.
+        addresses = sorted(guarded["pages"] if own else physical)
+        if attack.access == "read":
+            addresses = sorted({*addresses, *self._scan(keeper, own)})
+        return Aim(keeper, addresses, physical, guarded["digest"])
+
+    def _aim_at_tables(self, kind: str) -> Aim:
+        for keeper in dict.fromkeys((self._owner.kernel, "host")):
+            guarded = self._supervisor.command(keeper, "guard_tables", kind=kind)
+            if guarded["pages"]:
+                own = keeper == self._owner.kernel
+                physical = {self._physical(keeper, page) for page in guarded["pages"]}
+                return Aim(keeper, sorted(guarded["pages"] if own else physical), physical, guarded["digest"])
+        raise ValueError("no kernel of this topology has translation tables")
+
+    def _keeper(self, target: Target) -> tuple[str, bool]:
+        """(actor that owns the target's memory, whether the device is driven by it)."""
+        if target is Target.HOST_MEMORY:
+            return "host", self._owner.kernel == "host"
+        if target is Target.OTHER_GUEST:
+            other = self._other_vm()
+            assert other is not None
+            return guest_of(other), False
+        return self._owner.kernel, True
+
+    def _other_vm(self) -> str | None:
+        return next((vm.name for vm in self._topology.vms if vm.name != self._device.vm), None)
+
+    def _scan(self, keeper: str, own: bool) -> Iterator[int]:
+        """Every page of the keeper's memory, by the address that the rogue would use."""
+        if keeper == "host":
+            ranges = [(HOST_HIGH_BASE, self._topology.host.memory - HOST_LOW_MEMORY)]
+        else:
+            slots = self._memory[keeper.removesuffix(".guest")]
+            ranges = [(gpa if own else hpa, size) for gpa, hpa, size in slots]
+        for base, size in ranges:
+            yield from range(base, base + size, _PAGE)
+
+    def _physical(self, keeper: str, page: int) -> int:
+        """Host-physical address of a page that the keeper's kernel knows by its own."""
+        if keeper == "host":
+            return page
+        for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]:
+            if gpa <= page < gpa + size:
+                return hpa + page - gpa
+        raise ValueError(f"{keeper} has no memory at {page:#x}")
+
+    # --- waiting for posted writes, which nobody answers
+
+    def _settled(self, attempts: int) -> dict[str, Any]:
+        """The port's evidence once all that the rogue sent has arrived."""
+        deadline = time.monotonic() + _SETTLE
+        while True:
+            seen: dict[str, Any] = self._supervisor.command("host", "evidence", slot=self._device.slot)
+            if sum(seen["outcomes"].values()) >= attempts or time.monotonic() > deadline:
+                self._supervisor.command("host", "unwatch", slot=self._device.slot)
+                return seen
+            self._supervisor.poll(0.01)
+
+    def _control_arrived(self) -> bool:
+        deadline = time.monotonic() + _SETTLE
+        command, owner = self._supervisor.command, self._owner
+        while not (arrived := command(owner.kernel, "check_control", bdf=owner.bdf)) and time.monotonic() < deadline:
+            self._supervisor.poll(0.01)
+        command(owner.kernel, "end_control", bdf=owner.bdf)
+        return bool(arrived)
+
+
+def _fault(records: Any, seen: dict[str, Any]) -> Fault | None:
+    """The first record of a refusal: of the host's IOMMU, else of the root port."""
+    for record in records:
+        return Fault(
+            kind="remapping",
+            unit="host iommu",
+            source=record["source"],
+            address=f"{record['address']:#x}",
+            write=record["write"],
+            reason=f"{record['reason']:#x}",
+            text=record["text"],
+            count=len(records),
+        )
+    refusal = seen["first_refusal"]
+    if refusal is None or refusal["outcome"] == "fault":
+        return None
+    return Fault(
+        kind="acs" if refusal["outcome"] == "acs" else "rejected",
+        unit="root port",
+        source=refusal["source"],
+        address=f"{refusal['address']:#x}",
+        write=refusal["write"],
+        text=refusal["outcome"],
+        count=seen["outcomes"][refusal["outcome"]],
+    )

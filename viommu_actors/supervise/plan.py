@@ -1,0 +1,192 @@
+"""From a resolved topology to processes: each actor's configuration, and the descriptors it inherits."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from viommu_actors.spec import platform
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.wire.sockets import Listener
+
+_GIB = 1 << 30
+#: The host's RAM: what its firmware needs below 1 MiB, and the rest far above every guest-physical
+#: address, so that no address of a guest is one of foreign memory.
+HOST_LOW_MEMORY = 2 << 20
+HOST_HIGH_BASE = 64 * _GIB
+
+
+@dataclass
+class ActorPlan:
+    """One process to be: `configuration` is what it reads, `fds` what it inherits."""
+
+    role: str
+    name: str
+    inbox: Listener
+    configuration: dict[str, Any]
+    fds: list[int]
+
+
+@dataclass
+class Plan:
+    """All processes, in the order in which they become ready, and where each VM's memory lies."""
+
+    actors: list[ActorPlan] = field(default_factory=list)
+    #: VM name -> its slots (gpa, hpa, size)
+    memory: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Closes this process's copies of every descriptor."""
+        for fd in {fd for actor in self.actors for fd in actor.fds}:
+            os.close(fd)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+    fd: int
+    size: int
+    gpa: int
+    hpa: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "fd": self.fd, "size": self.size, "gpa": self.gpa, "hpa": self.hpa}
+
+
+def guest_of(vm: str) -> str:
+    """Name of a VM's guest process."""
+    return f"{vm}.guest"
+
+
+def hypervisor_of(vm: str) -> str:
+    """Name of a VM's hypervisor process."""
+    return f"{vm}.hypervisor"
+
+
+def make_plan(topology: ResolvedTopology) -> Plan:
+    """Makes every listener, memory slot and cable of the topology."""
+    plan = Plan()
+    links = {device.name: Listener.create() for device in topology.devices}
+    cables = _cables(topology.devices)
+    host = _actor("host", "host")
+    slots = _place_memory(topology, plan)
+    for device in topology.devices:
+        plan.actors.append(_device(device, links[device.name], cables.get(device.name)))
+    vms = [_vm(vm, slots[vm.name], host.inbox) for vm in topology.vms]
+    host.configuration |= {
+        "low_memory": HOST_LOW_MEMORY,
+        "high_base": HOST_HIGH_BASE,
+        "high_memory": topology.host.memory - HOST_LOW_MEMORY,
+        "cmdline": topology.host.cmdline,
+        "iommu": {"aw_bits": topology.host.iommu.aw_bits},
+        "links": [
+            {"slot": device.slot, "device": device.name, "address": links[device.name].address}
+            for device in topology.devices
+        ],
+        "vms": [
+            {
+                "name": vm.name,
+                "hypervisor": hypervisor.name,
+                "guest": guest.name,
+                "guest_address": guest.inbox.address,
+                "ram": [slot.as_dict() for slot in slots[vm.name]],
+            }
+            for vm, (hypervisor, guest) in zip(topology.vms, vms, strict=True)
+        ],
+    }
+    host.fds += [slot.fd for vm in topology.vms for slot in slots[vm.name]]
+    plan.actors += [host, *(hypervisor for hypervisor, _ in vms), *(guest for _, guest in vms)]
+    return plan
+
+
+def _actor(role: str, name: str) -> ActorPlan:
+    inbox = Listener.create()
+    configuration = {"role": role, "name": name, "inbox": {"fd": inbox.fd, "address": inbox.address}}
+    return ActorPlan(role, name, inbox, configuration, [inbox.fd])
+
+
+def _device(device: ResolvedDevice, link: Listener, cable: int | None) -> ActorPlan:
+    actor = _actor("device", device.name)
+    actor.configuration |= {
+        "link": {"fd": link.fd, "address": link.address},
+        "model": device.model,
+        "max_payload": device.max_payload,
+        "dma_mask_bits": device.dma_mask_bits,
+        "cable": cable,
+    }
+    actor.fds += [link.fd] if cable is None else [link.fd, cable]
+    return actor
+
+
+def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, ActorPlan]:
+    hypervisor, guest = _actor("hypervisor", hypervisor_of(vm.name)), _actor("guest", guest_of(vm.name))
+    ram = [slot.as_dict() for slot in slots]
+    parent = {"name": "host", "address": host.address}
+    viommu = vm.viommu
+    hypervisor.configuration |= {
+        "parent": parent,
+        "guest": guest.name,
+        "ram": ram,
+        "vm": {
+            "name": vm.name,
+            "cmdline": vm.cmdline,
+            "viommu": viommu
+            and {"aw_bits": viommu.aw_bits, "caching_mode": viommu.caching_mode, "pass_through": viommu.pt},
+            "assign": [
+                {
+                    "host": f"0000:{assign.host_bdf}",
+                    "slot": assign.slot,
+                    "edits": [
+                        {"hide": edit.hide}
+                        if edit.hide
+                        else {"offset": edit.offset, "mask": edit.mask, "value": edit.value}
+                        for edit in assign.edit
+                    ],
+                }
+                for assign in vm.assign
+            ],
+        },
+    }
+    guest.configuration |= {
+        "parent": parent,
+        "hypervisor": {"name": hypervisor.name, "address": hypervisor.inbox.address},
+        "ram": ram,
+    }
+    for actor in (hypervisor, guest):
+        actor.fds += [slot.fd for slot in slots]
+    return hypervisor, guest
+
+
+def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slot]]:
+    """A memfd for each slot, at host-physical addresses aligned for the largest page."""
+    hpa = HOST_HIGH_BASE + _gib_up(topology.host.memory)
+    placed: dict[str, list[_Slot]] = {}
+    for vm in topology.vms:
+        low = min(vm.memory, platform.LOW_MEMORY_LIMIT)
+        parts = [("ram", 0, low), ("ram-high", platform.HIGH_MEMORY, vm.memory - low)]
+        slots = []
+        for name, gpa, size in parts:
+            if size:
+                fd = os.memfd_create(f"{vm.name}-{name}")
+                os.ftruncate(fd, size)
+                slots.append(_Slot(name, fd, size, gpa, hpa))
+                hpa += _gib_up(size)
+        placed[vm.name] = slots
+        plan.memory[vm.name] = [(slot.gpa, slot.hpa, slot.size) for slot in slots]
+    return placed
+
+
+def _cables(devices: tuple[ResolvedDevice, ...]) -> dict[str, int]:
+    """One end of a socket pair for each nic that has a peer."""
+    ends: dict[str, int] = {}
+    for device in devices:
+        if device.peer is not None and device.name not in ends:
+            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ends[device.name], ends[device.peer] = one.detach(), other.detach()
+    return ends
+
+
+def _gib_up(size: int) -> int:
+    return (size + _GIB - 1) // _GIB * _GIB

@@ -1,0 +1,73 @@
+"""One actor as the launcher holds it: a child process and the control channel to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import zmq
+
+from viommu_actors.supervise.plan import ActorPlan
+from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
+from viommu_actors.wire.sockets import Channel
+from viommu_actors.wire.tally import Tally
+
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+class Actor:
+    """A running actor; `pidfd` becomes readable when it ends."""
+
+    def __init__(self, plan: ActorPlan, context: zmq.Context[Any], lifeline: int, log: IO[bytes]) -> None:
+        self.role = plan.role
+        self.name = plan.name
+        self.last_did = "was started"
+        self._log = log.name
+        configuration = plan.configuration | {"launcher": os.getpid(), "lifeline": lifeline}
+        self._process = _spawn(configuration, [*plan.fds, lifeline], log)
+        self.pidfd = os.pidfd_open(self._process.pid)
+        self.tally = Tally(f"control:{self.name}", "launcher")
+        self.channel = Channel(context, "launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        try:
+            lines = Path(self._log).read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+    def end(self) -> None:
+        """Kills the process if it still runs, reaps it, and lets go of everything."""
+        self._process.kill()
+        self._process.wait()
+        os.close(self.pidfd)
+        self.channel.socket.close()
+
+
+def _spawn(configuration: dict[str, Any], fds: list[int], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A fresh interpreter whose standard input is the configuration."""
+    paths = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with os.fdopen(os.memfd_create("configuration"), "w+b") as memory:
+        memory.write(json.dumps(configuration).encode())
+        memory.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-m", "viommu_actors.actors"],
+            stdin=memory,
+            stdout=log,
+            stderr=log,
+            pass_fds=fds,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )

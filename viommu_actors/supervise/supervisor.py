@@ -1,0 +1,236 @@
+"""Starts the actors of a plan, commands them, and notices at once when one of them dies.
+
+One thread, one poll: control channels, a pidfd for each actor, the run's control socket, and a
+pipe that signals write to. Whatever the launcher waits for, it waits for it here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+import zmq
+
+from viommu_actors.supervise.door import Door
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.plan import Plan
+from viommu_actors.supervise.process import Actor
+from viommu_actors.wire.messages import Command, Event, Reply
+from viommu_actors.wire.sockets import make_context
+from viommu_actors.wire.tally import disagreements
+
+#: How long an actor may take for one command before the run counts as stuck.
+COMMAND_TIMEOUT = 60.0
+#: How long the counts of both ends of a wire may take to agree once all is quiet.
+_QUIESCE = 2.0
+
+
+class ActorDied(Exception):
+    """A process died that should not have; the text names it and what it last did."""
+
+
+class Interrupted(Exception):
+    """SIGINT, SIGTERM or the control message `stop`."""
+
+
+class CommandFailed(Exception):
+    """An actor could not do what it was told; the text is its reason."""
+
+
+class Supervisor:
+    """The running processes of one plan. Use as a context manager: on leaving, all of them have ended."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, on_event: Callable[[str, str, Any], None]) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._on_event = on_event
+        self._context = make_context()
+        self._poller = zmq.Poller()
+        self._number = 0
+        self._replies: dict[int, Reply] = {}
+        self._counts_at: dict[int, dict[str, Any]] = {}
+        self._interrupted = ""
+        self.actors: dict[str, Actor] = {}
+
+    def __enter__(self) -> Supervisor:
+        self._lifeline = os.pipe2(os.O_CLOEXEC)
+        self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._wakeup_fd = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        self._poller.register(self._wake[0], zmq.POLLIN)
+        self.door = Door(self._context)
+        self._poller.register(self.door.socket, zmq.POLLIN)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self.actors.values():
+            self._poller.unregister(actor.pidfd)
+            actor.end()
+        self.door.close()
+        self._context.destroy(linger=0)
+        signal.set_wakeup_fd(self._wakeup_fd)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for fd in (*self._lifeline, *self._wake):
+            os.close(fd)
+
+    def _start(self) -> None:
+        try:
+            for plan in self._plan.actors:
+                with self._folder.log(plan.name) as log:
+                    actor = Actor(plan, self._context, self._lifeline[0], log)
+                self.actors[plan.name] = actor
+                self._poller.register(actor.pidfd, zmq.POLLIN)
+                self._poller.register(actor.channel.socket, zmq.POLLIN)
+                self._folder.event(plan.name, "started", role=plan.role, pid=actor.pid)
+        finally:
+            self._plan.close()
+
+    # --- commands
+
+    def command(self, actor: str, name: str, **arguments: Any) -> Any:
+        """Has one actor do something; returns its result."""
+        return self.commands([actor], name, **arguments)[actor]
+
+    def commands(self, actors: Iterable[str], name: str, **arguments: Any) -> dict[str, Any]:
+        """Has several actors do the same at the same time; their results.
+
+        Raises CommandFailed, ActorDied, Interrupted.
+        """
+        numbers = {actor: self._send(actor, name, arguments) for actor in actors}
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while not all(number in self._replies for number in numbers.values()):
+            if time.monotonic() > deadline:
+                late = [actor for actor, number in numbers.items() if number not in self._replies]
+                raise CommandFailed(f"{', '.join(late)}: no answer to {name!r} within {COMMAND_TIMEOUT:.0f} s")
+            self.poll(deadline - time.monotonic())
+        replies = {actor: self._replies.pop(number) for actor, number in numbers.items()}
+        for actor, reply in replies.items():
+            self._folder.event(actor, f"did {name}", error=reply.error)
+            if reply.error:
+                raise CommandFailed(f"{actor}: {name}: {reply.error}")
+        return {actor: reply.result for actor, reply in replies.items()}
+
+    def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> int:
+        self._number += 1
+        self.actors[actor].last_did = f"was told to {name}"
+        self.actors[actor].channel.post(Command(self._number, name, arguments))
+        return self._number
+
+    def poll(self, seconds: float) -> None:
+        """Waits once for whatever happens first. Raises ActorDied, Interrupted."""
+        ready = {source for source, _ in self._poller.poll(max(0, seconds * 1000))}
+        for actor in list(self.actors.values()):
+            if actor.channel.socket in ready:
+                self._drain(actor)
+        if self.door.socket in ready:
+            self.door.serve(self._status, self._stop)
+        self._raise_if_interrupted()
+        for actor in list(self.actors.values()):
+            if actor.pidfd in ready:
+                self._died(actor)
+
+    def wait_until_stopped(self) -> None:
+        """Stays up until a signal or `stop`. Raises ActorDied."""
+        while True:
+            try:
+                self.poll(3600)
+            except Interrupted:
+                return
+
+    def _drain(self, actor: Actor) -> None:
+        while True:
+            try:
+                message = actor.channel.receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            except ValueError as error:  # a device is not trusted to speak the wire
+                self._folder.event(actor.name, "malformed", problem=str(error))
+                continue
+            if isinstance(message, Reply):
+                self._replies[message.number] = message
+                self._counts_at[message.number] = actor.tally.as_dict()
+            elif isinstance(message, Event):
+                actor.last_did = message.name
+                self._folder.event(actor.name, message.name, fields=message.fields)
+                self._on_event(actor.name, message.name, message.fields)
+
+    def _died(self, actor: Actor) -> None:
+        status = actor.exit_status()
+        how = f"killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
+        words = actor.last_words()
+        text = f"{actor.name} (pid {actor.pid}) was {how}; it last {actor.last_did}; last in its log: {words}"
+        self._folder.event(actor.name, "died", status=status, last_did=actor.last_did, log=words)
+        raise ActorDied(text)
+
+    # --- the counts of both ends
+
+    def reconcile(self) -> list[str]:
+        """The wires whose ends disagree, once all is quiet; empty as it should be."""
+        deadline = time.monotonic() + _QUIESCE
+        while True:
+            lines = disagreements(self._counts())
+            if not lines or time.monotonic() > deadline:
+                return lines
+            self.poll(0.02)
+
+    def _counts(self) -> list[dict[str, Any]]:
+        numbers = {name: self._send(name, "counts", {}) for name in self.actors}
+        ends: list[dict[str, Any]] = []
+        deadline = time.monotonic() + COMMAND_TIMEOUT
+        while not all(number in self._replies for number in numbers.values()) and time.monotonic() < deadline:
+            self.poll(deadline - time.monotonic())
+        for number in numbers.values():
+            reply = self._replies.pop(number)
+            mine = self._counts_at[number]
+            mine["received"]["Reply"] -= 1  # the actor took its counts before it sent them
+            ends += [*_checked_counts(reply.result), mine]
+        self._counts_at.clear()
+        return ends
+
+    # --- stopping
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = signal.Signals(number).name
+
+    def _stop(self) -> None:
+        self._interrupted = "the control message stop"
+
+    def _raise_if_interrupted(self) -> None:
+        if self._interrupted:
+            reason, self._interrupted = self._interrupted, ""
+            self._folder.event("launcher", "interrupted", by=reason)
+            while True:
+                try:
+                    os.read(self._wake[0], 64)
+                except BlockingIOError:
+                    break
+            raise Interrupted(reason)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "processes": [
+                {"role": actor.role, "name": actor.name, "pid": actor.pid, "last_did": actor.last_did}
+                for actor in self.actors.values()
+            ]
+        }
+
+
+def _checked_counts(result: Any) -> list[dict[str, Any]]:
+    """Counts as an actor reports them; what has another shape counts as nothing."""
+    ends = []
+    for end in result if isinstance(result, tuple | list) else ():
+        if isinstance(end, dict) and all(isinstance(end.get(key), dict) for key in ("sent", "received")):
+            ends.append({"wire": str(end.get("wire")), "end": str(end.get("end")), **{
+                way: {str(k): n for k, n in end[way].items() if isinstance(n, int)} for way in ("sent", "received")
+            }})  # fmt: skip
+    return ends

@@ -1,0 +1,114 @@
+"""Encoder and validating decoder of a wire, both derived from its message classes.
+
+A message is one frame: a msgpack array `[tag, field, ...]`. The classes are `NamedTuple`s whose
+annotations carry the bounds (`spec.fields`); nothing else states them. What a decoder hands out
+has the right arity, types (a bool is no int), ranges and lengths, and no trailing bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from viommu_actors.spec.fields import Length, Range
+
+Message = tuple[Any, ...]
+#: Longest frame of any wire: a 1 MiB payload and its header. MAXMSGSIZE of every socket.
+MAX_FRAME = (1 << 20) + 4096
+
+
+class MalformedMessage(ValueError):
+    """A frame that is no message of this wire; the text says what is wrong with it."""
+
+
+class Plain:
+    """Marks a field that holds any tree of maps, lists, numbers, texts and byte strings."""
+
+
+class Codec:
+    """Codec of the message classes of one direction of one wire, each under its tag (1..127)."""
+
+    def __init__(self, classes: Mapping[int, type[Message]]) -> None:
+        self.classes = dict(classes)
+        self.tags = {cls: tag for tag, cls in self.classes.items()}
+        self._checks = {tag: _compile_check(cls) for tag, cls in self.classes.items()}
+        self._pack = msgpack.Packer(autoreset=True).pack
+
+    def encode(self, message: Message) -> bytes:
+        """Raises KeyError for a class of another wire. Bounds are the sender's promise, checked on arrival."""
+        frame: bytes = self._pack((self.tags[type(message)], *message))
+        return frame
+
+    def decode(self, frame: bytes) -> Message:
+        """Raises MalformedMessage."""
+        try:
+            fields = msgpack.unpackb(frame, use_list=False)
+        except (ValueError, TypeError) as error:
+            raise MalformedMessage(f"not msgpack: {error}") from None
+        if type(fields) is not tuple or not fields:
+            raise MalformedMessage("not an array with a tag")
+        tag = fields[0]
+        check = self._checks.get(tag) if type(tag) is int else None
+        if check is None:
+            raise MalformedMessage(f"unknown tag {tag!r:.40}")
+        problem = check(fields)
+        if problem:
+            raise MalformedMessage(f"{self.classes[tag].__name__}: {problem}")
+        return tuple.__new__(self.classes[tag], fields[1:])
+
+
+def _compile_check(cls: type[Message]) -> Any:
+    """A function from the unpacked array to the first problem in it, or ''.
+
+    Compiled from the annotations, as `NamedTuple` compiles its constructor: the hot path pays one
+    comparison a field.
+    """
+    hints = {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in cls._fields}  # type: ignore[attr-defined]
+    lines = ["def check(m):", f"    if len(m) != {len(hints) + 1}: return 'has %d fields, not {len(hints)}' % (len(m) - 1)"]
+    for index, (name, hint) in enumerate(hints.items(), start=1):
+        condition = _condition(f"m[{index}]", hint)
+        if condition:
+            lines.append(f"    if not ({condition}): return {f'bad {name}'!r}")
+    lines.append("    return ''")
+    namespace: dict[str, Any] = {}
+    exec("\n".join(lines), namespace)  # noqa: S102 - source made from our own classes alone
+    return namespace["check"]
+
+
+def _condition(value: str, hint: Any, depth: int = 0) -> str:
+    """Source of an expression that is true where `value` fits the annotation."""
+    bounds: list[Any] = []
+    if get_origin(hint) is Annotated:
+        hint, *bounds = get_args(hint)
+    if any(isinstance(bound, Plain) for bound in bounds):
+        return ""
+    if get_origin(hint) is tuple:
+        return _tuple_condition(value, get_args(hint), bounds, depth)
+    if hint not in (int, bytes, str, bool):
+        raise TypeError(f"no wire form for {hint!r}")
+    parts = [f"type({value}) is {hint.__name__}"]
+    for bound in bounds:
+        if isinstance(bound, Range):
+            parts.append(f"{bound.low} <= {value} <= {bound.high}")
+        elif isinstance(bound, Length):
+            parts.append(f"{bound.low} <= len({value}) <= {bound.high}")
+    return " and ".join(parts)
+
+
+def _tuple_condition(value: str, items: tuple[Any, ...], bounds: list[Any], depth: int) -> str:
+    parts = [f"type({value}) is tuple"]
+    if len(items) == 2 and items[1] is Ellipsis:
+        parts += [f"{b.low} <= len({value}) <= {b.high}" for b in bounds if isinstance(b, Length)]
+        each = f"x{depth}"
+        inner = _condition(each, items[0], depth + 1)
+        if inner:
+            parts.append(f"all({inner} for {each} in {value})")
+    else:
+        parts.append(f"len({value}) == {len(items)}")
+        for index, item in enumerate(items):
+            inner = _condition(f"{value}[{index}]", item, depth)
+            if inner:
+                parts.append(inner)
+    return " and ".join(parts)

@@ -1,0 +1,342 @@
+"""Every message that crosses a wire, wire by wire, as `design` names them.
+
+The link's are TLPs (`spec.tlp`). Requests of the vfio and kvm wires follow the ioctls of
+linux/vfio.h and linux/kvm.h one for one, so that a real user of them can stand at either end.
+Addresses and sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from viommu_actors.spec import tlp
+from viommu_actors.spec.fields import U8, U16, U32, U64, Length, Range
+from viommu_actors.wire.codec import Codec, Plain
+
+Handle = Annotated[int, Range(0, 0x7FFF_FFFF)]
+Name = Annotated[str, Length(1, 64)]
+Text = Annotated[str, Length(0, 4096)]
+Size = Annotated[int, Range(1, 8)]
+#: An unguessable 16-byte capability to one BAR, or empty where the memory is RAM.
+Token = Annotated[bytes, Length(0, 16)]
+Tree = Annotated[object, Plain()]
+
+
+# trap: guest -> hypervisor, a VM exit; the guest's CPU waits for the answer.
+
+
+class TrapRead(NamedTuple):
+    """MMIO read of an address that the hypervisor emulates."""
+
+    address: U64
+    size: Size
+
+
+class TrapWrite(NamedTuple):
+    """MMIO write of an address that the hypervisor emulates."""
+
+    address: U64
+    size: Size
+    value: U64
+
+
+class TrapValue(NamedTuple):
+    """The emulated read's value."""
+
+    value: U64
+
+
+class TrapDone(NamedTuple):
+    """The emulated write is complete. `flush`: the address map changed, drop every direct window."""
+
+    flush: bool
+
+
+class TrapDirect(NamedTuple):
+    """The address lies in a memory slot: the access is to be done again, straight to the device.
+
+    What an EPT violation does that ends with a mapping instead of an exit to user space.
+    """
+
+    base: U64
+    size: U64
+    token: Token
+
+
+# direct: guest -> the parent kernel's fabric -> device.
+
+
+class DirectRead(NamedTuple):
+    """Read of a BAR that was lent; answered by DirectValue, all-ones after a completion timeout."""
+
+    token: Token
+    offset: U32
+    size: Size
+
+
+class DirectWrite(NamedTuple):
+    """Posted write to a BAR that was lent."""
+
+    token: Token
+    offset: U32
+    size: Size
+    value: U64
+
+
+class DirectValue(NamedTuple):
+    """Value of a DirectRead."""
+
+    value: U64
+
+
+# vfio: a user process -> its kernel. Each is answered by its own reply or by Failed.
+
+
+class Failed(NamedTuple):
+    """The request's errno, and why."""
+
+    errno: Annotated[int, Range(1, 4095)]
+    reason: Text
+
+
+class Done(NamedTuple):
+    """Success; `value` is what the ioctl returns (a descriptor, bytes unmapped, an address)."""
+
+    value: U64
+
+
+class Content(NamedTuple):
+    """Bytes read from a region, or a channel token."""
+
+    data: Annotated[bytes, Length(0, 4096)]
+
+
+class RegionInfo(NamedTuple):
+    """VFIO_DEVICE_GET_REGION_INFO."""
+
+    flags: U32
+    size: U64
+    offset: U64
+
+
+class IrqInfo(NamedTuple):
+    """VFIO_DEVICE_GET_IRQ_INFO."""
+
+    flags: U32
+    count: U32
+
+
+class OpenContainer(NamedTuple):
+    """open("/dev/vfio/vfio")."""
+
+
+class OpenGroup(NamedTuple):
+    """open("/dev/vfio/$GROUP"); `device` names the BDF whose group is meant, as sysfs tells it."""
+
+    device: Name
+
+
+class SetContainer(NamedTuple):
+    """VFIO_GROUP_SET_CONTAINER."""
+
+    group: Handle
+    container: Handle
+
+
+class SetIommu(NamedTuple):
+    """VFIO_SET_IOMMU."""
+
+    container: Handle
+    kind: U32
+
+
+class GetDevice(NamedTuple):
+    """VFIO_GROUP_GET_DEVICE_FD."""
+
+    group: Handle
+    device: Name
+
+
+class MapDma(NamedTuple):
+    """VFIO_IOMMU_MAP_DMA."""
+
+    container: Handle
+    flags: U32
+    vaddr: U64
+    iova: U64
+    size: U64
+
+
+class UnmapDma(NamedTuple):
+    """VFIO_IOMMU_UNMAP_DMA; the answer is a barrier."""
+
+    container: Handle
+    iova: U64
+    size: U64
+
+
+class GetRegionInfo(NamedTuple):
+    """VFIO_DEVICE_GET_REGION_INFO."""
+
+    device: Handle
+    index: U32
+
+
+class GetIrqInfo(NamedTuple):
+    """VFIO_DEVICE_GET_IRQ_INFO."""
+
+    device: Handle
+    index: U32
+
+
+class RegionRead(NamedTuple):
+    """pread() of a device region."""
+
+    device: Handle
+    index: U32
+    offset: U64
+    size: Annotated[int, Range(1, 4096)]
+
+
+class RegionWrite(NamedTuple):
+    """pwrite() of a device region."""
+
+    device: Handle
+    index: U32
+    offset: U64
+    data: Annotated[bytes, Length(1, 4096)]
+
+
+class SetIrqs(NamedTuple):
+    """VFIO_DEVICE_SET_IRQS with eventfds; -1 takes one away, none at all disables the index."""
+
+    device: Handle
+    index: U32
+    start: U32
+    eventfds: Annotated[tuple[Annotated[int, Range(-1, 0x7FFF_FFFF)], ...], Length(0, 32)]
+
+
+class ResetDevice(NamedTuple):
+    """VFIO_DEVICE_RESET."""
+
+    device: Handle
+
+
+class MmapRegion(NamedTuple):
+    """mmap() of a device region; answered with a user address."""
+
+    device: Handle
+    index: U32
+
+
+class MmapRam(NamedTuple):
+    """mmap() of one of the process's own memory slots, by name; answered with a user address."""
+
+    slot: Name
+
+
+class CloseHandle(NamedTuple):
+    """close()."""
+
+    handle: Handle
+
+
+class Eventfd(NamedTuple):
+    """eventfd()."""
+
+
+# kvm: a hypervisor -> its kernel, beside vfio on the same socket.
+
+
+class CreateVm(NamedTuple):
+    """KVM_CREATE_VM."""
+
+    name: Name
+
+
+class SetMemory(NamedTuple):
+    """KVM_SET_USER_MEMORY_REGION; size 0 takes the slot away. Answered with Content(token)."""
+
+    vm: Handle
+    slot: U16
+    gpa: U64
+    size: U64
+    vaddr: U64
+
+
+class SetRoutes(NamedTuple):
+    """KVM_SET_GSI_ROUTING with MSI entries (gsi, address, data); replaces all."""
+
+    vm: Handle
+    routes: Annotated[tuple[tuple[U16, U64, U32], ...], Length(0, 1024)]
+
+
+class BindIrqfd(NamedTuple):
+    """KVM_IRQFD."""
+
+    vm: Handle
+    eventfd: Handle
+    gsi: U16
+
+
+class SignalMsi(NamedTuple):
+    """KVM_SIGNAL_MSI: the hypervisor's own emulated devices raise an interrupt (vIOMMU faults)."""
+
+    vm: Handle
+    address: U64
+    data: U32
+
+
+# inject: a kernel -> guest, one way.
+
+
+class Inject(NamedTuple):
+    """An interrupt vector at the guest's local APIC."""
+
+    vector: U8
+
+
+# control: launcher <-> everyone.
+
+
+class Command(NamedTuple):
+    """A command to an actor; answered by a Reply with its number."""
+
+    number: U32
+    name: Name
+    arguments: Tree
+
+
+class Reply(NamedTuple):
+    """Answer to a Command: `error` empty on success."""
+
+    number: U32
+    error: Text
+    result: Tree
+
+
+class Event(NamedTuple):
+    """Something that happened in an actor, unasked: for progress and the run's events."""
+
+    name: Name
+    fields: Tree
+
+
+LINK_UP = Codec({1: tlp.MemRead, 2: tlp.MemWrite, 3: tlp.Atomic, 4: tlp.Completion})
+LINK_DOWN = Codec(
+    {1: tlp.Completion, 2: tlp.MmioRead, 3: tlp.MmioWrite, 4: tlp.CfgRead, 5: tlp.CfgWrite, 6: tlp.HotReset}
+)
+TRAP = Codec({1: TrapRead, 2: TrapWrite})
+TRAP_ANSWER = Codec({1: TrapValue, 2: TrapDone, 3: TrapDirect})
+DIRECT = Codec({1: DirectRead, 2: DirectWrite})
+DIRECT_ANSWER = Codec({1: DirectValue})
+KERNEL_REQUESTS: tuple[type, ...] = (
+    MapDma, UnmapDma, OpenContainer, OpenGroup, SetContainer, SetIommu, GetDevice, GetRegionInfo, GetIrqInfo,
+    RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
+    CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi,
+)  # fmt: skip
+VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
+VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo})
+INJECT = Codec({1: Inject})
+CONTROL = Codec({1: Command})
+CONTROL_ANSWER = Codec({1: Reply, 2: Event})

@@ -1,0 +1,173 @@
+"""Sockets of the wires: inherited listeners, inboxes that serve, channels that ask.
+
+Every socket that listens is made by the launcher as an abstract AF_UNIX name of 128 random bits
+and handed to its actor as a descriptor (`ZMQ_USE_FD`): nobody binds by itself, a name cannot be
+taken over, and a peer of another user is refused when it connects. What a kill leaves behind is
+nothing, since an abstract name goes with its last descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from viommu_actors.wire.codec import MAX_FRAME, Codec, MalformedMessage, Message
+from viommu_actors.wire.tally import Tally
+
+#: Messages that wait in a socket before its sender is told to try again.
+HIGH_WATER_MARK = 64
+
+
+class PeerGone(Exception):
+    """No answer will come: the peer closed, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A listening descriptor and the address that others connect to."""
+
+    fd: int
+    address: str
+
+    @staticmethod
+    def create() -> Listener:
+        """For the launcher: the descriptor is not inheritable until it is passed on by name."""
+        name = f"viommu-{secrets.token_hex(16)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            listening.bind(f"\0{name}")
+            listening.listen(32)
+            return Listener(listening.detach(), f"ipc://@{name}")
+
+
+def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """The context of this process, with one I/O thread."""
+    return zmq.Context(1)
+
+
+def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
+    made: zmq.Socket[bytes] = context.socket(kind)
+    made.setsockopt(zmq.LINGER, 0)
+    made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    made.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+    return made
+
+
+def _listen(made: zmq.Socket[bytes], listener: Listener) -> zmq.Socket[bytes]:
+    made.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+    made.setsockopt(zmq.USE_FD, listener.fd)
+    made.bind(listener.address)
+    return made
+
+
+def bind_link(context: zmq.Context[Any], listener: Listener) -> zmq.Socket[bytes]:
+    """The device's end of its link."""
+    return _listen(_socket(context, zmq.DEALER), listener)
+
+
+def connect_link(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
+    """The root port's end of a link."""
+    made = _socket(context, zmq.DEALER)
+    made.setsockopt(zmq.IMMEDIATE, 1)
+    made.connect(address)
+    return made
+
+
+def receive_frame(source: zmq.Socket[bytes], flags: int = 0) -> bytes | None:
+    """One single-frame message; None for one of several frames, which no wire has."""
+    frame = source.recv(flags)
+    if not source.getsockopt(zmq.RCVMORE):
+        return frame
+    while source.getsockopt(zmq.RCVMORE):
+        source.recv()
+    return None
+
+
+class Inbox:
+    """A ROUTER that serves all trusted peers of an actor; a peer's routing id is its name."""
+
+    def __init__(self, context: zmq.Context[Any], listener: Listener) -> None:
+        self.socket = _socket(context, zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        _listen(self.socket, listener)
+
+    def receive(self, flags: int = 0) -> tuple[bytes, bytes]:
+        """(peer, frame); raises zmq.Again as the socket does."""
+        source = self.socket
+        while True:
+            peer = source.recv(flags)
+            frame = receive_frame(source)
+            if frame is not None:
+                return peer, frame
+
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        """False where the peer is gone or takes no more; never blocks."""
+        try:
+            self.socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
+            self.socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
+
+
+class Channel:
+    """A DEALER towards one peer's inbox: synchronous calls, or one-way posts."""
+
+    def __init__(
+        self, context: zmq.Context[Any], name: str, address: str, out: Codec, answer: Codec, tally: Tally
+    ) -> None:
+        self.socket = _socket(context, zmq.DEALER)
+        self.socket.setsockopt(zmq.ROUTING_ID, name.encode())
+        self.socket.connect(address)
+        self.tally = tally
+        self._encode = out.encode
+        self._decode = answer.decode
+
+    def call(self, message: Message) -> Message:
+        """Sends and waits for the answer. Raises PeerGone on a timeout, MalformedMessage."""
+        self.post(message)
+        return self.receive()
+
+    def post(self, message: Message) -> None:
+        """Sends and goes on; blocks while the peer takes no more (callers of `call`)."""
+        try:
+            self.socket.send(self._encode(message))
+        except zmq.Again:
+            raise PeerGone("the peer takes no more messages") from None
+        self.tally.sent[type(message)] += 1
+
+    def offer(self, message: Message) -> bool:
+        """Sends if there is room, never blocks; False where there is none."""
+        frame = self._encode(message)
+        for attempt in (0, 1):
+            try:
+                self.socket.send(frame, zmq.NOBLOCK)
+            except zmq.Again:
+                # pyzmq may say EAGAIN though there is room, until the events are read.
+                if attempt or not self.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                    return False
+            else:
+                break
+        self.tally.sent[type(message)] += 1
+        return True
+
+    def receive(self, flags: int = 0) -> Message:
+        """Raises PeerGone on a timeout; with NOBLOCK, zmq.Again."""
+        try:
+            frame = receive_frame(self.socket, flags)
+        except zmq.Again:
+            if flags & zmq.NOBLOCK:
+                raise
+            raise PeerGone("no answer in time") from None
+        if frame is None:
+            self.tally.malformed += 1
+            raise MalformedMessage("a message of several frames")
+        message = self._decode(frame)
+        self.tally.received[type(message)] += 1
+        return message
