@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec.vtd import (
+    FUNCTION_MASKS,
     PAGE_SHIFT,
     TYPE_MASK,
     U64_MASK,
@@ -28,7 +29,7 @@ from viommu_actors.vtd.caches import CAPACITY, LEAVE, Grant
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.queue import Action, BadDescriptor, InvalidationQueue
-from viommu_actors.vtd.tables import Context, Leaf, denied, walk
+from viommu_actors.vtd.tables import Context, Leaf, TableFault, denied, read_context, walk
 from viommu_actors.vtd.translator import Translation, Translator, is_interrupt
 
 
@@ -71,16 +72,24 @@ class _Cached(NamedTuple):
 
 
 class _QemuTranslator(Translator):
-    """The IOTLB is tagged by source id and comes before the context cache."""
+    """The IOTLB is tagged by source id and comes before the context cache.
+
+    Whether a device is passed through is settled when translation is switched or its context invalidated, for each
+    device that there is; here, for each that has been seen.
+    """
 
     def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
         self._pages: dict[tuple[int, int, int], _Cached] = {}
+        self._passing: dict[int, bool] = {}
         super().__init__(memory, config, faults, counters)
         self._walk_memory = _AllOnesUnreadable(memory)
 
     def translate(self, requester: int, address: int, access: Access) -> Translation:
         if not self.enabled or is_interrupt(address):
             self._counters["untranslated"] += 1
+            return Translation(address, None)
+        if self._is_passing(requester):
+            self._counters["passed_through"] += 1
             return Translation(address, None)
         for shift in _SHIFTS:
             cached = self._pages.get((requester, shift, address >> shift))
@@ -96,11 +105,14 @@ class _QemuTranslator(Translator):
     def flush(self) -> None:
         super().flush()
         self._pages.clear()
+        self._switch(0, 0)
 
     def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> int:
         """A domain-selective one is carried out as a global one."""
         if granularity == ContextGranularity.DOMAIN:
             granularity = ContextGranularity.GLOBAL
+        selective = granularity == ContextGranularity.DEVICE
+        self._switch(FUNCTION_MASKS[function_mask] if selective else 0, source)
         return super().invalidate_context(granularity, domain, source, function_mask)
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
@@ -118,6 +130,26 @@ class _QemuTranslator(Translator):
                 or cached.page == address >> cached.shift << cached.shift >> PAGE_SHIFT
             ):
                 del self._pages[key]
+
+    def _is_passing(self, requester: int) -> bool:
+        passing = self._passing.get(requester)
+        if passing is None:
+            if len(self._passing) >= CAPACITY:
+                self._passing.clear()
+            passing = self._passing[requester] = self._read_passing(requester)
+        return passing
+
+    def _read_passing(self, requester: int) -> bool:
+        try:
+            return read_context(self._memory, self.root, requester, self._config).pass_through
+        except TableFault:
+            return False
+
+    def _switch(self, mask: int, source: int) -> None:
+        """Settles it anew for the devices that are `source` under `mask`."""
+        for requester in self._passing:
+            if not (requester ^ source) & mask:
+                self._passing[requester] = self._read_passing(requester)
 
     def _lookup(self, context: Context, address: int, access: Access) -> Grant:
         self._counters["iotlb_misses"] += 1
