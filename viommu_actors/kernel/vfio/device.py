@@ -1,0 +1,188 @@
+"""An open vfio-pci device: regions, interrupts, reset (drivers/vfio/pci/vfio_pci_core.c, vfio_pci_intrs.c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EINVAL, EIO
+from typing import TYPE_CHECKING, NamedTuple
+
+from viommu_actors.kernel.process import EventFd
+from viommu_actors.kernel.vfio.config import VirtualConfig, aligned
+from viommu_actors.kernel.vfio.reset import has_flr, reset_function
+from viommu_actors.spec.pci import CONFIG_SIZE, CapabilityId
+from viommu_actors.spec.vfio import (
+    BAR_REGIONS,
+    IRQ_COUNT,
+    PAGE_SIZE,
+    REGION_COUNT,
+    REGION_OFFSET_SHIFT,
+    DeviceFlags,
+    IrqFlags,
+    IrqIndex,
+    RegionFlags,
+    RegionIndex,
+)
+
+if TYPE_CHECKING:
+    from viommu_actors.kernel.kernel import Kernel
+    from viommu_actors.kernel.pci import Bar, PciDevice
+
+#: Largest single access to a BAR.
+_QWORD = 8
+
+
+class DeviceInfo(NamedTuple):
+    """VFIO_DEVICE_GET_INFO."""
+
+    flags: DeviceFlags
+    regions: int
+    irqs: int
+
+
+class RegionInfo(NamedTuple):
+    """VFIO_DEVICE_GET_REGION_INFO: size in bytes, place in the device's file."""
+
+    flags: RegionFlags
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class IrqInfo:
+    """VFIO_DEVICE_GET_IRQ_INFO."""
+
+    flags: IrqFlags
+    count: int
+
+
+class VfioDevice:
+    """A function bound to vfio-pci, from its first open to its last close."""
+
+    def __init__(self, kernel: Kernel, pci: PciDevice) -> None:
+        self.pci = pci
+        self.opens = 0
+        self._kernel = kernel
+        self._vector: int | None = None
+        self._trigger: EventFd | None = None
+        # Nothing of what the function did before may go on, least of all its DMA.
+        pci.set_bus_master(False)
+        self._resettable = has_flr(pci)
+        if self._resettable:
+            reset_function(pci)
+        self._config = VirtualConfig(pci, self._reset_if_possible)
+
+    def close(self) -> None:
+        """The last close: DMA and interrupts stop, and the function is reset."""
+        self.pci.set_bus_master(False)
+        self._disable_msi()
+        self._reset_if_possible()
+
+    def info(self) -> DeviceInfo:
+        reset = DeviceFlags.RESET if self._resettable else DeviceFlags(0)
+        return DeviceInfo(DeviceFlags.PCI | reset, REGION_COUNT, IRQ_COUNT)
+
+    def region_info(self, index: int) -> RegionInfo:
+        """Size 0 for a region the device lacks; raises EINVAL for an index beyond all."""
+        flags, size = RegionFlags.READ | RegionFlags.WRITE, 0
+        if index == RegionIndex.CONFIG:
+            size = CONFIG_SIZE
+        elif index in self.pci.bars and index < BAR_REGIONS:
+            size = self.pci.bars[index].size
+            if size % PAGE_SIZE == 0:
+                flags |= RegionFlags.MMAP
+        elif not 0 <= index < REGION_COUNT or index == RegionIndex.VGA:
+            raise OSError(EINVAL, f"{self} has no region {index}")
+        return RegionInfo(flags if size else RegionFlags(0), size, index << REGION_OFFSET_SHIFT)
+
+    def region_read(self, index: int, offset: int, size: int) -> bytes:
+        """Reads; fewer bytes than asked at the end of a BAR.
+
+        Raises EINVAL outside the region, EIO for a BAR while the user has memory decoding off.
+        """
+        if index == RegionIndex.CONFIG:
+            return self._config.read(offset, size)
+        size = self._within_bar(index, offset, size)
+        read = self.pci.read
+        return b"".join(read(index, at, n).to_bytes(n, "little") for at, n in aligned(offset, size, _QWORD))
+
+    def region_write(self, index: int, offset: int, data: bytes) -> None:
+        """As `region_read`; of what lies beyond the end of a BAR nothing is written."""
+        if index == RegionIndex.CONFIG:
+            self._config.write(offset, data)
+            return
+        size = self._within_bar(index, offset, len(data))
+        for at, n in aligned(offset, size, _QWORD):
+            start = at - offset
+            self.pci.write(index, at, n, int.from_bytes(data[start : start + n], "little"))
+
+    def mappable_bar(self, index: int) -> Bar:
+        """The BAR behind a region that may be mapped. Raises EINVAL for any other."""
+        if not self.region_info(index).flags & RegionFlags.MMAP:
+            raise OSError(EINVAL, f"region {index} of {self} cannot be mapped")
+        return self.pci.bars[index]
+
+    def irq_info(self, index: int) -> IrqInfo:
+        """Count 0 for a kind that is not offered; raises EINVAL for an index beyond all."""
+        if not 0 <= index < IRQ_COUNT:
+            raise OSError(EINVAL, f"{self} has no interrupt index {index}")
+        if index == IrqIndex.MSI and self.pci.capability(CapabilityId.MSI) is not None:
+            return IrqInfo(IrqFlags.EVENTFD | IrqFlags.NORESIZE, 1)
+        return IrqInfo(IrqFlags(0), 0)
+
+    def set_irqs(self, index: int, start: int, eventfds: tuple[EventFd | None, ...]) -> None:
+        """VFIO_DEVICE_SET_IRQS, trigger action: None takes an eventfd away, none at all disables the index.
+
+        The kernel programs the function's MSI capability; the user has no hand in address and data.
+        Raises EINVAL for anything but the one MSI.
+        """
+        if index == IrqIndex.INTX:
+            raise OSError(EINVAL, f"{self}: INTx is not offered, use MSI")
+        count = self.irq_info(index).count
+        if start < 0 or start >= count or len(eventfds) > count - start:
+            raise OSError(EINVAL, f"{self}: interrupts {start}+{len(eventfds)} of {count} at index {index}")
+        if not eventfds:
+            self._disable_msi()
+            return
+        (self._trigger,) = eventfds
+        if self._vector is None:
+            self._vector = self._kernel.irq.request_msi(self.pci, self._interrupt)
+            self._config.msi_active = True
+
+    def reset(self) -> None:
+        """VFIO_DEVICE_RESET. Raises EINVAL where the function has no reset, ENOTTY where it does not come back."""
+        if not self._resettable:
+            raise OSError(EINVAL, f"{self} has no function level reset")
+        reset_function(self.pci)
+
+    def __str__(self) -> str:
+        return self.pci.name
+
+    def _interrupt(self) -> None:
+        if self._trigger is not None:
+            self._trigger.signal()
+
+    def _disable_msi(self) -> None:
+        if self._vector is None:
+            return
+        self._trigger = None
+        self._config.msi_active = False
+        self._kernel.irq.free(self._vector)
+        self._vector = None
+
+    def _reset_if_possible(self) -> None:
+        """A function that is gone or wedged is left as it is: its DMA is off, and its mappings go next."""
+        if not self._resettable:
+            return
+        try:
+            reset_function(self.pci)
+        except OSError as error:
+            self._kernel.machine.log(f"vfio-pci {self}: {error.strerror}")
+
+    def _within_bar(self, index: int, offset: int, size: int) -> int:
+        """How many bytes of an access lie in the BAR."""
+        info = self.region_info(index)
+        if index >= BAR_REGIONS or not 0 <= offset < info.size or size <= 0:
+            raise OSError(EINVAL, f"{self}: {offset:#x} is not in region {index} of {info.size:#x} bytes")
+        if not self._config.memory_enabled:
+            raise OSError(EIO, f"{self}: memory decoding is off")
+        return min(size, info.size - offset)

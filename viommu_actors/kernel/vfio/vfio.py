@@ -1,0 +1,211 @@
+"""VFIO as its users call it: opens, ioctls, reads, writes and closes of a process's descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EBADFD, EBUSY, EINVAL, ENODEV, ENOENT
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from viommu_actors.kernel.process import EventFd, UserProcess
+from viommu_actors.kernel.vfio.container import Container
+from viommu_actors.kernel.vfio.device import DeviceInfo, IrqInfo, RegionInfo, VfioDevice
+from viommu_actors.kernel.vfio.group import Group
+from viommu_actors.spec.pci import format_bdf, parse_bdf
+from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
+
+if TYPE_CHECKING:
+    from viommu_actors.kernel.kernel import Kernel
+    from viommu_actors.kernel.pci import PciDevice
+    from viommu_actors.kernel.vfio.type1 import Range
+
+
+class ContainerInfo(NamedTuple):
+    """VFIO_IOMMU_GET_INFO with its capabilities: IOVAs that may be mapped, and how many mappings are left."""
+
+    iova_ranges: tuple[Range, ...]
+    dma_avail: int
+
+
+class _GroupFile:
+    """An open group. It lasts, after its descriptor is closed, until the group's devices are closed."""
+
+    def __init__(self, group: Group, ended: Callable[[], None]) -> None:
+        self.group = group
+        self._closed = False
+        self._ended = ended
+
+    def close(self, process: UserProcess) -> None:
+        self._closed = True
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives the group back once all is closed."""
+        if not self._closed or self.group.busy:
+            return
+        if self.group.container is not None:
+            self.group.unset_container()
+        self._ended()
+
+
+class _DeviceFile:
+    """One open of a device."""
+
+    def __init__(self, group: _GroupFile, device: VfioDevice) -> None:
+        self.group = group
+        self.device = device
+
+    def close(self, process: UserProcess) -> None:
+        """With the last open the device is reset, and its BARs are unmapped."""
+        if self.device.opens == 1:
+            process.unmap_device(self.device)
+        self.group.group.close_device(self.device)
+        self.group.settle()
+
+
+class Vfio:
+    """Containers, groups and devices of one kernel. Every method raises OSError with Linux's errno and a reason."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._bound = {parse_bdf(name) for name in kernel.cmdline.values("vfio-pci.ids")}
+        self._open_groups: set[int] = set()
+
+    def bind(self, bdf: int) -> None:
+        """Binds vfio-pci to a function, as writing to sysfs does. ENODEV: no such function; EBUSY: it has a driver."""
+        self._device(bdf)
+        if bdf in self._kernel.drivers:
+            raise OSError(EBUSY, f"{format_bdf(bdf)} has a kernel driver")
+        self._bound.add(bdf)
+
+    def group_of(self, device: str) -> int:
+        """The number of the IOMMU group of "0000:01:00.0". Raises ENODEV where there is no such device or group."""
+        iommu = self._kernel.iommu
+        number = None if iommu is None else iommu.group_of(self._device(_address(device)).bdf)
+        if number is None:
+            raise OSError(ENODEV, f"{device} has no IOMMU group")
+        return number
+
+    # --- containers
+
+    def open_container(self, process: UserProcess) -> int:
+        return process.install(Container(self._kernel))
+
+    def set_iommu(self, process: UserProcess, container: int, kind: int = IommuType.TYPE1V2) -> None:
+        """EINVAL without a group or a second time, ENODEV for another type, EPERM without interrupt remapping."""
+        process.file(container, Container).set_iommu(kind)
+
+    def container_info(self, process: UserProcess, container: int) -> ContainerInfo:
+        type1 = process.file(container, Container).type1
+        return ContainerInfo(type1.iova_ranges, type1.dma_avail)
+
+    def map_dma(self, process: UserProcess, container: int, flags: int, vaddr: int, iova: int, size: int) -> None:
+        """Lets the container's devices reach `size` bytes at `vaddr` through `iova`: see `Type1.map`."""
+        process.file(container, Container).type1.map(process, flags, vaddr, iova, size)
+
+    def unmap_dma(self, process: UserProcess, container: int, iova: int, size: int) -> int:
+        """The bytes that were mapped there: see `Type1.unmap`."""
+        return process.file(container, Container).type1.unmap(iova, size)
+
+    # --- groups
+
+    def open_group(self, process: UserProcess, number: int) -> int:
+        """ENOENT: no device of the group is bound to vfio-pci; EBUSY: the group is open."""
+        iommu = self._kernel.iommu
+        devices = [] if iommu is None else iommu.groups.get(number, [])
+        if not any(device.bdf in self._bound for device in devices):
+            raise OSError(ENOENT, f"/dev/vfio/{number}: no such group")
+        if number in self._open_groups:
+            raise OSError(EBUSY, f"/dev/vfio/{number} is open")
+        file = _GroupFile(Group(self._kernel, number, list(devices)), partial(self._open_groups.discard, number))
+        self._open_groups.add(number)
+        return process.install(file)
+
+    def group_status(self, process: UserProcess, group: int) -> GroupFlags:
+        return process.file(group, _GroupFile).group.status()
+
+    def set_container(self, process: UserProcess, group: int, container: int) -> None:
+        """EINVAL: the group has one; EPERM: the group is not viable; EBADFD: `container` is something else."""
+        file = process.file(group, _GroupFile)
+        file.group.set_container(process.file(container, Container, mismatch=EBADFD))
+
+    def unset_container(self, process: UserProcess, group: int) -> None:
+        """EINVAL: it has none; EBUSY: a device is open."""
+        process.file(group, _GroupFile).group.unset_container()
+
+    def get_device(self, process: UserProcess, group: int, name: str) -> int:
+        """EINVAL: no container with an IOMMU; ENODEV: no such device in the group, or not bound to vfio-pci."""
+        file = process.file(group, _GroupFile)
+        bdf = _address(name)
+        if bdf not in self._bound:
+            raise OSError(ENODEV, f"{name} is not bound to vfio-pci")
+        return process.install(_DeviceFile(file, file.group.open_device(bdf)))
+
+    # --- devices
+
+    def device_info(self, process: UserProcess, device: int) -> DeviceInfo:
+        return self._open(process, device).info()
+
+    def region_info(self, process: UserProcess, device: int, index: int) -> RegionInfo:
+        """EINVAL for an index beyond all regions."""
+        return self._open(process, device).region_info(index)
+
+    def region_read(self, process: UserProcess, device: int, index: int, offset: int, size: int) -> bytes:
+        """EINVAL outside the region, EIO while memory decoding is off; short at the end of a BAR."""
+        return self._open(process, device).region_read(index, offset, size)
+
+    def region_write(self, process: UserProcess, device: int, index: int, offset: int, data: bytes) -> None:
+        """As `region_read`."""
+        self._open(process, device).region_write(index, offset, data)
+
+    def mmap_region(self, process: UserProcess, device: int, index: int) -> int:
+        """Maps a BAR into the process until the device is closed. EINVAL: the region cannot be mapped."""
+        opened = self._open(process, device)
+        bar = opened.mappable_bar(index)
+        return process.map_bar(bar.address, bar.size, opened)
+
+    def irq_info(self, process: UserProcess, device: int, index: int) -> IrqInfo:
+        """EINVAL for an index beyond all interrupts."""
+        return self._open(process, device).irq_info(index)
+
+    def set_irqs(self, process: UserProcess, device: int, index: int, start: int, eventfds: tuple[int, ...]) -> None:
+        """Each interrupt from `start` signals its eventfd; -1 takes one away, an empty tuple disables the index.
+
+        EBADF or EINVAL for a descriptor that is no eventfd, EINVAL for interrupts that are not there.
+        """
+        files = tuple(None if fd == NO_EVENTFD else process.file(fd, EventFd, mismatch=EINVAL) for fd in eventfds)
+        self._open(process, device).set_irqs(index, start, files)
+
+    def reset(self, process: UserProcess, device: int) -> None:
+        """EINVAL: the device has no reset; ENOTTY: it did not come back."""
+        self._open(process, device).reset()
+
+    # --- descriptors
+
+    def eventfd(self, process: UserProcess) -> int:
+        return process.eventfd()
+
+    def close(self, process: UserProcess, descriptor: int) -> None:
+        """EBADF. The last close of a device resets it, that of a group's files detaches it and ends its mappings."""
+        process.close(descriptor)
+
+    def release(self, process: UserProcess) -> None:
+        """The end of a process: see `UserProcess.exit`."""
+        process.exit()
+
+    def _open(self, process: UserProcess, device: int) -> VfioDevice:
+        return process.file(device, _DeviceFile).device
+
+    def _device(self, bdf: int) -> PciDevice:
+        try:
+            return self._kernel.device(bdf)
+        except KeyError:
+            raise OSError(ENODEV, f"no device at {format_bdf(bdf)}") from None
+
+
+def _address(name: str) -> int:
+    """Raises ENODEV for what is no PCI address."""
+    try:
+        return parse_bdf(name)
+    except ValueError as error:
+        raise OSError(ENODEV, str(error)) from None
