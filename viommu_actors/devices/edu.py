@@ -118,13 +118,14 @@ class Edu(Endpoint):
         to_memory = bool(command & DmaCommand.TO_MEMORY)
         start = (source if to_memory else destination) - edu.BUFFER
         if not 0 <= start <= start + count <= edu.BUFFER_SIZE:
-            self.log(f"edu: DMA of {count:#x} bytes at {start + edu.BUFFER:#x} is out of the buffer's bounds, refused")
+            first = start + edu.BUFFER
+            self.complain("out of bounds", f"edu: DMA of {count:#x} bytes at {first:#x} leaves the buffer, refused")
         elif to_memory:
             self.dma_write(self._clamp(destination), bytes(self._buffer[start : start + count]))
         else:
             data = yield from self.dma_read(self._clamp(source), count)
             if data is None:
-                self.log(f"edu: DMA read of {count:#x} bytes at {source:#x} failed")
+                self.complain("DMA error", f"edu: DMA read of {count:#x} bytes at {source:#x} failed")
             # As on QEMU, a read that fails leaves zeros.
             self._buffer[start : start + count] = bytes(count) if data is None else data
         self._dma[Reg.DMA_COMMAND] = command & ~DmaCommand.START
@@ -134,7 +135,7 @@ class Edu(Endpoint):
     def _clamp(self, address: int) -> int:
         clamped = address & self._dma_mask
         if clamped != address:
-            self.log(f"edu: DMA address {address:#x} clamped to {clamped:#x}")
+            self.complain("clamped", f"edu: DMA address {address:#x} clamped to {clamped:#x}")
         return clamped
 
 

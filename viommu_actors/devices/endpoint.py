@@ -7,48 +7,21 @@ serving requests, so MMIO is answered while DMA is outstanding. PCI Express Base
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
+from viommu_actors.devices.dma_engine import DmaEngine, Transfer
 from viommu_actors.pci.config_space import ConfigSpace
-from viommu_actors.pci.fragment import Fragment, fragments
 from viommu_actors.spec import pci, tlp
-from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
+from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, MemWrite
 
-#: Non-posted requests in flight: 5-bit tags, since extended tags are not offered.
-TAGS = 32
-
-
-class Transfer:
-    """Non-posted requests that a task waits for together. `data` is None where one of them failed."""
-
-    def __init__(self, length: int) -> None:
-        self.data: bytes | None = None
-        self.status = CompletionStatus.SUCCESS
-        #: A request of it got no answer in time.
-        self.timed_out = False
-        self.waiting = 0
-        self.resume: Callable[[], None] | None = None
-        self.buffer = bytearray(length)
+#: Lines logged of each kind of complaint; all are counted.
+_COMPLAINTS_LOGGED = 10
 
 
 Task = Generator[Transfer, None, None]
-
-
-@dataclass
-class _Request:
-    """One TLP in flight: its place in the transfer, and what has come of its completion."""
-
-    transfer: Transfer
-    offset: int
-    length: int
-    lead: int
-    remaining: int
-    dwords: int
-    data: bytes = b""
 
 
 class Endpoint:
@@ -64,14 +37,12 @@ class Endpoint:
         self.send = send
         self.log = log
         self.counters: Counter[str] = Counter()
+        self.engine = DmaEngine(send, self.counters)
         self.requester = 0
         self._express = config.capability(pci.CapabilityId.PCI_EXPRESS)
         self._power = config.capability(pci.CapabilityId.POWER_MANAGEMENT)
         self._msi = config.capability(pci.CapabilityId.MSI)
         self._tasks: set[Task] = set()
-        self._requests: dict[int, _Request] = {}
-        self._queued: deque[tuple[_Request, Callable[[int], tlp.Upstream]]] = deque()
-        self._free_tags = deque(range(TAGS))
         self._latch()
 
     # --- for subclasses
@@ -86,13 +57,19 @@ class Endpoint:
     def device_reset(self) -> None:
         """The device's own state back to what it is after power-on. Its tasks are gone already."""
 
+    def complain(self, kind: str, line: str) -> None:
+        """Counts what a driver or the fabric did wrong, and logs the first ones of each kind."""
+        self.counters[kind] += 1
+        if self.counters[kind] <= _COMPLAINTS_LOGGED:
+            self.log(line)
+
     # --- from the link
 
     def receive(self, message: object) -> None:
         """Serves one message from the root port."""
         match message:
             case Completion():
-                self._completion(message)
+                self.engine.completion(message)
             case tlp.MmioRead(tag, address, length):
                 self._mmio_read(tag, address, length)
             case tlp.MmioWrite(address, data):
@@ -110,15 +87,11 @@ class Endpoint:
     @property
     def outstanding(self) -> list[int]:
         """Tags of requests that wait for a completion, oldest first."""
-        return list(self._requests)
+        return self.engine.outstanding
 
     def expire(self, tag: int) -> None:
         """Completion timeout: the request failed; a late completion is unexpected."""
-        request = self._requests.pop(tag, None)
-        if request is not None:
-            self.counters["completion timeout"] += 1
-            request.transfer.timed_out = True
-            self._retire(tag, request, None)
+        self.engine.expire(tag)
 
     # --- tasks
 
@@ -130,9 +103,7 @@ class Endpoint:
     def cancel_tasks(self) -> None:
         """Ends every task and forgets what is in flight; completions of it are unexpected from now on."""
         tasks, self._tasks = self._tasks, set()
-        self._free_tags.extend(self._requests)
-        self._requests.clear()
-        self._queued.clear()
+        self.engine.abandon()
         for task in tasks:
             # One that is running now refuses to be closed, and ends at its next wait.
             with suppress(ValueError):
@@ -155,7 +126,7 @@ class Endpoint:
         if not self._bus_master:
             self.counters["no bus master"] += 1
             return None
-        transfer = self.issue_read(self.requester, address, length, self.max_read)
+        transfer = self.engine.read(self.requester, address, length, self.max_read)
         yield transfer
         return transfer.data
 
@@ -164,7 +135,7 @@ class Endpoint:
         if not self._bus_master:
             self.counters["no bus master"] += 1
             return False
-        self.issue_write(self.requester, address, data, self.max_payload)
+        self.engine.write(self.requester, address, data, self.max_payload)
         return True
 
     def msi(self) -> bool:
@@ -175,118 +146,6 @@ class Endpoint:
         address, data = self._message
         self.send(MemWrite(self.requester, AddressType.UNTRANSLATED, address, 0xF, 0, data))
         return True
-
-    # --- requests by any name and size
-
-    def issue_read(self, requester: int, address: int, length: int, limit: int) -> Transfer:
-        """Sends reads of at most `limit` bytes each; the transfer is to be waited for."""
-        transfer = Transfer(length)
-        for piece in fragments(address, length, limit):
-            build = partial(_read_request, requester, piece)
-            lead = (piece.first_be & -piece.first_be).bit_length() - 1
-            self.issue(transfer, build, piece.dwords, piece.offset, piece.length, lead)
-        return self.seal(transfer)
-
-    def issue_write(self, requester: int, address: int, data: bytes, limit: int) -> None:
-        """Sends posted writes of at most `limit` bytes each."""
-        for piece in fragments(address, len(data), limit):
-            part = data[piece.offset : piece.offset + piece.length]
-            lead = (piece.first_be & -piece.first_be).bit_length() - 1
-            padded = part if len(part) == piece.dwords * 4 else (bytes(lead) + part).ljust(piece.dwords * 4, b"\0")
-            self.send(
-                MemWrite(requester, AddressType.UNTRANSLATED, piece.address, piece.first_be, piece.last_be, padded)
-            )
-
-    def issue_atomic(self, requester: int, kind: AtomicKind, address: int, data: bytes) -> Transfer:
-        """Sends an AtomicOp; the transfer's data is the old value."""
-        size = len(data) // 2 if kind is AtomicKind.COMPARE_SWAP else len(data)
-        transfer = Transfer(size)
-
-        def build(tag: int) -> tlp.Upstream:
-            return Atomic(requester, tag, AddressType.UNTRANSLATED, kind, address, data)
-
-        self.issue(transfer, build, (size + 3) // 4, 0, size, 0)
-        return self.seal(transfer)
-
-    def issue(
-        self,
-        transfer: Transfer,
-        build: Callable[[int], tlp.Upstream],
-        dwords: int,
-        offset: int,
-        length: int,
-        lead: int,
-    ) -> None:
-        """Sends one non-posted request of a transfer, or queues it until a tag is free.
-
-        Its answer of `dwords` dwords fills `length` bytes of the transfer from `offset`, after `lead` bytes.
-        """
-        transfer.waiting += 1
-        request = _Request(transfer, offset, length, lead, max(length, 1), dwords)
-        if self._free_tags:
-            self._dispatch(request, build)
-        else:
-            self._queued.append((request, build))
-
-    def seal(self, transfer: Transfer) -> Transfer:
-        """All of its requests are issued: a transfer that waits for none is complete."""
-        if not transfer.waiting:
-            self._finish(transfer)
-        return transfer
-
-    def _dispatch(self, request: _Request, build: Callable[[int], tlp.Upstream]) -> None:
-        tag = self._free_tags.popleft()
-        self._requests[tag] = request
-        self.send(build(tag))
-
-    def _completion(self, completion: Completion) -> None:
-        tag, status, remaining, data = completion
-        request = self._requests.get(tag)
-        if request is None:
-            self.counters["unexpected completion"] += 1
-            return
-        if status != CompletionStatus.SUCCESS:
-            del self._requests[tag]
-            request.transfer.status = CompletionStatus(status)
-            self._retire(tag, request, None)
-            return
-        received = request.data + data if request.data else data
-        if remaining != request.remaining or not data or len(received) > request.dwords * 4:
-            self.counters["malformed completion"] += 1
-            return
-        if len(received) == request.dwords * 4:
-            del self._requests[tag]
-            self._retire(tag, request, received)
-            return
-        request.remaining -= len(data) - (0 if request.data else request.lead)
-        request.data = received
-
-    def _retire(self, tag: int, request: _Request, data: bytes | None) -> None:
-        """A request is over. Tags go round, so that a late completion meets no newer request."""
-        transfer = request.transfer
-        if data is None:
-            transfer.status = transfer.status or CompletionStatus.UNSUPPORTED_REQUEST
-        elif request.length == len(data) == len(transfer.buffer):
-            transfer.data = data
-        else:
-            transfer.buffer[request.offset : request.offset + request.length] = data[
-                request.lead : request.lead + request.length
-            ]
-        transfer.waiting -= 1
-        self._free_tags.append(tag)
-        if self._queued:
-            self._dispatch(*self._queued.popleft())
-        if not transfer.waiting:
-            self._finish(transfer)
-
-    def _finish(self, transfer: Transfer) -> None:
-        if transfer.status:
-            transfer.data = None
-        elif transfer.data is None:
-            transfer.data = bytes(transfer.buffer)
-        resume, transfer.resume = transfer.resume, None
-        if resume is not None:
-            resume()
 
     # --- registers
 
@@ -385,11 +244,6 @@ class Endpoint:
         address = self.config.read(self._msi + pci.MSI_ADDRESS, 8)
         data = self.config.read(self._msi + pci.MSI_DATA_64, 2)
         return address, data.to_bytes(4, "little")
-
-
-def _read_request(requester: int, piece: Fragment, tag: int) -> tlp.Upstream:
-    untranslated = AddressType.UNTRANSLATED
-    return MemRead(requester, tag, untranslated, piece.address, piece.dwords, piece.first_be, piece.last_be)
 
 
 def _config_access(offset: int, size: int) -> bool:

@@ -18,7 +18,10 @@ _LOWER = frozenset({0b0001, 0b0011, 0b0111, 0b1111})
 
 
 class Fragment(NamedTuple):
-    """One request's share of a byte range: `offset` and `length` say which bytes of the range it moves."""
+    """One request's share of a byte range: `offset` and `length` say which bytes of the range it moves.
+
+    They stand `lead` bytes behind the request's dword aligned address.
+    """
 
     address: int
     dwords: int
@@ -26,6 +29,7 @@ class Fragment(NamedTuple):
     last_be: int
     offset: int
     length: int
+    lead: int
 
 
 def fragments(address: int, length: int, limit: int) -> Iterator[Fragment]:
@@ -38,7 +42,7 @@ def fragments(address: int, length: int, limit: int) -> Iterator[Fragment]:
         start = (address + offset) % _ADDRESS_SPACE
         size = min(length - offset, limit - start % limit)
         first_be, last_be, dwords = enables(start, size)
-        yield Fragment(start & ~3, dwords, first_be, last_be, offset, size)
+        yield Fragment(start & ~3, dwords, first_be, last_be, offset, size, start & 3)
         offset += size
 
 

@@ -1,0 +1,183 @@
+"""The requester of a function: its non-posted requests in flight, their tags, and what comes back.
+
+PCI Express Base 5.0 sections 2.2.6 (transaction IDs) and 2.2.9 (completions).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from viommu_actors.pci.fragment import Fragment, fragments
+from viommu_actors.spec import tlp
+from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
+
+#: Non-posted requests in flight: 5-bit tags, since extended tags are not offered.
+TAGS = 32
+
+
+class Transfer:
+    """Non-posted requests that a task waits for together. `data` is None where one of them failed."""
+
+    def __init__(self, length: int) -> None:
+        self.data: bytes | None = None
+        self.status = CompletionStatus.SUCCESS
+        #: A request of it got no answer in time.
+        self.timed_out = False
+        #: Requests that are not answered yet, and one while more are being issued.
+        self.waiting = 1
+        self.resume: Callable[[], None] | None = None
+        self.buffer = bytearray(length)
+
+
+@dataclass
+class _Request:
+    """One TLP in flight: the part of the transfer it fills, and what has come of its completion.
+
+    Its answer of `dwords` dwords fills `length` bytes of the transfer from `offset`, after `lead` bytes.
+    """
+
+    transfer: Transfer
+    dwords: int
+    offset: int
+    length: int
+    lead: int
+    remaining: int
+    data: bytes = b""
+
+
+class DmaEngine:
+    """Splits reads and writes into TLPs, queues them while no tag is free, and puts completions together.
+
+    Any requester ID, any size: what an honest function may do is for `Endpoint` to keep to.
+    """
+
+    def __init__(self, send: Callable[[tlp.Upstream], None], counters: Counter[str]) -> None:
+        self._send = send
+        self._counters = counters
+        self._requests: dict[int, _Request] = {}
+        self._queued: deque[tuple[_Request, Callable[[int], tlp.Upstream]]] = deque()
+        self._free_tags = deque(range(TAGS))
+
+    @property
+    def outstanding(self) -> list[int]:
+        """Tags of requests that wait for a completion, oldest first."""
+        return list(self._requests)
+
+    def read(
+        self, requester: int, address: int, length: int, limit: int, at: int = AddressType.UNTRANSLATED
+    ) -> Transfer:
+        """Sends reads of at most `limit` bytes each; the transfer is to be waited for."""
+        transfer = Transfer(length)
+        for piece in fragments(address, length, limit):
+            request = _Request(transfer, piece.dwords, piece.offset, piece.length, piece.lead, piece.length)
+            self._issue(request, partial(_read_request, requester, at, piece))
+        _release(transfer)
+        return transfer
+
+    def write(
+        self, requester: int, address: int, data: bytes, limit: int, at: int = AddressType.UNTRANSLATED
+    ) -> None:
+        """Sends posted writes of at most `limit` bytes each."""
+        for piece in fragments(address, len(data), limit):
+            part = data[piece.offset : piece.offset + piece.length]
+            if piece.length != piece.dwords * tlp.DWORD:
+                part = (bytes(piece.lead) + part).ljust(piece.dwords * tlp.DWORD, b"\0")
+            self._send(MemWrite(requester, at, piece.address, piece.first_be, piece.last_be, part))
+
+    def atomic(
+        self, requester: int, kind: AtomicKind, address: int, data: bytes, at: int = AddressType.UNTRANSLATED
+    ) -> Transfer:
+        """Sends an AtomicOp; the transfer's data is the old value."""
+        size = len(data) // 2 if kind is AtomicKind.COMPARE_SWAP else len(data)
+        transfer = Transfer(size)
+        request = _Request(transfer, -(-size // tlp.DWORD), 0, size, 0, size)
+        self._issue(request, lambda tag: Atomic(requester, tag, at, kind, address, data))
+        _release(transfer)
+        return transfer
+
+    def completion(self, completion: Completion) -> None:
+        """An answer from the root port. One that fits no request is counted and dropped."""
+        tag, status, remaining, data = completion
+        request = self._requests.get(tag)
+        if request is None:
+            self._counters["unexpected completion"] += 1
+            return
+        if status != CompletionStatus.SUCCESS:
+            self._retire(tag, _failure(status), None)
+            return
+        received = request.data + data if request.data else data
+        if remaining != request.remaining or not data or len(received) > request.dwords * tlp.DWORD:
+            self._counters["malformed completion"] += 1
+        elif len(received) == request.dwords * tlp.DWORD:
+            self._retire(tag, CompletionStatus.SUCCESS, received)
+        else:
+            request.remaining -= len(data) - (0 if request.data else request.lead)
+            request.data = received
+
+    def expire(self, tag: int) -> None:
+        """Completion timeout: the request failed; a late completion is unexpected."""
+        request = self._requests.get(tag)
+        if request is not None:
+            self._counters["completion timeout"] += 1
+            request.transfer.timed_out = True
+            self._retire(tag, CompletionStatus.UNSUPPORTED_REQUEST, None)
+
+    def abandon(self) -> None:
+        """Forgets what is in flight or queued; completions of it are unexpected from now on."""
+        self._free_tags.extend(self._requests)
+        self._requests.clear()
+        self._queued.clear()
+
+    def _issue(self, request: _Request, build: Callable[[int], tlp.Upstream]) -> None:
+        request.transfer.waiting += 1
+        if self._free_tags:
+            self._dispatch(request, build)
+        else:
+            self._queued.append((request, build))
+
+    def _dispatch(self, request: _Request, build: Callable[[int], tlp.Upstream]) -> None:
+        tag = self._free_tags.popleft()
+        self._requests[tag] = request
+        self._send(build(tag))
+
+    def _retire(self, tag: int, status: CompletionStatus, data: bytes | None) -> None:
+        """A request is over. Tags go round, so that a late completion meets no newer request."""
+        request = self._requests.pop(tag)
+        transfer = request.transfer
+        if data is None:
+            transfer.status = status
+        elif request.length == len(data) == len(transfer.buffer):
+            transfer.data = data
+        else:
+            stop = request.offset + request.length
+            transfer.buffer[request.offset : stop] = data[request.lead : request.lead + request.length]
+        self._free_tags.append(tag)
+        if self._queued:
+            self._dispatch(*self._queued.popleft())
+        _release(transfer)
+
+
+def _release(transfer: Transfer) -> None:
+    """One thing less to wait for; after the last the task goes on."""
+    transfer.waiting -= 1
+    if transfer.waiting:
+        return
+    if transfer.status:
+        transfer.data = None
+    elif transfer.data is None:
+        transfer.data = bytes(transfer.buffer)
+    if transfer.resume is not None:
+        transfer.resume()
+
+
+def _failure(status: int) -> CompletionStatus:
+    """Reserved statuses count as unsupported request (section 2.2.9.1)."""
+    known = status in (CompletionStatus.CONFIGURATION_RETRY, CompletionStatus.COMPLETER_ABORT)
+    return CompletionStatus(status) if known else CompletionStatus.UNSUPPORTED_REQUEST
+
+
+def _read_request(requester: int, at: int, piece: Fragment, tag: int) -> tlp.Upstream:
+    return MemRead(requester, tag, at, piece.address, piece.dwords, piece.first_be, piece.last_be)

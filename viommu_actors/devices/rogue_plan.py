@@ -1,0 +1,150 @@
+"""What a hostile device is to do, as plain values: steps, their bounds, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from viommu_actors.spec import pci, tlp
+from viommu_actors.spec.tlp import AddressType, AtomicKind
+
+MAX_STEPS = 1024
+#: Most bytes that one step moves.
+MAX_BYTES = 1 << 20
+#: Most accesses of one scan or interrupt step.
+MAX_ACCESSES = 1 << 24
+
+
+class Read(NamedTuple):
+    """Reads bytes, in TLPs of at most `limit` bytes. `requester` None: its own."""
+
+    address: int
+    length: int
+    requester: int | None = None
+    at: int = AddressType.UNTRANSLATED
+    limit: int = tlp.PAGE
+
+
+class Write(NamedTuple):
+    """Writes bytes, posted; `limit` None: the max payload that was programmed."""
+
+    address: int
+    data: bytes
+    requester: int | None = None
+    at: int = AddressType.UNTRANSLATED
+    limit: int | None = None
+
+
+class Scan(NamedTuple):
+    """Reads `length` bytes at `first`, `first + stride`, ... up to and with `last`."""
+
+    first: int
+    last: int
+    stride: int = tlp.PAGE
+    length: int = tlp.DWORD
+    requester: int | None = None
+
+
+class AtomicStep(NamedTuple):
+    """One AtomicOp of an `AtomicKind`."""
+
+    kind: int
+    address: int
+    data: bytes
+    requester: int | None = None
+    at: int = AddressType.UNTRANSLATED
+
+
+class Interrupt(NamedTuple):
+    """`times` message signalled interrupts with any address and data."""
+
+    address: int
+    data: int
+    times: int = 1
+    requester: int | None = None
+
+
+class Message(NamedTuple):
+    """A link message as it is, however malformed: its class in `spec.tlp` by name, and its fields. Not waited for."""
+
+    name: str
+    fields: tuple[int | bytes, ...]
+
+
+class Raw(NamedTuple):
+    """Bytes put on the link in place of a message. Not waited for."""
+
+    data: bytes
+
+
+class Control(NamedTuple):
+    """The positive control: an honest write of `data` to a mapped address, and an honest read of it."""
+
+    iova: int
+    data: bytes
+
+
+Step = Read | Write | Scan | AtomicStep | Interrupt | Message | Raw | Control
+STEPS: dict[str, type[Step]] = {
+    "read": Read,
+    "write": Write,
+    "scan": Scan,
+    "atomic": AtomicStep,
+    "interrupt": Interrupt,
+    "message": Message,
+    "raw": Raw,
+    "control": Control,
+}
+MESSAGES = {kind.__name__: kind for kind in (tlp.MemRead, tlp.MemWrite, tlp.Atomic, tlp.Completion)}
+
+
+def parse_plan(values: Sequence[Mapping[str, object]]) -> list[Step]:
+    """A plan from plain values: `{"do": "read", "address": 0, "length": 4}` and so on.
+
+    Raises ValueError, naming the step, where it is none or is out of bounds.
+    """
+    if len(values) > MAX_STEPS:
+        raise ValueError(f"a plan has at most {MAX_STEPS} steps, this one {len(values)}")
+    return [_parse_step(number, value) for number, value in enumerate(values)]
+
+
+def _parse_step(number: int, value: Mapping[str, object]) -> Step:
+    fields = dict(value)
+    name = fields.pop("do", None)
+    kind = STEPS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"step {number}: do is {name!r}, none of {', '.join(STEPS)}")
+    try:
+        step = kind(**fields)  # type: ignore[arg-type]
+        problem = _problem(step)
+    except TypeError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"step {number} ({name}): {problem}")
+    return step
+
+
+def _problem(step: Step) -> str | None:
+    """What is wrong with a step, or None. A TypeError out of here names a field of a wrong type."""
+    match step:
+        case Read():
+            ok = 0 <= step.length <= MAX_BYTES and step.limit in pci.PAYLOAD_SIZES
+        case Write():
+            ok = len(bytes(memoryview(step.data))) <= MAX_BYTES and step.limit in (None, *pci.PAYLOAD_SIZES)
+        case Scan():
+            short = 1 <= step.length <= tlp.PAGE and step.stride >= 1
+            ok = short and 0 <= step.first <= step.last and (step.last - step.first) // step.stride < MAX_ACCESSES
+        case AtomicStep():
+            ok = step.kind in set(AtomicKind) and 4 <= len(memoryview(step.data)) <= 32
+        case Interrupt():
+            ok = 0 <= step.data < 1 << 32 and 1 <= step.times <= MAX_ACCESSES and not step.address & 3
+        case Message():
+            kind = MESSAGES.get(step.name)
+            ok = kind is not None and len(step.fields) == len(kind._fields)
+        case Raw() | Control():
+            ok = len(memoryview(step.data)) <= tlp.PAGE
+    address = getattr(step, "address", getattr(step, "first", getattr(step, "iova", 0)))
+    requester = getattr(step, "requester", None)
+    if not 0 <= address < 1 << 64 or not 0 <= (requester or 0) < 1 << 16:
+        return "an address has 64 bits, a requester 16"
+    return None if ok else "a field is out of bounds"
