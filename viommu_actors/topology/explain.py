@@ -58,9 +58,9 @@ def _unknown_key(table: str, wrong: str, described: inspect.Type | None) -> Refu
 def _not_one_of(key: str, text: str, described: inspect.Type | None) -> Refusal:
     allowed = list(described.values) if isinstance(described, inspect.LiteralType) else []
     wrong = text.removeprefix("Invalid enum value ").strip("'")
-    guess = did_you_mean(wrong, [str(value) for value in allowed])
-    choices = " or ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in allowed)
-    return Refusal(key, f"{wrong} is not known here", guess or f"use {choices}")
+    text_wrong = _toml(wrong if isinstance(allowed[0], str) else int(wrong))
+    guess = did_you_mean(wrong, [value for value in allowed if isinstance(value, str)])
+    return Refusal(key, f"{text_wrong} is not known here", guess or f"use {_or([_toml(value) for value in allowed])}")
 
 
 def _say(text: str) -> str:
@@ -80,20 +80,26 @@ def _say(text: str) -> str:
 def _remedy(text: str, key: str, name: str, field: inspect.Field | None) -> str:
     if "matching regex" in text:
         return _PATTERNS[name]
-    if text == "Expected `array`, got `object`" and name in ("device", "vm", "assign"):
-        return "write [[" + re.sub(r"\[\d+\]", "", key) + "]] with two brackets"
     if "of length" in text:
         return "take some out"
+    table = re.sub(r"\[\d+\]", "", key)
+    if name in ("device", "vm", "assign") and not text.startswith("Expected `str`"):
+        return f"write [[{table}]] with two brackets"
+    if name in ("host", "iommu", "viommu"):
+        return f"write [{table}] and its keys below"
     return _example(name, field)
 
 
 def _example(name: str, field: inspect.Field | None) -> str:
-    if field is None or not isinstance(field.type, inspect.Metadata):
+    described = field.type if field else None
+    extra = described.extra_json_schema if isinstance(described, inspect.Metadata) else None
+    if not extra or "examples" not in extra:
         return "see configs/topology.schema.json"
-    extra = field.type.extra_json_schema or {}
-    if "examples" not in extra:
-        return f"{name} is: {extra['description']}"
     return f"write, for example, {name} = {_toml(extra['examples'][0])}"
+
+
+def _or(choices: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
 
 
 def _toml(value: Any) -> str:

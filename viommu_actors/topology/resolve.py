@@ -115,7 +115,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
         on_death=topology.on_death,
         host=ResolvedHost(
             memory=bytes_of(topology.host.memory),
-            cmdline=_host_cmdline(topology.host.cmdline, [d.bdf for d in devices if d.vm is not None]),
+            cmdline=_host_cmdline(topology.host.cmdline, sorted(addresses[name] for name in owner)),
             iommu=topology.host.iommu,
         ),
         devices=devices,

@@ -1,0 +1,115 @@
+"""Defaults, PCI addresses and command lines as they are filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from viommu_actors.topology.load import load, parse
+from viommu_actors.topology.resolve import ResolvedTopology, Setting, bytes_of, resolve, setting_of
+
+TOPOLOGY = """
+name = "t"
+[[device]]
+name = "a"
+model = "nic"
+slot = 7
+[[device]]
+name = "b"
+model = "edu"
+[[device]]
+name = "c"
+model = "nic"
+rogue = ["A1"]
+[[vm]]
+name = "vm0"
+memory = "1G"
+cmdline = "intel_iommu=on iommu=pt"
+[vm.viommu]
+[[vm.assign]]
+device = "c"
+[[vm.assign]]
+device = "a"
+slot = 3
+"""
+
+
+@pytest.fixture
+def resolved() -> ResolvedTopology:
+    return resolve(parse(TOPOLOGY))
+
+
+def test_free_slots_are_given_in_order(resolved: ResolvedTopology) -> None:
+    assert {device.name: device.slot for device in resolved.devices} == {"a": 7, "b": 1, "c": 2}
+    assert {assign.device: assign.bdf for assign in resolved.vm("vm0").assign} == {"c": "00:04.0", "a": "00:03.0"}
+
+
+def test_buses_follow_the_slots_as_enumeration_does(resolved: ResolvedTopology) -> None:
+    assert {device.name: device.bdf for device in resolved.devices} == {"b": "01:00.0", "c": "02:00.0", "a": "03:00.0"}
+    assert [assign.host_bdf for assign in resolved.vm("vm0").assign] == ["02:00.0", "03:00.0"]
+
+
+def test_who_drives_what(resolved: ResolvedTopology) -> None:
+    assert {device.name: device.vm for device in resolved.devices} == {"a": "vm0", "b": None, "c": "vm0"}
+    assert {name: resolved.setting(name) for name in "abc"} == {"a": "passthrough", "b": "strict", "c": "passthrough"}
+
+
+def test_the_host_leaves_to_vfio_what_is_assigned(resolved: ResolvedTopology) -> None:
+    assert resolved.host.cmdline.endswith(" vfio-pci.ids=02:00.0,03:00.0")
+
+
+def test_only_an_edu_has_a_mask(resolved: ResolvedTopology) -> None:
+    assert (resolved.device("b").dma_mask_bits, resolved.device("a").dma_mask_bits) == (28, None)
+
+
+def test_it_survives_json(resolved: ResolvedTopology) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(resolved), type=ResolvedTopology) == resolved
+
+
+def test_unknown_names_are_key_errors(resolved: ResolvedTopology) -> None:
+    with pytest.raises(KeyError):
+        resolved.device("zzz")
+    with pytest.raises(KeyError):
+        resolved.vm("zzz")
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "has_iommu", "setting"),
+    [
+        ("intel_iommu=on", True, "strict"),
+        ("intel_iommu=on iommu=pt", True, "passthrough"),
+        ("iommu=pt", True, "none"),
+        ("", True, "none"),
+        ("intel_iommu=on", False, "none"),
+    ],
+)
+def test_settings(cmdline: str, has_iommu: bool, setting: Setting) -> None:
+    assert setting_of(cmdline, has_iommu) == setting
+
+
+def test_sizes() -> None:
+    assert [bytes_of(size) for size in ("1K", "64M", "2G")] == [1 << 10, 64 << 20, 2 << 30]
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_shipped_topologies(path: Path) -> None:
+    resolved = resolve(load(path))
+    assert resolved.name == path.stem
+    processes = 1 + len(resolved.devices) + 2 * len(resolved.vms)
+    assert 2 <= processes <= 7
+    assert path.read_text().startswith("#:schema ./topology.schema.json\n")
+
+
+def test_there_are_topologies_for_the_claims() -> None:
+    assert {path.stem for path in CONFIGS} >= {
+        "host-driver",
+        "assigned-no-viommu",
+        "assigned-viommu",
+        "dynamic-vs-static",
+        "two-guests",
+    }
