@@ -172,8 +172,13 @@ class PageTable:
             table = entry & ADDRESS_FIELD
         return False
 
-    def _clear(self, table: int, level: int, base: int, first: int, end: int, dropped: list[int]) -> int:
-        """Clears [first, end) in the table that maps from `base` on; returns the bytes of the leaves it held."""
+    def _clear(
+        self, table: int, level: int, base: int, first: int, end: int, dropped: list[int], unlinked: bool = False
+    ) -> int:
+        """Clears [first, end) in the table that maps from `base` on; returns the bytes of the leaves it held.
+
+        Tables that map nothing else are unlinked and put into `dropped`; what an `unlinked` one holds stays as it is.
+        """
         shift = level_shift(level)
         low = max(first - base, 0) >> shift
         count = min(-(-(end - base) >> shift), TABLE_ENTRIES) - low
@@ -184,16 +189,17 @@ class PageTable:
                 continue
             start = base + (low + index << shift)
             leaf = level == 1 or entry & PTE_LARGE
-            if leaf:
-                cleared += 1 << shift
-            if leaf or (first <= start and start + (1 << shift) <= end):
+            whole = first <= start and start + (1 << shift) <= end
+            if whole and not unlinked:
                 self._memory.write_u64(slot + index * PTE_SIZE, 0)
                 self._counters["pte_writes"] += 1
-            if not leaf:
-                child = entry & ADDRESS_FIELD
-                cleared += self._clear(child, level - 1, start, first, end, dropped)
-                if first <= start and start + (1 << shift) <= end:
-                    dropped.append(child)
+            if leaf:
+                cleared += 1 << shift
+                continue
+            child = entry & ADDRESS_FIELD
+            cleared += self._clear(child, level - 1, start, first, end, dropped, whole or unlinked)
+            if whole:
+                dropped.append(child)
         return cleared
 
     def _release(self, tables: list[int]) -> None:

@@ -1,0 +1,100 @@
+"""Fault events of a remapping unit: its interrupt, its records, and the lines that Linux prints (dmar_fault)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from viommu_actors.kernel.irq import MESSAGE_ADDRESS, Interrupts
+from viommu_actors.kernel.machine import Machine
+from viommu_actors.spec import pci
+from viommu_actors.spec import vtd as spec
+from viommu_actors.spec.vtd import Fsts, Reg
+
+#: Records kept, and lines printed, until they are taken.
+_LIMIT = 1024
+
+
+class FaultRecord(NamedTuple):
+    """One blocked request. `source` is the requester ID, `address` the page it asked for."""
+
+    source: int
+    address: int
+    write: bool
+    reason: spec.FaultReason
+
+
+class FaultHandler:
+    """Reads and clears fault records, by interrupt or when asked."""
+
+    def __init__(
+        self, machine: Machine, registers: int, capability: spec.Capability, irq: Interrupts, log: Callable[[str], None]
+    ) -> None:
+        self._machine = machine
+        self._registers = registers
+        self._first = registers + capability.fault_offset
+        self._count = capability.fault_records
+        self._log = log
+        #: What came since it was last taken, the first `_LIMIT`; `lost` counts what found no place or no record.
+        self.records: list[FaultRecord] = []
+        self.lost = 0
+        self._drain()
+        vector = irq.request_vector(self.handle)
+        machine.mmio_write(registers + Reg.FEDATA, 4, vector)
+        machine.mmio_write(registers + Reg.FEADDR, 4, MESSAGE_ADDRESS)
+        machine.mmio_write(registers + Reg.FEUADDR, 4, 0)
+        machine.mmio_write(registers + Reg.FECTL, 4, 0)
+        self.take()
+
+    def handle(self) -> None:
+        """The fault interrupt."""
+        status = self._machine.mmio_read(self._registers + Reg.FSTS, 4)
+        if status & (Fsts.PPF | Fsts.PFO):
+            if not self.lost and len(self.records) < _LIMIT:
+                self._log(f"DMAR: DRHD: handling fault status reg {status:x}")
+            self._drain(status)
+
+    def take(self) -> tuple[list[FaultRecord], int]:
+        """Records that came since the last call, those whose interrupt is still to come included, and how many were
+        lost."""
+        self.handle()
+        taken = self.records, self.lost
+        self.records, self.lost = [], 0
+        return taken
+
+    def _drain(self, status: int | None = None) -> None:
+        if status is None:
+            status = self._machine.mmio_read(self._registers + Reg.FSTS, 4)
+        index = status >> Fsts.FRI_SHIFT & Fsts.FRI_MASK
+        for _ in range(self._count):
+            place = self._first + index % self._count * spec.FAULT_RECORD_SIZE
+            high = self._machine.mmio_read(place + 8, 8)
+            if not high & spec.FAULT_RECORDED:
+                break
+            low = self._machine.mmio_read(place, 8)
+            # Bit 63 of the record's upper word, cleared by writing one.
+            self._machine.mmio_write(place + 12, 4, spec.FAULT_RECORDED >> 32)
+            self._record(spec.FaultRecord.decode(low, high))
+            index += 1
+        if status & Fsts.PFO:
+            self.lost += 1
+            self._machine.mmio_write(self._registers + Reg.FSTS, 4, Fsts.PFO)
+
+    def _record(self, record: spec.FaultRecord) -> None:
+        try:
+            reason = spec.FaultReason(record.reason)
+        except ValueError:
+            self._log(f"DMAR: fault record with unknown reason {record.reason:#04x}")
+            self.lost += 1
+            return
+        if len(self.records) >= _LIMIT:
+            self.lost += 1
+            return
+        self.records.append(FaultRecord(record.source, record.address, record.write, reason))
+        name = pci.format_bdf(record.source)
+        if reason >= spec.FaultReason.IR_REQUEST_RESERVED:
+            what = f"[INTR-REMAP] Request device [{name}] fault index {record.address >> 48:#x}"
+        else:
+            kind = "Write" if record.write else "Read"
+            what = f"[DMA {kind} NO_PASID] Request device [{name}] fault addr {record.address:#x}"
+        self._log(f"DMAR: {what} [fault reason {reason:#04x}] {reason.text}")

@@ -1,0 +1,278 @@
+"""Driver of an Intel VT-d remapping unit (Linux: drivers/iommu/intel/iommu.c), legacy mode.
+
+Root and context tables, domains, enabling and disabling. A device in no domain has no context entry: it is blocked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from errno import EBUSY, ENODEV, ENOSPC
+
+from viommu_actors.kernel.domain import AnyDomain, Domain, PassThrough
+from viommu_actors.kernel.faults import FaultHandler, FaultRecord
+from viommu_actors.kernel.invalidation import QueuedInvalidation, RegisterInvalidation
+from viommu_actors.kernel.iommu_groups import IommuGroups
+from viommu_actors.kernel.irq import Interrupts
+from viommu_actors.kernel.machine import KernelPanic, Machine
+from viommu_actors.kernel.pages import PageAllocator
+from viommu_actors.kernel.pci import PciDevice
+from viommu_actors.spec import pci
+from viommu_actors.spec.acpi import DeviceScope, Drhd, DrhdFlags, ScopeType
+from viommu_actors.spec.vtd import (
+    ENTRY_SIZE,
+    ONE_SHOT_COMMANDS,
+    Capability,
+    Command,
+    ContextGranularity,
+    ExtendedCapability,
+    IotlbGranularity,
+    Reg,
+    RootEntry,
+)
+
+#: Reads of a status after which the unit counts as dead.
+_PATIENCE = 10_000
+#: Domain id of pass-through; 0 is what a unit with caching mode tags entries that are not present with, so it is
+#: never used (Linux does the same on every unit).
+_PASS_THROUGH_ID = 1
+_FIRST_ID = 2
+
+
+class IntelIommu:
+    """One remapping unit, set up with an empty root table; `enable` starts translation."""
+
+    #: Interrupts of devices are not remapped by this kernel.
+    interrupt_remapping = False
+
+    def __init__(
+        self,
+        machine: Machine,
+        unit: Drhd,
+        pages: PageAllocator,
+        irq: Interrupts,
+        counters: Counter[str],
+        physical_width: int,
+    ) -> None:
+        """`physical_width` is the machine's host address width in bits. Raises OSError(ENODEV) for no usable unit."""
+        self._machine = machine
+        self._memory = machine.memory
+        self._unit = unit
+        self._pages = pages
+        self._counters = counters
+        self._physical_width = physical_width
+        capability, extended = self._read(Reg.CAP, 8), self._read(Reg.ECAP, 8)
+        if capability in (0, (1 << 64) - 1):
+            ones = "ones" if capability else "zeros"
+            raise OSError(ENODEV, f"DMAR reported at address {unit.base:x} returns all {ones}!")
+        version = self._read(Reg.VER, 4)
+        self._log(
+            f"dmar0: reg_base_addr {unit.base:x} ver {version >> 4 & 0xF}:{version & 0xF}"
+            f" cap {capability:x} ecap {extended:x}"
+        )
+        self.capability = Capability.decode(capability)
+        self.extended = ExtendedCapability.decode(extended)
+        if not self.capability.widths:
+            raise OSError(ENODEV, "Cannot get a valid agaw for iommu (seq_id = 0)")
+        self._groups = IommuGroups()
+        self._attached: dict[int, AnyDomain] = {}
+        self._next_id = _FIRST_ID
+        self._free_ids: list[int] = []
+        self._domains: list[Domain] = []
+        self._contexts: dict[int, int] = {}
+        self._command = self._read(Reg.GSTS, 4) & ~ONE_SHOT_COMMANDS & 0xFFFF_FFFF
+        self._set_command(Command.TE, False)
+        self.invalidation = self._start_invalidation()
+        self._faults = FaultHandler(machine, unit.base, self.capability, irq, machine.log)
+        self._root = pages.alloc()
+        self._write(Reg.RTADDR, 8, self._root)
+        self._set_command(Command.SRTP, True)
+        self.invalidation.context(ContextGranularity.GLOBAL)
+        self.invalidation.iotlb(IotlbGranularity.GLOBAL)
+        self.pass_through: PassThrough | None = None
+        if self.extended.pass_through:
+            self.pass_through = PassThrough(_PASS_THROUGH_ID, max(self.capability.widths))
+
+    # --- groups
+
+    @property
+    def groups(self) -> dict[int, list[PciDevice]]:
+        """Devices that only go together into a domain, by group number."""
+        return self._groups.groups
+
+    def group_of(self, bdf: int) -> int | None:
+        """The device's group; None for one that no unit translates."""
+        return self._groups.group_of(bdf)
+
+    def add_device(self, device: PciDevice) -> None:
+        """A function was found; bridges come before what is behind them."""
+        if self.covers(device):
+            self._machine.log(f"pci {device.name}: Adding to iommu group {self._groups.add(device)}")
+
+    def remove_device(self, device: PciDevice) -> None:
+        """A function was unplugged."""
+        if self._groups.group_of(device.bdf) is not None:
+            self.detach(device)
+            self._groups.remove(device)
+
+    def covers(self, device: PciDevice) -> bool:
+        """Whether the device is in the unit's scope (VT-d section 8.3.1)."""
+        if self._unit.flags & DrhdFlags.INCLUDE_PCI_ALL:
+            return True
+        return any(_in_scope(scope, device) for scope in self._unit.scopes)
+
+    # --- domains
+
+    def new_domain(self) -> Domain:
+        """An empty domain. Raises OSError: ENOSPC without a domain id, ENOMEM without memory."""
+        capability = self.capability
+        number = self._free_ids.pop() if self._free_ids else self._next_id
+        if number >> capability.domains:
+            raise OSError(ENOSPC, "no IOMMU domain id left")
+        width = min(max(capability.widths), capability.address_width)
+        try:
+            domain = Domain(
+                number,
+                width,
+                self._memory,
+                self._pages,
+                self._counters,
+                self.invalidation,
+                physical_width=self._physical_width,
+                large_pages=capability.large_pages,
+                max_mask=capability.max_address_mask if capability.page_selective else -1,
+                flush_maps=capability.caching_mode,
+            )
+        except OSError:
+            if number != self._next_id:
+                self._free_ids.append(number)
+            raise
+        self._next_id = max(self._next_id, number + 1)
+        self._domains.append(domain)
+        return domain
+
+    def free_domain(self, domain: Domain) -> None:
+        """Gives tables and id back. Raises OSError(EBUSY) while a device is attached."""
+        if domain.devices:
+            raise OSError(EBUSY, f"domain {domain.id} still has devices")
+        self._domains.remove(domain)
+        domain.destroy()
+        self._free_ids.append(domain.id)
+
+    def attached(self, device: PciDevice) -> AnyDomain | None:
+        """The domain that the device is in."""
+        return self._attached.get(device.bdf)
+
+    def attach(self, device: PciDevice, domain: AnyDomain) -> None:
+        """Puts the device into the domain, out of any other before.
+
+        Raises OSError: ENODEV for a device that the unit does not translate, ENOMEM without a context table.
+        """
+        if self._groups.group_of(device.bdf) is None:
+            raise OSError(ENODEV, f"{device.name} is behind no IOMMU")
+        if self._attached.get(device.bdf) is domain:
+            return
+        self.detach(device)
+        slot = self._context_slot(device.bdf)
+        low, high = domain.context_entry().encode()
+        self._memory.write_u64(slot + 8, high)
+        self._memory.write_u64(slot, low)
+        self._attached[device.bdf] = domain
+        domain.devices.add(device.bdf)
+        # What was not present is cached in caching mode only, under domain id 0 (VT-d section 6.1).
+        self.invalidation.context(ContextGranularity.DEVICE, 0, device.bdf)
+        self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
+
+    def detach(self, device: PciDevice) -> None:
+        """Blocks the device: from here on nothing of it reaches memory."""
+        domain = self._attached.pop(device.bdf, None)
+        if domain is None:
+            return
+        slot = self._context_slot(device.bdf)
+        self._memory.write_u64(slot, 0)
+        self._memory.write_u64(slot + 8, 0)
+        self.invalidation.context(ContextGranularity.DEVICE, domain.id, device.bdf)
+        self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
+        domain.devices.discard(device.bdf)
+
+    # --- the unit
+
+    def enable(self) -> None:
+        """Starts translation."""
+        self._set_command(Command.TE, True)
+
+    @property
+    def faults(self) -> list[FaultRecord]:
+        """Records not taken yet."""
+        return self._faults.records
+
+    @property
+    def faults_lost(self) -> int:
+        return self._faults.lost
+
+    def take_faults(self) -> tuple[list[FaultRecord], int]:
+        """Records since the last call, read from the unit now, and how many were lost."""
+        return self._faults.take()
+
+    def table_pages(self) -> list[int]:
+        """Addresses of the page table pages of all domains."""
+        return [page for domain in self._domains for page in domain.tables]
+
+    def structure_pages(self) -> list[int]:
+        """Addresses of root table, context tables and invalidation queue."""
+        return [self._root, *self._contexts.values(), *self.invalidation.pages]
+
+    def _context_slot(self, bdf: int) -> int:
+        bus = pci.bdf_bus(bdf)
+        if bus not in self._contexts:
+            self._contexts[bus] = self._pages.alloc()
+            low, high = RootEntry(True, self._contexts[bus]).encode()
+            self._memory.write_u64(self._root + bus * ENTRY_SIZE + 8, high)
+            self._memory.write_u64(self._root + bus * ENTRY_SIZE, low)
+        return self._contexts[bus] + (bdf & 0xFF) * ENTRY_SIZE
+
+    def _start_invalidation(self) -> QueuedInvalidation | RegisterInvalidation:
+        drain = self.capability.drain_write, self.capability.drain_read
+        if not self.extended.queued_invalidation:
+            self._log("dmar0: Using Register based invalidation")
+            return RegisterInvalidation(
+                self._machine, self._unit.base, self.extended.iotlb_offset, self._counters, drain
+            )
+        self._set_command(Command.QIE, False)
+        queue = QueuedInvalidation(self._machine, self._unit.base, self._pages, self._counters, drain)
+        self._write(Reg.IQT, 4, 0)
+        self._write(Reg.IQA, 8, queue.ring)
+        self._set_command(Command.QIE, True)
+        self._log("dmar0: Using Queued invalidation")
+        return queue
+
+    def _set_command(self, bit: int, on: bool) -> None:
+        """Writes one GCMD bit and waits until GSTS shows it (VT-d section 11.4.4)."""
+        if on and bit & ONE_SHOT_COMMANDS:
+            self._write(Reg.GCMD, 4, self._command | bit)
+        elif bool(self._command & bit) != on:
+            self._command ^= bit
+            self._write(Reg.GCMD, 4, self._command)
+        for _ in range(_PATIENCE):
+            if bool(self._read(Reg.GSTS, 4) & bit) == on:
+                return
+        raise KernelPanic(f"DMAR: the unit does not take command {bit:#010x} (GSTS bit {on:d})")
+
+    def _read(self, register: int, size: int) -> int:
+        return self._machine.mmio_read(self._unit.base + register, size)
+
+    def _write(self, register: int, size: int, value: int) -> None:
+        self._machine.mmio_write(self._unit.base + register, size, value)
+
+    def _log(self, line: str) -> None:
+        self._machine.log(f"DMAR: {line}")
+
+
+def _in_scope(scope: DeviceScope, device: PciDevice) -> bool:
+    chain = [device]
+    while chain[0].parent is not None:
+        chain.insert(0, chain[0].parent)
+    steps = [divmod(member.bdf & 0xFF, pci.FUNCTIONS_PER_DEVICE) for member in chain if member.bus >= scope.start_bus]
+    start = len(chain) - len(steps)
+    if not steps or chain[start].bus != scope.start_bus or tuple(steps[: len(scope.path)]) != scope.path:
+        return False
+    return scope.kind == ScopeType.BRIDGE or (scope.kind == ScopeType.ENDPOINT and len(steps) == len(scope.path))

@@ -1,0 +1,226 @@
+"""A kernel: what it finds at boot, in the order in which Linux finds it. The same on the host and in a guest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from viommu_actors.kernel.acpi import AcpiTables
+from viommu_actors.kernel.bootparams import BootParams, read_boot_params
+from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.kernel.default_domains import DefaultDomains
+from viommu_actors.kernel.dma import DirectDma, Dma
+from viommu_actors.kernel.driver import Driver
+from viommu_actors.kernel.drivers import DRIVERS
+from viommu_actors.kernel.intel_iommu import IntelIommu
+from viommu_actors.kernel.irq import Interrupts
+from viommu_actors.kernel.machine import KernelPanic, Machine
+from viommu_actors.kernel.pages import PageAllocator
+from viommu_actors.kernel.pci import PciDevice
+from viommu_actors.kernel.pci_bus import PciBus
+from viommu_actors.spec import acpi
+from viommu_actors.spec.boot import E820Type
+from viommu_actors.spec.pci import ClassCode, parse_bdf
+
+_E820_NAMES: dict[int, str] = {
+    E820Type.RAM: "usable",
+    E820Type.RESERVED: "reserved",
+    E820Type.ACPI: "ACPI data",
+    E820Type.NVS: "ACPI NVS",
+}
+
+
+class Kernel:
+    """Memory, interrupts, PCI, IOMMU and drivers of one machine; all of it stands once `boot` has returned.
+
+    `counters` counts what the kernel does: pte_writes, invalidations (IOTLB), context_invalidations, waits,
+    queue_tail_writes, dma_maps, dma_unmaps, interrupts, spurious_interrupts.
+    """
+
+    cmdline: CommandLine
+    pages: PageAllocator
+    irq: Interrupts
+    bus: PciBus
+
+    def __init__(self, machine: Machine, drivers: Sequence[type[Driver]] = DRIVERS) -> None:
+        self.machine = machine
+        self.counters: Counter[str] = Counter()
+        self.iommu: IntelIommu | None = None
+        #: Bound drivers by the device's bdf.
+        self.drivers: dict[int, Driver] = {}
+        self._driver_classes = drivers
+        self._domains: DefaultDomains | None = None
+        self._dma: dict[int, Dma] = {}
+        #: Devices that the kernel's drivers leave to vfio-pci.
+        self._reserved_for_vfio: set[int] = set()
+
+    def boot(self, boot_params: int) -> None:
+        """Boots from the parameters at physical address `boot_params`. Raises KernelPanic where that cannot be."""
+        log = self.machine.log
+        params = read_boot_params(self.machine.memory, boot_params)
+        self.cmdline = CommandLine(params.command_line)
+        log(f"Command line: {params.command_line}")
+        log("BIOS-provided physical RAM map:")
+        for base, size, kind in params.e820:
+            name = _E820_NAMES.get(kind, f"type {kind}")
+            log(f"BIOS-e820: [mem {base:#018x}-{base + size - 1:#018x}] {name}")
+        tables = AcpiTables(self.machine.memory, params.rsdp, log)
+        self.pages = PageAllocator(self.machine.memory, params.ram)
+        gap = params.pci_gap
+        log(f"[mem {gap[0]:#010x}-{gap[1] - 1:#010x}] available for PCI devices")
+        log(f"smpboot: Allowing {len(tables.madt().cpus)} CPUs, 0 hotplug CPUs")
+        self.irq = Interrupts(self.counters, log)
+        self.machine.set_interrupt_handler(self.irq.dispatch)
+        dmar = self._detect_iommu(tables)
+        self._scan_pci(tables.ecam(), gap, enable_acs=dmar is not None)
+        self._reserved_for_vfio = self._named_devices("vfio-pci.ids")
+        if dmar is not None:
+            self._start_iommu(dmar, params, gap)
+        for device in self.pci:
+            self._bind(device)
+
+    # --- devices
+
+    @property
+    def pci(self) -> list[PciDevice]:
+        """Every function found, bridges before what is behind them."""
+        return self.bus.devices
+
+    def device(self, bdf: int) -> PciDevice:
+        """The function at `bdf`. Raises KeyError where there is none."""
+        for device in self.bus.devices:
+            if device.bdf == bdf:
+                return device
+        raise KeyError(f"no PCI function at {bdf:#06x}")
+
+    def dma(self, device: PciDevice) -> Dma:
+        """DMA of a device that the kernel drives. Raises OSError where its domain cannot be set up."""
+        if device.bdf not in self._dma:
+            if self._domains is not None and self.iommu is not None and self.iommu.covers(device):
+                self._domains.claim(device)
+                self._dma[device.bdf] = self._domains.dma(device)
+            else:
+                self._dma[device.bdf] = DirectDma(self.pages, self.counters)
+        return self._dma[device.bdf]
+
+    def rescan(self) -> list[PciDevice]:
+        """Finds devices plugged into empty slots since, and takes them into use."""
+        found = self.bus.rescan()
+        for device in found:
+            if self.iommu is not None:
+                self.iommu.add_device(device)
+                self._claim(device)
+        for device in found:
+            self._bind(device)
+        return found
+
+    def remove(self, bdf: int) -> None:
+        """Lets go of an unplugged function: driver, domain, addresses. Raises KeyError where there is none."""
+        device = self.device(bdf)
+        driver = self.drivers.pop(bdf, None)
+        if driver is not None:
+            driver.remove()
+        self._dma.pop(bdf, None)
+        if self.iommu is not None:
+            group = self.iommu.group_of(bdf)
+            self.iommu.remove_device(device)
+            if self._domains is not None and group is not None and group not in self.iommu.groups:
+                self._domains.forget(group)
+        self.bus.remove(device)
+        self.machine.log(f"pci {device.name}: removed")
+
+    # --- steps of the boot
+
+    def _detect_iommu(self, tables: AcpiTables) -> acpi.Dmar | None:
+        """The DMAR table, where there is one and the command line wants it used."""
+        log = self.machine.log
+        dmar = tables.dmar()
+        if dmar is None:
+            if self.cmdline.get("intel_iommu") == "on":
+                log("DMAR: No DMAR table found; devices reach all memory")
+            return None
+        log(f"DMAR: Host address width {dmar.host_address_width}")
+        for unit in dmar.units:
+            log(f"DMAR: DRHD base: {unit.base:#016x} flags: {unit.flags:#x}")
+        if self.cmdline.get("intel_iommu") != "on":
+            log("DMAR: IOMMU disabled; devices reach all memory")
+            return None
+        log("DMAR: IOMMU enabled")
+        if len(dmar.units) > 1:
+            log(f"DMAR: only the first of {len(dmar.units)} units is driven; what is behind another reaches all memory")
+        return dmar
+
+    def _scan_pci(self, ecam: acpi.Ecam, gap: tuple[int, int], enable_acs: bool) -> None:
+        size = ecam.last_bus + 1 << 20
+        self.machine.log(
+            f"PCI: MMCONFIG for domain 0000 [bus {ecam.first_bus:02x}-{ecam.last_bus:02x}]"
+            f" at [mem {ecam.base:#010x}-{ecam.base + size - 1:#010x}]"
+        )
+        self.bus = PciBus(self.machine, ecam, gap, enable_acs)
+        self.bus.scan()
+
+    def _start_iommu(self, dmar: acpi.Dmar, params: BootParams, gap: tuple[int, int]) -> None:
+        log = self.machine.log
+        unit = dmar.units[0]
+        try:
+            iommu = IntelIommu(self.machine, unit, self.pages, self.irq, self.counters, dmar.host_address_width)
+        except OSError as error:
+            log(f"DMAR: {error.strerror}")
+            log("DMAR: Initialization failed; devices reach all memory")
+            return
+        self.iommu = iommu
+        passthrough = self.cmdline.get("iommu") == "pt" or self.cmdline.enabled("iommu.passthrough")
+        log(f"iommu: Default domain type: {'Passthrough' if passthrough else 'Translated'}")
+        if not passthrough:
+            self._log_policy(iommu.capability.caching_mode)
+        self._domains = DefaultDomains(
+            iommu, self.pages, self.counters, identity=params.ram if passthrough else None, windows=[gap]
+        )
+        for device in self.pci:
+            iommu.add_device(device)
+            self._claim(device)
+        iommu.enable()
+        log("DMAR: Intel(R) Virtualization Technology for Directed I/O")
+
+    def _log_policy(self, caching_mode: bool) -> None:
+        """Strict, and why, where the command line asks for lazy unmapping (iommu.strict=0)."""
+        log = self.machine.log
+        if caching_mode:
+            log("DMAR: IOMMU batching disallowed due to virtualization")
+        elif not self.cmdline.enabled("iommu.strict", default=True):
+            log("iommu: lazy mode (iommu.strict=0) is not implemented; strict mode is used")
+        log("iommu: DMA domain TLB invalidation policy: strict mode")
+
+    def _claim(self, device: PciDevice) -> None:
+        """Default domain of a device that the kernel may drive; bridges and those for VFIO stay blocked."""
+        if self._domains is None or device.bdf in self._reserved_for_vfio:
+            return
+        if device.is_bridge or device.class_code == ClassCode.HOST_BRIDGE:
+            return
+        assert self.iommu is not None
+        if self.iommu.covers(device):
+            try:
+                self._domains.claim(device)
+            except OSError as error:
+                self.machine.log(f"pci {device.name}: no DMA domain: {error.strerror}")
+
+    def _bind(self, device: PciDevice) -> None:
+        if device.bdf in self._reserved_for_vfio:
+            self.machine.log(f"vfio-pci {device.name}: left to vfio-pci")
+            return
+        for driver in self._driver_classes:
+            if (device.vendor, device.device) in driver.ids:
+                try:
+                    self.drivers[device.bdf] = driver.probe(self, device)
+                except OSError as error:
+                    self.machine.log(f"pci {device.name}: {driver.__name__}: probe failed: {error.strerror}")
+                return
+
+    def _named_devices(self, key: str) -> set[int]:
+        found = set()
+        for name in self.cmdline.values(key):
+            try:
+                found.add(parse_bdf(name))
+            except ValueError as error:
+                raise KernelPanic(f"{key}: {error}") from error
+        return found
