@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
-from viommu_actors.spec.vtd import Capability, ExtendedCapability, Reg, width_of
+from viommu_actors.spec.vtd import ADDRESS_FIELD, Capability, ExtendedCapability, Reg, pte_reserved_mask, width_of
 
 #: Quirks a unit can have: what the specification says, or what QEMU 7.2 does.
 Quirks = Literal["spec", "qemu"]
@@ -40,6 +41,25 @@ class UnitConfig:
     def width_codes(self) -> tuple[int, ...]:
         """Values of a context entry's AW field that the unit supports (CAP.SAGAW)."""
         return _WIDTH_CODES[self.aw_bits] if self.dma_translation else ()
+
+    @cached_property
+    def address_mask(self) -> int:
+        """The address field of a paging entry, as wide as the unit's addresses."""
+        return ADDRESS_FIELD & (1 << self.aw_bits) - 1
+
+    @cached_property
+    def reserved_bits(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Bits that must be zero in a paging entry: of tables, then of pages; each by level, 1 to 4 (0 is level 1)."""
+        tables, pages = (
+            tuple(
+                pte_reserved_mask(
+                    level, leaf, self.aw_bits, snoop_control=self.snoop_control, device_iotlb=self.device_iotlb
+                )
+                for level in (1, 1, 2, 3, 4)
+            )
+            for leaf in (False, True)
+        )
+        return tables, pages
 
     def capability(self) -> int:
         """The CAP register."""

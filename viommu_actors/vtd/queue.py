@@ -128,13 +128,9 @@ class InvalidationQueue:
 
     def _drain(self) -> None:
         registers, read, execute = self._registers, self._memory.read, self._execute
-        while True:
-            tail = self._tail()
+        while (head := self._head) != (tail := self._tail()):
             if tail >= self._entries:
                 raise BadDescriptor
-            head = self._head
-            if head == tail:
-                return
             try:
                 low, high = _WORDS.unpack(read(self._base + head * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE))
             except Unclaimed:

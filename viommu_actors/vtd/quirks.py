@@ -99,6 +99,7 @@ class _QemuTranslator(Translator):
                 if leave[access]:
                     return Translation(address + offset, None)
                 # Refused by the memory core, which knows of no fault log.
+                self._counters["faults"] += 1
                 return Translation(address, denied(access & ~granted))
         return self._translate_slowly(requester, address, access)
 

@@ -7,12 +7,12 @@ permission before reserved bits, an unreadable top-level table as an invalid con
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from itertools import count as count_from
+from struct import unpack
 from typing import Final, NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec.vtd import (
-    ADDRESS_FIELD,
     ENTRY_SIZE,
     INTERRUPT_FIRST,
     INTERRUPT_LAST,
@@ -31,7 +31,6 @@ from viommu_actors.spec.vtd import (
     TranslationType,
     context_reserved,
     levels_of,
-    pte_reserved_mask,
     root_reserved,
     width_of,
 )
@@ -135,7 +134,8 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
     """
     if address >> context.width:
         raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
-    reserved_tables, reserved_leaves = _reserved_masks(config)
+    reserved_tables, reserved_leaves = config.reserved_bits
+    address_mask = config.address_mask
     wanted = int(access) or PTE_READ
     allowed = PTE_ACCESS
     table, level = context.table, context.levels
@@ -153,7 +153,7 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
         leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
         if entry & (reserved_leaves if leaf else reserved_tables)[level]:
             raise TableFault(FaultReason.TABLE_RESERVED, context.fault_disable)
-        table = entry & _address_mask(config)
+        table = entry & address_mask
         if leaf:
             break
         level -= 1
@@ -167,13 +167,13 @@ def leaves(memory: Memory, context: Context, first: int, last: int, config: Unit
 
     Each entry is given whole, so the first leaf may begin before `first` and the final one end after `last`; a hole
     is as large as the entry that makes it. What lies beyond the width of the tables is left out.
+
+    Tables that lead back to themselves give up to 2^36 leaves: who asks for much has to stop somewhere.
     """
     limit = (1 << context.width) - 1
     if first > limit:
         return
-    reserved = _reserved_masks(config)
-    mask = _address_mask(config)
-    yield from _leaves(memory, context.table, context.levels, 0, PTE_ACCESS, first, min(last, limit), reserved, mask)
+    yield from _leaves(memory, context.table, context.levels, 0, PTE_ACCESS, first, min(last, limit), config)
 
 
 def _leaves(
@@ -184,32 +184,29 @@ def _leaves(
     allowed: int,
     first: int,
     last: int,
-    reserved: tuple[tuple[int, ...], tuple[int, ...]],
-    address_mask: int,
+    config: UnitConfig,
 ) -> Iterator[Leaf]:
     """Entries of one table whose first byte maps `base`."""
     shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
+    start = max(first - base, 0) >> shift
+    count = min(last - base >> shift, TABLE_ENTRIES - 1) - start + 1
     try:
-        memory.read_u64(table)
+        entries = unpack(f"<{count}Q", memory.read(table + start * PTE_SIZE, count * PTE_SIZE))
     except Unclaimed:
         yield Leaf(base, shift + LEVEL_BITS, 0, Access.NONE, FaultReason.TABLE_ACCESS)
         return
-    start = max(first - base, 0) >> shift
-    end = min(last - base >> shift, TABLE_ENTRIES - 1)
-    for index in range(start, end + 1):
-        iova = base + (index << shift)
-        entry = memory.read_u64(table + index * PTE_SIZE)
+    for iova, entry in zip(count_from(base + (start << shift), 1 << shift), entries, strict=False):
         access = allowed & entry
         if not access:
             yield Leaf(iova, shift, 0, Access.NONE)
             continue
         leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
-        if entry & reserved[leaf][level]:
+        if entry & config.reserved_bits[leaf][level]:
             yield Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
             continue
-        target = entry & address_mask
+        target = entry & config.address_mask
         if not leaf:
-            yield from _leaves(memory, target, level - 1, iova, access, first, last, reserved, address_mask)
+            yield from _leaves(memory, target, level - 1, iova, access, first, last, config)
         elif _in_interrupt_range(target, shift):
             yield Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
         else:
@@ -227,25 +224,3 @@ def _supported(translation_type: int, config: UnitConfig) -> bool:
 def _in_interrupt_range(address: int, shift: int) -> bool:
     return address <= INTERRUPT_LAST and address + (1 << shift) > INTERRUPT_FIRST
 
-
-def _address_mask(config: UnitConfig) -> int:
-    return ADDRESS_FIELD & (1 << config.aw_bits) - 1
-
-
-@lru_cache(maxsize=64)
-def _reserved_masks(config: UnitConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Reserved bits of table entries and of leaves, by level."""
-    tables, pages = (
-        tuple(
-            pte_reserved_mask(
-                max(level, 1),
-                leaf,
-                config.aw_bits,
-                snoop_control=config.snoop_control,
-                device_iotlb=config.device_iotlb,
-            )
-            for level in range(5)
-        )
-        for leaf in (False, True)
-    )
-    return tables, pages

@@ -6,6 +6,7 @@ Pure: memory, interrupts and the listener are given to it. The same unit is the 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from viommu_actors.memory import Memory
@@ -17,7 +18,6 @@ from viommu_actors.spec.vtd import (
     ContextGranularity,
     IotlbGranularity,
     IotlbRegister,
-    Irta,
     Reg,
     Status,
 )
@@ -59,8 +59,10 @@ class RemappingUnit:
         self._queue = made_of.queue(
             self._registers, memory, config, self, self._faults, send_interrupt, self._counters
         )
-        self._interrupt_table = 0
-        self._handlers = {
+        #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
+        #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
+        self.translate: Callable[[int, int, Access], Translation] = self._translator.translate
+        self._handlers: dict[int, Callable[[], None]] = {
             Reg.GCMD: self._command,
             Reg.CCMD + 4: self._context_command,
             Reg.IOTLB + 4: self._iotlb_command,
@@ -70,13 +72,6 @@ class RemappingUnit:
         }
 
     # --- DMA -----------------------------------------------------------------------------------------------------
-
-    def translate(self, requester: int, address: int, access: Access) -> Translation:
-        """Where one request goes that does not cross a 4 KiB boundary; a fault is recorded.
-
-        Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
-        """
-        return self._translator.translate(requester, address, access)
 
     @property
     def translation_enabled(self) -> bool:
@@ -106,17 +101,17 @@ class RemappingUnit:
         if not _valid(offset, size):
             return
         self._registers.write(offset, size, value)
-        for word in range(offset, offset + size, 4):
-            handler = self._handlers.get(word)
-            if handler is not None:
-                handler()
+        handlers = self._handlers
+        if offset in handlers:
+            handlers[offset]()
+        if size == 8 and offset + 4 in handlers:
+            handlers[offset + 4]()
 
     def reset(self) -> None:
         """As after power on; the counters go on."""
         self._registers.reset()
         self._queue.reset()
         self._translator.reset()
-        self._interrupt_table = 0
         self._listener.unit_reset()
 
     def _command(self) -> None:
@@ -133,7 +128,6 @@ class RemappingUnit:
         if changed & Command.QIE:
             self._switch_queue(bool(command & Command.QIE))
         if command & Command.SIRTP:
-            self._interrupt_table = self._registers.get64(Reg.IRTA) & Irta.WRITABLE
             self._set_status(Status.IRTPS, True)
         if self.config.intremap:
             if changed & Command.IRE:
