@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def _environ() -> Dict[str, str]:
 
 
 def _reason(output: str) -> str:
-    """The last line that names an error, else the last line."""
+    """The last line that tells an error of its own, else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
+    errors = [line for line in lines if re.match(r"([\w.]*Error|ERROR|error): (?!subprocess-exited)", line)]
     return (errors or lines or [""])[-1]
