@@ -6,18 +6,18 @@ given; a cable to another nic is a socket pair.
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import zmq
 
+from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
-from viommu_actors.devices.rogue import Rogue
-from viommu_actors.spec.nic import MAX_FRAME
+from viommu_actors.devices.rogue import Rogue, StepResult
+from viommu_actors.devices.rogue_plan import parse_plan
 from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
 from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame
@@ -37,16 +37,17 @@ class DeviceActor:
         self._inbox = Inbox(context, inbox_listener(configuration))
         self._link = bind_link(context, inbox_listener(configuration, "link"))
         self._tally = Tally(f"link:{name}", name)
-        tallies = [self._tally]
         self._poller = zmq.Poller()
         self._poller.register(self._link, zmq.POLLIN)
         self._poller.register(self._inbox.socket, zmq.POLLIN)
-        self._cable: socket.socket | None = None
+        self._cable: Cable | None = None
+        tallies = [self._tally]
         if configuration["cable"] is not None:
-            self._cable = socket.socket(fileno=configuration["cable"])
-            self._poller.register(self._cable, zmq.POLLIN)
+            self._cable = Cable(configuration["cable"], name)
+            self._poller.register(self._cable.fd, zmq.POLLIN)
+            tallies.append(self._cable.tally)
         self._endpoint = self._make(configuration)
-        self._rogue = Rogue(self._endpoint)
+        self._rogue = Rogue(self._endpoint, self._send_raw)
         self._control = Control(self._inbox, name, tallies)
         self._control.register({"attack": self._attack, "counters": lambda: dict(self._endpoint.counters)})
 
@@ -64,13 +65,16 @@ class DeviceActor:
                     self._drain_link()
                 elif source is self._inbox.socket:
                     self._drain_inbox()
-                else:
-                    self._drain_cable()
+                elif self._cable is not None:
+                    self._drain_cable(self._cable)
 
     def _make(self, configuration: dict[str, Any]) -> Endpoint:
+        payload = configuration["max_payload"]
         if configuration["model"] == "edu":
-            return Edu(self._send, log, configuration["max_payload"], configuration["dma_mask_bits"])
-        return Nic(self._send, log, configuration["max_payload"], self._transmit if self._cable else None)
+            return Edu(self._send, log, max_payload=payload, dma_bits=configuration["dma_mask_bits"])
+        mac = bytes.fromhex(configuration["mac"])
+        transmit = None if self._cable is None else self._cable.transmit
+        return Nic(self._send, log, mac=mac, max_payload=payload, send_frame=transmit)
 
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does."""
@@ -103,3 +107,26 @@ class DeviceActor:
             command = self._control.decode(frame)
             if command is not None:
                 self._control.run(command)
+
+    def _drain_cable(self, cable: Cable) -> None:
+        assert isinstance(self._endpoint, Nic)
+        for frame in cable.receive():
+            if frame is None:
+                self._poller.unregister(cable.fd)
+                self._endpoint.set_link(False)
+                return
+            self._endpoint.receive_frame(frame)
+
+    def _send_raw(self, data: bytes) -> None:
+        self._link.send(data)
+        self._tally.raw += 1
+
+    def _attack(self, steps: Any) -> Later:
+        """Plays a plan (`devices.rogue.parse_plan`); answered when it is over."""
+        number = self._control.number
+
+        def over(results: list[StepResult]) -> None:
+            self._control.answer(number, [result.__dict__ for result in results])
+
+        self._rogue.play(parse_plan(steps), over)
+        return LATER

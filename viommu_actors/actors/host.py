@@ -39,7 +39,9 @@ DRAIN = 64
 class HostMachine:
     """`kernel.machine.Machine`: the registers are in this process, devices are behind the fabric."""
 
-    def __init__(self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[bool], None]) -> None:
+    def __init__(
+        self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[bool], None]
+    ) -> None:
         self.memory = memory
         self._unit = unit
         self._fabric = fabric
@@ -203,7 +205,7 @@ class HostActor:
     def _boot(self) -> dict[str, Any]:
         booted = self._commands.boot()
         vfio = Vfio(self._kernel)
-        kvm = Kvm(self._kernel, self._lending)
+        kvm = Kvm(self._lending)
         self._service = KernelService(self._inbox, vfio, kvm)
         for vm in self._configuration["vms"]:
             hypervisor, guest = vm["hypervisor"], vm["guest"]

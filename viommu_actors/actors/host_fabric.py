@@ -134,7 +134,8 @@ class Fabric:
         for entry in entries:
             outcomes[entry.outcome.value] = outcomes.get(entry.outcome.value, 0) + 1
         refused = next((entry for entry in entries if entry.outcome is not Outcome.OK), None)
-        reached = {entry.physical & ~0xFFF for entry in entries if entry.outcome is Outcome.OK and entry.physical is not None}
+        passed = [entry.physical for entry in entries if entry.outcome is Outcome.OK]
+        reached = {physical & ~0xFFF for physical in passed if physical is not None}
         return {
             "outcomes": outcomes,
             "lost": lost,
@@ -149,7 +150,8 @@ class Fabric:
         }
 
     def _ports(self) -> dict[str, dict[str, int]]:
-        return {str(slot): {str(k): n for k, n in port.counters.items()} for slot, port in self._complex.ports.items()}
+        ports = self._complex.ports
+        return {str(slot): {str(kind): n for kind, n in port.counters.items()} for slot, port in ports.items()}
 
     def _malformed(self, slot: int, tally: Tally, error: MalformedMessage) -> None:
         tally.malformed += 1

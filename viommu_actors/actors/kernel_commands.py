@@ -13,7 +13,6 @@ from typing import Any
 
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
-from viommu_actors.pci.dump import dump
 from viommu_actors.spec import pci, platform
 
 _CANARIES = 16
@@ -35,7 +34,7 @@ class KernelCommands:
         return {
             "boot": self.boot,
             "io": self.io,
-            "stop_driver": self.stop_driver,
+            "rebind": self.rebind,
             "counters": self.counters,
             "place_canaries": self.place_canaries,
             "guard_tables": self.guard_tables,
@@ -74,9 +73,11 @@ class KernelCommands:
             "mapping": result.mapping,
         }
 
-    def stop_driver(self, bdf: str) -> None:
-        """Unbinds the driver of a device."""
-        self._kernel.drivers.pop(pci.parse_bdf(bdf)).remove()
+    def rebind(self, bdf: str) -> None:
+        """Unbinds the driver of a device and binds it again: a tear-down and a set-up."""
+        device = pci.parse_bdf(bdf)
+        self._kernel.unbind(device)
+        self._kernel.bind(device)
 
     def counters(self) -> dict[str, int]:
         """The kernel's counters."""

@@ -18,6 +18,8 @@ from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
 
+_DONE = m.Done(0)
+
 
 class KernelService:
     """Serves the user processes of one kernel; a peer's name is its process."""
@@ -25,32 +27,34 @@ class KernelService:
     def __init__(self, inbox: Inbox, vfio: Vfio, kvm: Kvm) -> None:
         self._inbox = inbox
         self._vfio = vfio
-        self._kvm = kvm
         self._processes: dict[bytes, UserProcess] = {}
         self._ram: dict[bytes, dict[str, tuple[int, int]]] = {}
         self.tallies: dict[bytes, Tally] = {}
         self._calls: dict[type, Callable[[UserProcess, Any], Message]] = {
-            m.MapDma: self._map_dma,
             m.UnmapDma: lambda p, r: m.Done(vfio.unmap_dma(p, r.container, r.iova, r.size)),
             m.OpenContainer: lambda p, r: m.Done(vfio.open_container(p)),
             m.OpenGroup: lambda p, r: m.Done(vfio.open_group(p, vfio.group_of(r.device))),
-            m.SetContainer: lambda p, r: _done(vfio.set_container(p, r.group, r.container)),
-            m.SetIommu: lambda p, r: _done(vfio.set_iommu(p, r.container, r.kind)),
             m.GetDevice: lambda p, r: m.Done(vfio.get_device(p, r.group, r.device)),
             m.GetRegionInfo: self._region_info,
             m.GetIrqInfo: self._irq_info,
-            m.RegionRead: lambda p, r: m.Content(vfio.region_read(p, r.device, r.index, r.offset, r.size)),
-            m.RegionWrite: lambda p, r: _done(vfio.region_write(p, r.device, r.index, r.offset, r.data)),
-            m.SetIrqs: lambda p, r: _done(vfio.set_irqs(p, r.device, r.index, r.start, r.eventfds)),
-            m.ResetDevice: lambda p, r: _done(vfio.reset(p, r.device)),
-            m.MmapRegion: lambda p, r: m.Done(vfio.mmap_region(p, r.device, r.index)),
-            m.CloseHandle: lambda p, r: _done(vfio.close(p, r.handle)),
+            m.RegionRead: lambda p, r: m.Content(vfio.region_read(p, r.device, r.region, r.offset, r.size)),
+            m.MmapRegion: lambda p, r: m.Done(vfio.mmap_region(p, r.device, r.region)),
             m.Eventfd: lambda p, r: m.Done(vfio.eventfd(p)),
             m.CreateVm: lambda p, r: m.Done(kvm.create_vm(p, r.name)),
             m.SetMemory: lambda p, r: m.Content(kvm.set_memory(p, r.vm, r.slot, r.gpa, r.size, r.vaddr)),
-            m.SetRoutes: lambda p, r: _done(kvm.set_routes(p, r.vm, list(r.routes))),
-            m.BindIrqfd: lambda p, r: _done(kvm.irqfd(p, r.vm, r.eventfd, r.gsi)),
-            m.SignalMsi: lambda p, r: _done(kvm.signal_msi(p, r.vm, r.address, r.data)),
+        }
+        #: requests whose success says nothing more
+        self._procedures: dict[type, Callable[[UserProcess, Any], None]] = {
+            m.MapDma: lambda p, r: vfio.map_dma(p, r.container, r.flags, r.vaddr, r.iova, r.size),
+            m.SetContainer: lambda p, r: vfio.set_container(p, r.group, r.container),
+            m.SetIommu: lambda p, r: vfio.set_iommu(p, r.container, r.kind),
+            m.RegionWrite: lambda p, r: vfio.region_write(p, r.device, r.region, r.offset, r.data),
+            m.SetIrqs: lambda p, r: vfio.set_irqs(p, r.device, r.irq, r.start, r.eventfds),
+            m.ResetDevice: lambda p, r: vfio.reset(p, r.device),
+            m.CloseHandle: lambda p, r: vfio.close(p, r.handle),
+            m.SetRoutes: lambda p, r: kvm.set_routes(p, r.vm, list(r.routes)),
+            m.BindIrqfd: lambda p, r: kvm.irqfd(p, r.vm, r.eventfd, r.gsi),
+            m.SignalMsi: lambda p, r: kvm.signal_msi(p, r.vm, r.address, r.data),
         }
 
     def add_process(self, peer: bytes, tally: Tally, ram: dict[str, tuple[int, int]]) -> None:
@@ -76,7 +80,10 @@ class KernelService:
         process = self._processes[peer]
         answer: Message
         try:
-            if type(request) is m.MmapRam:
+            if type(request) in self._procedures:
+                self._procedures[type(request)](process, request)
+                answer = _DONE
+            elif type(request) is m.MmapRam:
                 answer = m.Done(process.map_memory(*self._ram[peer][request.slot]))
             else:
                 answer = self._calls[type(request)](process, request)
@@ -89,22 +96,13 @@ class KernelService:
 
     def release(self, peer: bytes) -> None:
         """The process is gone: the kernel takes back all that it held."""
-        process = self._processes.pop(peer)
-        self._kvm.release(process)
-        self._vfio.release(process)
-
-    def _map_dma(self, process: UserProcess, request: m.MapDma) -> Message:
-        self._vfio.map_dma(process, request.container, request.flags, request.vaddr, request.iova, request.size)
-        return m.Done(0)
+        self._vfio.release(self._processes.pop(peer))
 
     def _region_info(self, process: UserProcess, request: m.GetRegionInfo) -> Message:
-        info = self._vfio.region_info(process, request.device, request.index)
+        info = self._vfio.region_info(process, request.device, request.region)
         return m.RegionInfo(info.flags, info.size, info.offset)
 
     def _irq_info(self, process: UserProcess, request: m.GetIrqInfo) -> Message:
-        info = self._vfio.irq_info(process, request.device, request.index)
+        info = self._vfio.irq_info(process, request.device, request.irq)
         return m.IrqInfo(info.flags, info.count)
 
-
-def _done(_: None) -> m.Done:
-    return m.Done(0)

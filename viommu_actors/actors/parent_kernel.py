@@ -47,7 +47,7 @@ class RemoteKernel:
         return Region(*self._ask(m.GetRegionInfo(device, index)))
 
     def irq_count(self, device: int, index: int) -> int:
-        return int(self._ask(m.GetIrqInfo(device, index)).count)
+        return int(self._ask(m.GetIrqInfo(device, index)).vectors)
 
     def region_read(self, device: int, index: int, offset: int, size: int) -> bytes:
         return bytes(self._ask(m.RegionRead(device, index, offset, size)).data)

@@ -79,8 +79,8 @@ class AssignedFunction:
         self._vm = vm
         self._device = device
         self._routes = routes
-        self._config_at = parent.region_info(device, vfio.REGION_CONFIG).offset
-        raw = parent.region_read(device, vfio.REGION_CONFIG, 0, pci.CONVENTIONAL_SIZE)
+        self._config_at = parent.region_info(device, vfio.RegionIndex.CONFIG).offset
+        raw = parent.region_read(device, vfio.RegionIndex.CONFIG, 0, pci.CONVENTIONAL_SIZE)
         #: dword offset -> (mask, value): bits that this machine decides
         self._emulated: dict[int, tuple[int, int]] = {}
         self._msi: _Msi | None = None
@@ -100,7 +100,7 @@ class AssignedFunction:
         mask, emulated = self._emulated_dword(base)
         value = emulated & mask
         if mask != _ALL_ONES:
-            data = self._parent.region_read(self._device, vfio.REGION_CONFIG, base, _DWORD)
+            data = self._parent.region_read(self._device, vfio.RegionIndex.CONFIG, base, _DWORD)
             value |= int.from_bytes(data, "little") & ~mask
         return value >> shift & (1 << size * 8) - 1
 
@@ -118,7 +118,7 @@ class AssignedFunction:
         if offset == pci.INTERRUPT_LINE:
             self._emulate(offset, 0xFF, value)  # a note of software to itself
             return False
-        self._parent.region_write(self._device, vfio.REGION_CONFIG, offset, value.to_bytes(size, "little"))
+        self._parent.region_write(self._device, vfio.RegionIndex.CONFIG, offset, value.to_bytes(size, "little"))
         if base == pci.COMMAND:
             written = (1 << size * 8) - 1 << shift & 0xFFFF
             self._command = self._command & ~written | value << shift & written
@@ -153,7 +153,7 @@ class AssignedFunction:
             offset = pci.BAR0 + index * _DWORD
             flags = raw[offset] & 0xF
             if region.size and not flags & pci.BAR_IO:
-                mmap = region.flags & vfio.REGION_FLAG_MMAP
+                mmap = region.flags & vfio.RegionFlags.MMAP
                 vaddr = self._parent.mmap_region(self._device, index) if mmap else None
                 bars.append(BarWindow(index, region.size, flags, next_slot(), vaddr))
                 index += 2 if flags & pci.BAR_TYPE_MASK == pci.BAR_TYPE_64 else 1
@@ -293,7 +293,7 @@ class AssignedFunction:
         enabled = bool(msi.control & pci.MSI_ENABLE)
         if not enabled:
             if msi.eventfds:
-                self._parent.set_irqs(self._device, vfio.IRQ_MSI, 0, ())
+                self._parent.set_irqs(self._device, vfio.IrqIndex.MSI, 0, ())
                 for gsi in msi.gsis:
                     self._routes.remove(gsi)
                 for eventfd in msi.eventfds:
@@ -302,7 +302,7 @@ class AssignedFunction:
                 msi.gsis.clear()
             return
         wanted = 1 << (msi.control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT
-        vectors = min(wanted, self._parent.irq_count(self._device, vfio.IRQ_MSI))
+        vectors = min(wanted, self._parent.irq_count(self._device, vfio.IrqIndex.MSI))
         if not msi.eventfds:
             for vector in range(vectors):
                 eventfd = self._parent.eventfd()
@@ -310,7 +310,7 @@ class AssignedFunction:
                 self._parent.irqfd(self._vm, eventfd, gsi)
                 msi.eventfds.append(eventfd)
                 msi.gsis.append(gsi)
-            self._parent.set_irqs(self._device, vfio.IRQ_MSI, 0, tuple(msi.eventfds))
+            self._parent.set_irqs(self._device, vfio.IrqIndex.MSI, 0, tuple(msi.eventfds))
         else:
             for vector, gsi in enumerate(msi.gsis):
                 self._routes.change(gsi, msi.address, msi.data + vector)

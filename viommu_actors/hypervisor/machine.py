@@ -94,7 +94,7 @@ class GuestMachine:
         if container is None:
             container = parent.open_container()
             parent.set_container(group, container)
-            parent.set_iommu(container, vfio.TYPE1V2_IOMMU)
+            parent.set_iommu(container, vfio.IommuType.TYPE1V2)
             mapping = GuestMapping(parent, container, self._ram, self.counters, self._log)
             requester = pci.bdf(0, assignment.slot, 0)
             if self.unit is None:

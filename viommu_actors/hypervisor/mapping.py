@@ -34,20 +34,24 @@ class GuestMapping:
 
     def map(self, iova: int, gpa: int, size: int, access: Access) -> bool:
         """False where the range is no guest RAM or the parent kernel refuses."""
-        for base, length, vaddr in self.ram:
-            if base <= gpa and gpa + size <= base + length:
-                break
-        else:
+        vaddr = self._vaddr(gpa, size)
+        if vaddr is None:
             self._counters["maps_outside_ram"] += 1
             return False
         self._counters["vfio_maps"] += 1
         try:
-            self._parent.map_dma(self._container, int(access), vaddr + gpa - base, iova, size)
+            self._parent.map_dma(self._container, int(access), vaddr, iova, size)
         except OSError as error:
             self._counters["map_errors"] += 1
             self._log(f"VFIO_MAP_DMA {iova:#x}+{size:#x} failed: {error.strerror}")
             return False
         return True
+
+    def _vaddr(self, gpa: int, size: int) -> int | None:
+        for base, length, vaddr in self.ram:
+            if base <= gpa and gpa + size <= base + length:
+                return vaddr + gpa - base
+        return None
 
     def unmap(self, iova: int, size: int) -> None:
         """Takes every mapping inside the range away; a barrier."""

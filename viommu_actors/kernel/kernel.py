@@ -114,6 +114,14 @@ class Kernel:
             self._bind(device)
         return found
 
+    def bind(self, bdf: int) -> None:
+        """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises KeyError where there is none."""
+        self._bind(self.device(bdf))
+
+    def unbind(self, bdf: int) -> None:
+        """Takes the driver away from a function. Raises KeyError where none is bound."""
+        self.drivers.pop(bdf).remove()
+
     def remove(self, bdf: int) -> None:
         """Lets go of an unplugged function: driver, domain, addresses. Raises KeyError where there is none."""
         device = self.device(bdf)

@@ -7,7 +7,7 @@ after. Whether it got there is said by the owners of the memory, by the root por
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Target
@@ -23,18 +23,23 @@ if TYPE_CHECKING:
     from viommu_actors.supervise.scenario import Owner
 
 _PAGE = 4096
+#: What the rogue writes: a whole number of dwords that no canary holds.
+_PATTERN = b"\xde\xad\xbe\xef" * 16
+#: A tower of tables may have more pages than one plan has steps.
+_MAX_WRITES = 256
 _SETTLE = 2.0
 
 
 class Aim(NamedTuple):
     """What an attack is directed at.
 
-    `addresses` are what the rogue puts on the bus, `pages` the host-physical pages that must stay
-    out of its reach, `keeper` the actor that guards them.
+    `steps` is the rogue's plan (`devices.rogue`), of so many `accesses`; `pages` are the host-physical
+    pages that must stay out of its reach, guarded by the actor `keeper`.
     """
 
     keeper: str
-    addresses: list[int]
+    steps: list[dict[str, Any]]
+    accesses: int
     pages: set[int]
     digest: str
 
@@ -74,14 +79,11 @@ class Assault:
         aim = self._aim(attack, target)
         command("host", "faults")
         command("host", "watch", slot=device.slot)
-        if attack.access == "read":
-            command(device.name, "attack", steps=[["read", address, 64] for address in aim.addresses])
-        else:
-            command(device.name, "attack", steps=[["write", address, b"\xde\xad" * 32] for address in aim.addresses])
-        seen = self._settled(len(aim.addresses))
+        command(device.name, "attack", steps=aim.steps)
+        seen = self._settled(aim.accesses)
         faults = command("host", "faults")["records"]
         control = command(owner.kernel, "offer_control", bdf=owner.bdf)
-        command(device.name, "attack", steps=[["write", control["iova"], control["data"]]])
+        command(device.name, "attack", steps=[{"do": "control", "iova": control["iova"], "data": control["data"]}])
         arrived = self._control_arrived()
         reached = set(seen["reached"])
         outcomes = seen["outcomes"]
@@ -117,21 +119,27 @@ class Assault:
             return self._aim_at_tables("page tables" if attack.id == "A31" else "root")
         keeper, own = self._keeper(target)
         guarded = command(keeper, "place_canaries")
-        physical = {self._physical(keeper, page) for page in guarded["pages"]}
-        # Foreign memory is probed by host-physical address, the own guest's by guest-physical.
-        addresses = sorted(guarded["pages"] if own else physical)
+        pages = {self._physical(keeper, page) for page in guarded["pages"]}
         if attack.access == "read":
-            addresses = sorted({*addresses, *self._scan(keeper, own)})
-        return Aim(keeper, addresses, physical, guarded["digest"])
+            ranges = self._memory_of(keeper, own)
+            steps = [{"do": "scan", "first": base, "last": base + size - _PAGE} for base, size in ranges]
+            return Aim(keeper, steps, sum(size // _PAGE for _, size in ranges), pages, guarded["digest"])
+        # Foreign memory is probed by host-physical address, the own guest's by guest-physical.
+        return self._aim_writes(keeper, guarded["pages"] if own else sorted(pages), pages, guarded["digest"])
 
     def _aim_at_tables(self, kind: str) -> Aim:
         for keeper in dict.fromkeys((self._owner.kernel, "host")):
             guarded = self._supervisor.command(keeper, "guard_tables", kind=kind)
             if guarded["pages"]:
+                pages = {self._physical(keeper, page) for page in guarded["pages"]}
                 own = keeper == self._owner.kernel
-                physical = {self._physical(keeper, page) for page in guarded["pages"]}
-                return Aim(keeper, sorted(guarded["pages"] if own else physical), physical, guarded["digest"])
+                return self._aim_writes(keeper, guarded["pages"] if own else sorted(pages), pages, guarded["digest"])
         raise ValueError("no kernel of this topology has translation tables")
+
+    def _aim_writes(self, keeper: str, addresses: Sequence[int], pages: set[int], digest: str) -> Aim:
+        addresses = addresses[:_MAX_WRITES]
+        steps = [{"do": "write", "address": address, "data": _PATTERN} for address in addresses]
+        return Aim(keeper, steps, len(addresses), pages, digest)
 
     def _keeper(self, target: Target) -> tuple[str, bool]:
         """(actor that owns the target's memory, whether the device is driven by it)."""
@@ -146,15 +154,11 @@ class Assault:
     def _other_vm(self) -> str | None:
         return next((vm.name for vm in self._topology.vms if vm.name != self._device.vm), None)
 
-    def _scan(self, keeper: str, own: bool) -> Iterator[int]:
-        """Every page of the keeper's memory, by the address that the rogue would use."""
+    def _memory_of(self, keeper: str, own: bool) -> list[tuple[int, int]]:
+        """(base, size) of the keeper's memory by the addresses that the rogue would use."""
         if keeper == "host":
-            ranges = [(HOST_HIGH_BASE, self._topology.host.memory - HOST_LOW_MEMORY)]
-        else:
-            slots = self._memory[keeper.removesuffix(".guest")]
-            ranges = [(gpa if own else hpa, size) for gpa, hpa, size in slots]
-        for base, size in ranges:
-            yield from range(base, base + size, _PAGE)
+            return [(HOST_HIGH_BASE, self._topology.host.memory - HOST_LOW_MEMORY)]
+        return [(gpa if own else hpa, size) for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]]
 
     def _physical(self, keeper: str, page: int) -> int:
         """Host-physical address of a page that the keeper's kernel knows by its own."""

@@ -16,6 +16,8 @@ _GIB = 1 << 30
 #: address, so that no address of a guest is one of foreign memory.
 HOST_LOW_MEMORY = 2 << 20
 HOST_HIGH_BASE = 64 * _GIB
+#: Locally administered; a nic's own is this plus its slot.
+_MAC_BASE = 0x02_00_00_00_00_00
 
 
 @dataclass
@@ -107,16 +109,17 @@ def _actor(role: str, name: str) -> ActorPlan:
     return ActorPlan(role, name, inbox, configuration, [inbox.fd])
 
 
-def _device(device: ResolvedDevice, link: Listener, cable: int | None) -> ActorPlan:
+def _device(device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None) -> ActorPlan:
     actor = _actor("device", device.name)
     actor.configuration |= {
         "link": {"fd": link.fd, "address": link.address},
         "model": device.model,
         "max_payload": device.max_payload,
         "dma_mask_bits": device.dma_mask_bits,
+        "mac": (_MAC_BASE + device.slot).to_bytes(6, "big").hex(),
         "cable": cable,
     }
-    actor.fds += [link.fd] if cable is None else [link.fd, cable]
+    actor.fds += [link.fd] if cable is None else [link.fd, cable["fd"]]
     return actor
 
 
@@ -178,13 +181,15 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
     return placed
 
 
-def _cables(devices: tuple[ResolvedDevice, ...]) -> dict[str, int]:
+def _cables(devices: tuple[ResolvedDevice, ...]) -> dict[str, dict[str, Any]]:
     """One end of a socket pair for each nic that has a peer."""
-    ends: dict[str, int] = {}
+    ends: dict[str, dict[str, Any]] = {}
     for device in devices:
         if device.peer is not None and device.name not in ends:
-            one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ends[device.name], ends[device.peer] = one.detach(), other.detach()
+            wire = f"cable:{device.name}-{device.peer}"
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for name, end in zip((device.name, device.peer), pair, strict=True):
+                ends[name] = {"fd": end.detach(), "wire": wire}
     return ends
 
 

@@ -55,7 +55,8 @@ class Scenario:
         """The whole of it. Raises what the supervisor raises."""
         self._boot()
         io = tuple(self._work(device) for device in self._topology.devices if device.operations)
-        verdicts = tuple(verdict for device in self._topology.devices if device.rogue for verdict in self._attack(device))
+        rogues = [device for device in self._topology.devices if device.rogue]
+        verdicts = tuple(verdict for device in rogues for verdict in self._attack(device))
         return self._results(io, verdicts)
 
     def _boot(self) -> None:
@@ -74,8 +75,8 @@ class Scenario:
     def _work(self, device: ResolvedDevice) -> Io:
         owner = owner_of(self._topology, device)
         command = self._supervisor.command
-        self._tell(f"{device.name}: driver set up")
-        setup = self._counted(owner, lambda: command(owner.kernel, "bind", bdf=owner.bdf))[1]
+        self._tell(f"{device.name}: driver torn down and set up again")
+        setup = self._counted(owner, lambda: command(owner.kernel, "rebind", bdf=owner.bdf))[1]
         self._tell(f"{device.name}: {device.operations} operations")
         done, counts = self._counted(
             owner, lambda: command(owner.kernel, "io", bdf=owner.bdf, operations=device.operations)
@@ -98,9 +99,10 @@ class Scenario:
         return result, {key: after[key] - before[key] for key in _COUNTED}
 
     def _counters(self, owner: Owner) -> dict[str, int]:
-        sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": self._supervisor.command(owner.kernel, "counters")}
+        command = self._supervisor.command
+        sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": command(owner.kernel, "counters")}
         if owner.hypervisor is not None:
-            sides["hypervisor"] = self._supervisor.command(owner.hypervisor, "counters")
+            sides["hypervisor"] = command(owner.hypervisor, "counters")
         return {key: sides[side].get(name, 0) for key, (side, name) in _COUNTED.items()}
 
     def _results(self, io: tuple[Io, ...], verdicts: tuple[Verdict, ...]) -> Results:

@@ -128,7 +128,7 @@ class Supervisor:
 
     def poll(self, seconds: float) -> None:
         """Waits once for whatever happens first. Raises ActorDied, Interrupted."""
-        ready = {source for source, _ in self._poller.poll(max(0, seconds * 1000))}
+        ready = {source for source, _ in self._poller.poll(max(0, int(seconds * 1000)))}
         for actor in list(self.actors.values()):
             if actor.channel.socket in ready:
                 self._drain(actor)
@@ -166,9 +166,9 @@ class Supervisor:
 
     def _died(self, actor: Actor) -> None:
         status = actor.exit_status()
-        how = f"killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
+        how = f"was killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
         words = actor.last_words()
-        text = f"{actor.name} (pid {actor.pid}) was {how}; it last {actor.last_did}; last in its log: {words}"
+        text = f"{actor.name} (pid {actor.pid}) {how}; it last {actor.last_did}; last in its log: {words}"
         self._folder.event(actor.name, "died", status=status, last_did=actor.last_did, log=words)
         raise ActorDied(text)
 

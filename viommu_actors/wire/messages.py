@@ -123,7 +123,7 @@ class IrqInfo(NamedTuple):
     """VFIO_DEVICE_GET_IRQ_INFO."""
 
     flags: U32
-    count: U32
+    vectors: U32
 
 
 class OpenContainer(NamedTuple):
@@ -179,21 +179,21 @@ class GetRegionInfo(NamedTuple):
     """VFIO_DEVICE_GET_REGION_INFO."""
 
     device: Handle
-    index: U32
+    region: U32
 
 
 class GetIrqInfo(NamedTuple):
     """VFIO_DEVICE_GET_IRQ_INFO."""
 
     device: Handle
-    index: U32
+    irq: U32
 
 
 class RegionRead(NamedTuple):
     """pread() of a device region."""
 
     device: Handle
-    index: U32
+    region: U32
     offset: U64
     size: Annotated[int, Range(1, 4096)]
 
@@ -202,7 +202,7 @@ class RegionWrite(NamedTuple):
     """pwrite() of a device region."""
 
     device: Handle
-    index: U32
+    region: U32
     offset: U64
     data: Annotated[bytes, Length(1, 4096)]
 
@@ -211,7 +211,7 @@ class SetIrqs(NamedTuple):
     """VFIO_DEVICE_SET_IRQS with eventfds; -1 takes one away, none at all disables the index."""
 
     device: Handle
-    index: U32
+    irq: U32
     start: U32
     eventfds: Annotated[tuple[Annotated[int, Range(-1, 0x7FFF_FFFF)], ...], Length(0, 32)]
 
@@ -226,7 +226,7 @@ class MmapRegion(NamedTuple):
     """mmap() of a device region; answered with a user address."""
 
     device: Handle
-    index: U32
+    region: U32
 
 
 class MmapRam(NamedTuple):

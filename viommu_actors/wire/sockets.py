@@ -150,7 +150,7 @@ class Channel:
                 self.socket.send(frame, zmq.NOBLOCK)
             except zmq.Again:
                 # pyzmq may say EAGAIN though there is room, until the events are read.
-                if attempt or not self.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                if attempt or not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
                     return False
             else:
                 break
