@@ -7,6 +7,7 @@ Linux: qi_submit_sync, __iommu_flush_iotlb).
 from __future__ import annotations
 
 from collections import Counter
+from struct import Struct
 from typing import Protocol
 
 from viommu_actors.kernel.machine import KernelPanic, Machine
@@ -27,8 +28,7 @@ from viommu_actors.spec.vtd import (
 
 #: Reads of a status after which a unit counts as dead.
 _PATIENCE = 10_000
-#: Status that a wait descriptor writes (Linux: QI_DONE).
-_DONE = 2
+_WORDS = Struct("<QQ")
 _RING_SIZE = DESCRIPTOR_SIZE << Iqa.ENTRIES_SHIFT
 
 
@@ -61,11 +61,11 @@ class QueuedInvalidation:
             IotlbGranularity.PAGE, drain_writes=drain[0], drain_reads=drain[1]
         ).encode()
         self._drain = drain
-        # Every second descriptor is the same wait, so it is written once.
-        low, high = InvalidationWait(status_write=True, data=_DONE, address=self._status).encode()
-        for place in range(self.ring + DESCRIPTOR_SIZE, self.ring + _RING_SIZE, 2 * DESCRIPTOR_SIZE):
-            self._memory.write_u64(place, low)
-            self._memory.write_u64(place + 8, high)
+        # Every second descriptor is a wait, written once. Each has a status of its own, the offset of its end, so
+        # that nothing needs to be cleared between them.
+        for tail in range(2 * DESCRIPTOR_SIZE, _RING_SIZE + 1, 2 * DESCRIPTOR_SIZE):
+            wait = InvalidationWait(status_write=True, data=tail, address=self._status)
+            self._memory.write(self.ring + tail - DESCRIPTOR_SIZE, _WORDS.pack(*wait.encode()))
 
     @property
     def pages(self) -> list[int]:
@@ -85,23 +85,21 @@ class QueuedInvalidation:
         self._submit(self._pages_low | domain << 16, address | mask)
 
     def _submit(self, low: int, high: int) -> None:
-        memory = self._memory
-        place = self.ring + self._tail
-        memory.write_u64(place, low)
-        memory.write_u64(place + 8, high)
-        memory.write_u64(self._status, 0)
-        self._tail = (self._tail + 2 * DESCRIPTOR_SIZE) % _RING_SIZE
+        place = self._tail
+        done = place + 2 * DESCRIPTOR_SIZE
+        self._tail = tail = done % _RING_SIZE
+        self._memory.write(self.ring + place, _WORDS.pack(low, high))
         counters = self._counters
         counters["waits"] += 1
         counters["queue_tail_writes"] += 1
-        self._machine.mmio_write(self._tail_register, 4, self._tail)
-        if memory.read_u64(self._status) != _DONE:
-            self._spin()
+        self._machine.mmio_write(self._tail_register, 4, tail)
+        if self._memory.read_u64(self._status) != done:
+            self._spin(done)
 
-    def _spin(self) -> None:
+    def _spin(self, done: int) -> None:
         for _ in range(_PATIENCE):
             status = self._machine.mmio_read(self._status_register, 4)
-            if self._memory.read_u64(self._status) == _DONE:
+            if self._memory.read_u64(self._status) == done:
                 return
             if status & (Fsts.IQE | Fsts.ICE | Fsts.ITE):
                 raise KernelPanic(f"DMAR: VT-d detected an invalidation queue error: FSTS = {status:#x}")

@@ -217,7 +217,7 @@ class PciBus:
         device.set_command(bits, bits)
         acs = device.extended_capability(pci.ExtendedCapabilityId.ACS)
         if acs is not None and self._enable_acs:
-            services = device.config_read(acs + pci.ACS_CAPABILITY, 2) & _ACS_SERVICES
+            services = device.config_read(acs + pci.ACS_CAPABILITY, 2) & int(_ACS_SERVICES)
             device.config_write(acs + pci.ACS_CONTROL, 2, device.config_read(acs + pci.ACS_CONTROL, 2) | services)
 
     def _set_payload(self, root: PciDevice) -> None:
