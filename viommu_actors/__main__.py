@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, module in _COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP))
     options = parser.parse_args(arguments)
-    return _COMMANDS[options.command].run(options)
+    status: int = _COMMANDS[options.command].run(options)
+    return status
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def _sender(socket: zmq.Socket[bytes], tally: Tally) -> Callable[[Message], bool
                 socket.send(frame, zmq.NOBLOCK)
             except zmq.Again:
                 # pyzmq may say EAGAIN though there is room, until the events are read.
-                if attempt or not socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                if attempt or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
                     return False
             else:
                 break

@@ -156,4 +156,4 @@ class KernelCommands:
 
 def _driver_name(kernel: Kernel, bdf: int) -> str:
     driver = kernel.drivers.get(bdf)
-    return "" if driver is None else driver.name
+    return "" if driver is None else type(driver).__name__

@@ -16,7 +16,7 @@ from viommu_actors.hypervisor.host_bridge import HostBridge
 from viommu_actors.hypervisor.mapping import GuestMapping
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.routes import Routes
-from viommu_actors.hypervisor.shadow import Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
 from viommu_actors.vtd.config import UnitConfig
@@ -75,9 +75,10 @@ class GuestMachine:
         parent = self._parent
         self._vm = parent.create_vm(self.config.name)
         self._routes = Routes(parent, self._vm)
-        self._ram = [(slot.base, slot.size, parent.mmap_ram(slot.name)) for slot in self.memory.slots]
-        for base, size, vaddr in self._ram:
-            parent.set_memory(self._vm, self._next_slot(), base, size, vaddr)
+        self._ram = [Ram(slot.base, slot.size) for slot in self.memory.slots]
+        self._vaddrs = [parent.mmap_ram(slot.name) for slot in self.memory.slots]
+        for ram, vaddr in zip(self._ram, self._vaddrs, strict=True):
+            parent.set_memory(self._vm, self._next_slot(), ram.base, ram.size, vaddr)
         self._functions[0] = HostBridge()
         container: int | None = None
         for assignment in self.config.assignments:
@@ -95,12 +96,12 @@ class GuestMachine:
             container = parent.open_container()
             parent.set_container(group, container)
             parent.set_iommu(container, vfio.IommuType.TYPE1V2)
-            mapping = GuestMapping(parent, container, self._ram, self.counters, self._log)
+            mapping = GuestMapping(parent, container, self._ram, self._vaddrs, self.counters)
             requester = pci.bdf(0, assignment.slot, 0)
             if self.unit is None:
                 mapping.map_all()
             else:
-                self._shadows.add(Shadow(self.unit, requester, mapping))
+                self._shadows.add(Shadow(self.unit, requester, mapping, self.memory, self._ram, self._log))
         else:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)
@@ -117,7 +118,7 @@ class GuestMachine:
         install(
             self.memory,
             MachineDescription(
-                ram=tuple((base, size) for base, size, _ in self._ram),
+                ram=tuple((ram.base, ram.size) for ram in self._ram),
                 command_line=self.config.cmdline,
                 dmar=None if viommu is None else remapping_unit(viommu.aw_bits, viommu.intremap),
             ),

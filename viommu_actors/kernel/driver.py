@@ -34,6 +34,14 @@ class Driver(Protocol):
         """Stops the device and gives everything back."""
         ...
 
+    def control_mapping(self) -> tuple[int, int, int]:
+        """(iova, paddr, size) of a page that stays mapped for the device, both ways, until `release_control`."""
+        ...
+
+    def release_control(self) -> None:
+        """Ends what `control_mapping` began."""
+        ...
+
     def run_io(self, operations: int) -> IoResult:
         """Does `operations` single-page transfers and verifies every byte."""
         ...

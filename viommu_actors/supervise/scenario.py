@@ -81,7 +81,15 @@ class Scenario:
         done, counts = self._counted(
             owner, lambda: command(owner.kernel, "io", bdf=owner.bdf, operations=device.operations)
         )
-        return Io(device=device.name, setup=Counts(**setup), **counts, **done)
+        return Io(
+            device=device.name,
+            mapping=done["mapping"],
+            operations=done["operations"],
+            bytes=done["bytes"],
+            verified=done["verified"],
+            setup=Counts(**setup),
+            **counts,
+        )
 
     def _attack(self, device: ResolvedDevice) -> list[Verdict]:
         assault = Assault(self._topology, self._plan, self._supervisor, device, owner_of(self._topology, device))
