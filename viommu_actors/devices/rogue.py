@@ -25,9 +25,12 @@ from viommu_actors.devices.rogue_plan import (
     Scan,
     Step,
     Write,
+    parse_plan,
 )
 from viommu_actors.spec import tlp
 from viommu_actors.spec.tlp import AddressType, AtomicKind, CompletionStatus
+
+__all__ = ["Rogue", "StepResult", "parse_plan"]
 
 #: Data up to this length is returned as it is.
 DATA_KEPT = 64

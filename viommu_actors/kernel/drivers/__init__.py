@@ -1,7 +1,11 @@
-"""Drivers that every kernel has."""
+"""The kernel's device drivers, in the order in which they are asked for a device."""
 
 from __future__ import annotations
 
-from viommu_actors.kernel.driver import Driver
+from collections.abc import Sequence
 
-DRIVERS: tuple[type[Driver], ...] = ()
+from viommu_actors.kernel.driver import Driver
+from viommu_actors.kernel.drivers.edu import EduDriver
+from viommu_actors.kernel.drivers.nic import NicDriver
+
+DRIVERS: Sequence[type[Driver]] = (NicDriver, EduDriver)

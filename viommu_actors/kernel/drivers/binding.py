@@ -1,0 +1,135 @@
+"""What the drivers share: binding a DMA device, its buffers, waiting for it, and a page for a positive control."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from errno import ETIMEDOUT
+from typing import TYPE_CHECKING
+
+from viommu_actors.kernel.dma import Direction, Dma
+from viommu_actors.spec import pci
+
+if TYPE_CHECKING:
+    from viommu_actors.kernel.kernel import Kernel
+    from viommu_actors.kernel.pci import PciDevice
+
+PAGE = 4096
+#: Seconds without any interrupt after which a device counts as stuck; a completion timeout of the fabric fits in.
+_TIMEOUT = 5.0
+#: Interrupts of others that a wait sits through before it gives up.
+_WAKES = 100_000
+_NOISE = random.Random(0x5EED).randbytes(2 * PAGE)
+
+
+def pattern(sequence: int, size: int) -> bytes:
+    """`size` bytes (8 to 4096) that differ for each sequence number."""
+    start = sequence * 61 % PAGE
+    return sequence.to_bytes(8, "little") + _NOISE[start : start + size - 8]
+
+
+class Buffers:
+    """`count` pages for transfers one way: mapped once for all (static), or each as it is used (dynamic)."""
+
+    def __init__(self, kernel: Kernel, dma: Dma, count: int, direction: Direction, static: bool) -> None:
+        """Raises OSError where memory or addresses are used up."""
+        self._kernel = kernel
+        self._dma = dma
+        self._direction = direction
+        self._count = count
+        self._paddr = kernel.pages.alloc(count)
+        self._static: int | None = None
+        if static:
+            try:
+                self._static = dma.map(self._paddr, count * PAGE, direction)
+            except OSError:
+                kernel.pages.free(self._paddr, count)
+                raise
+
+    def paddr(self, index: int) -> int:
+        return self._paddr + index * PAGE
+
+    def map(self, index: int) -> int:
+        """The page's address for the device, until `unmap`."""
+        if self._static is not None:
+            return self._static + index * PAGE
+        return self._dma.map(self.paddr(index), PAGE, self._direction)
+
+    def unmap(self, iova: int) -> None:
+        if self._static is None:
+            self._dma.unmap(iova, PAGE, self._direction)
+
+    def free(self) -> None:
+        """Gives the pages back; dynamic mappings are gone by then."""
+        if self._static is not None:
+            self._dma.unmap(self._static, self._count * PAGE, self._direction)
+        self._kernel.pages.free(self._paddr, self._count)
+
+
+class Binding:
+    """A device in the hands of a driver: bus master, MSI, DMA."""
+
+    def __init__(
+        self, kernel: Kernel, device: PciDevice, handler: Callable[[], None], dma_bits: int = 64
+    ) -> None:
+        """Raises OSError where the device cannot be taken into use."""
+        self.kernel = kernel
+        self.device = device
+        self.memory = kernel.machine.memory
+        self.dma = kernel.dma(device)
+        self.dma.set_mask(dma_bits)
+        self._vector = kernel.irq.request_msi(device, handler)
+        device.set_command(*[pci.Command.MEMORY | pci.Command.BUS_MASTER] * 2)
+        self._control: tuple[int, int] | None = None
+
+    def stop(self) -> None:
+        """Ends the device's DMA and interrupts, before its buffers go."""
+        self.device.set_bus_master(False)
+        self.release_control()
+
+    def release(self) -> None:
+        """Gives the device and its vector back."""
+        self.device.set_bus_master(False)
+        self.kernel.irq.free(self._vector)
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Takes interrupts until `done()`. Raises TimeoutError (ETIMEDOUT) where the device does not answer."""
+        for _ in range(_WAKES):
+            if done():
+                return
+            if not self.kernel.machine.wait_for_interrupt(_TIMEOUT):
+                break
+        if not done():
+            raise OSError(ETIMEDOUT, f"{self.device.name}: {what}: no answer in {_TIMEOUT:g} s")
+
+    def control_mapping(self) -> tuple[int, int, int]:
+        """(iova, paddr, size) of a page that the device may read and write until `release_control`."""
+        if self._control is None:
+            paddr = self.kernel.pages.alloc()
+            try:
+                self._control = self.dma.map(paddr, PAGE, Direction.BIDIRECTIONAL), paddr
+            except OSError:
+                self.kernel.pages.free(paddr)
+                raise
+        iova, paddr = self._control
+        return iova, paddr, PAGE
+
+    def release_control(self) -> None:
+        """Takes the page of `control_mapping` back from the device."""
+        if self._control is not None:
+            iova, paddr = self._control
+            self._control = None
+            self.dma.unmap(iova, PAGE, Direction.BIDIRECTIONAL)
+            self.kernel.pages.free(paddr)
+
+
+def is_static(kernel: Kernel, device: PciDevice, parameter: str) -> bool:
+    """Whether a command line parameter such as `nic.static=00:04.0,00:05.0` names the device."""
+    return any(_names(name, device) for name in kernel.cmdline.values(parameter))
+
+
+def _names(text: str, device: PciDevice) -> bool:
+    try:
+        return pci.parse_bdf(text) == device.bdf
+    except ValueError:
+        return False
