@@ -1,0 +1,164 @@
+"""The figures of a run as tables: accesses tried, I/O and its counts, faults."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from viommu_actors.attacks.catalogue import CATALOGUE
+from viommu_actors.attacks.evidence import Evidence, Fault
+from viommu_actors.attacks.verdict import missing_proofs
+from viommu_actors.report.results import Io, Results, Verdict
+from viommu_actors.report.text import Line, Span, Style, Table, line
+from viommu_actors.topology.resolve import ResolvedTopology
+
+DEVICES_ABREAST = 4
+MAX_FAULTS = 16
+_COUNTS = (
+    ("traps", "traps to the hypervisor"),
+    ("queue_tail_writes", "  of them queue tail writes"),
+    ("vfio_maps", "VFIO maps"),
+    ("vfio_unmaps", "VFIO unmaps"),
+    ("pte_writes", "page table writes"),
+    ("invalidations", "invalidations"),
+)
+
+
+def verdict_tables(topology: ResolvedTopology, results: Results) -> list[Table]:
+    """A table of accesses tried for each device that tried any."""
+    return [
+        _verdict_table(topology, device, tuple(verdicts))
+        for device, verdicts in groupby(results.verdicts, key=lambda verdict: verdict.device)
+    ]
+
+
+def io_tables(results: Results) -> list[Table]:
+    """Counts for each device's I/O, devices side by side."""
+    return [
+        _io_table(results.io[start : start + DEVICES_ABREAST]) for start in range(0, len(results.io), DEVICES_ABREAST)
+    ]
+
+
+def fault_table(results: Results) -> Table | None:
+    """The first faults of the run; None where there were none."""
+    if not results.faults:
+        return None
+    more = len(results.faults) - MAX_FAULTS
+    return Table(
+        title="Faults recorded" + (f" (the first {MAX_FAULTS} of {len(results.faults)})" if more > 0 else ""),
+        columns=("by", "source", "access", "address", "reason", "count"),
+        rows=tuple(
+            tuple(line(cell) for cell in (f.unit, f.source, _access(f), f.address, _reason(f), str(f.count)))
+            for f in results.faults[:MAX_FAULTS]
+        ),
+        numbers=frozenset([5]),
+    )
+
+
+def summary(results: Results) -> Line:
+    """Whether all is as expected, in one line."""
+    wrong = [verdict for verdict in results.verdicts if not verdict.ok]
+    bad = [row.device for row in results.io if not row.verified]
+    operations = sum(row.operations for row in results.io)
+    if results.ok:
+        told = f"As expected: {_many(len(results.verdicts), 'verdict')}, {_many(operations, 'operation')} verified."
+        return line(Span(told, "safe"))
+    reasons = [f"{v.device} {v.attack} on {v.target} {v.observed}, expected {v.expected}" for v in wrong]
+    reasons += [f"I/O of {device} not verified" for device in bad]
+    return line(Span("NOT as expected: " + ("; ".join(reasons) or "see the log of the run") + ".", "unsafe"))
+
+
+def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verdict, ...]) -> Table:
+    vm = topology.device(device).vm
+    driven = f"driven by the {'host' if vm is None else f'{vm} guest'} kernel, setting {topology.setting(device)}"
+    return Table(
+        title=f"{device}: DMA tried beyond its mappings ({driven})",
+        columns=("attack", "target", "accesses", "outcome"),
+        rows=tuple(_verdict_row(verdict) for verdict in verdicts),
+        numbers=frozenset([2]),
+        notes=tuple(line(_evidence(topology, verdict)) for verdict in verdicts),
+        notes_column="evidence",
+    )
+
+
+def _verdict_row(verdict: Verdict) -> tuple[Line, ...]:
+    attack = CATALOGUE.get(verdict.attack)
+    return (
+        line(f"{verdict.attack} {attack.name}" if attack else verdict.attack),
+        line(verdict.target),
+        line(str(verdict.evidence.attempts)),
+        line(Span(verdict.observed, _outcome_style(verdict)), _expectation(verdict)),
+    )
+
+
+def _outcome_style(verdict: Verdict) -> Style:
+    if verdict.observed in ("blocked", "redirected"):
+        return "safe" if verdict.ok else "unknown"
+    return "unknown" if verdict.observed == "unproven" else "unsafe"
+
+
+def _expectation(verdict: Verdict) -> Span:
+    return Span(", as expected") if verdict.ok else Span(f", EXPECTED {verdict.expected}", "unsafe")
+
+
+def _evidence(topology: ResolvedTopology, verdict: Verdict) -> str:
+    evidence = verdict.evidence
+    if verdict.observed == "unproven":
+        attack = CATALOGUE[verdict.attack]
+        return "; ".join(missing_proofs(attack.access, topology.device(verdict.device).bdf, evidence))
+    said = [_let_through(evidence)] if evidence.reached or evidence.elsewhere else []
+    if evidence.fault is not None:
+        said.append(_fault_words(evidence.fault))
+    changed = evidence.canary_before != evidence.canary_after
+    said.append("canary CHANGED" if changed else "canary unchanged")
+    said.append("legal DMA passed" if evidence.control else "legal DMA failed")
+    return "; ".join(said)
+
+
+def _let_through(evidence: Evidence) -> str:
+    said = f"{evidence.reached} reached it" if evidence.reached else ""
+    own = f"{evidence.elsewhere} landed in other memory" if evidence.elsewhere else ""
+    return ", ".join(filter(None, (said, own)))
+
+
+def _fault_words(fault: Fault) -> str:
+    return f"{fault.unit}: {_reason(fault)}, {_access(fault)} of {fault.address} by {fault.source}"
+
+
+def _reason(fault: Fault) -> str:
+    if fault.kind == "remapping":
+        return f"fault {fault.reason}" + (f" ({fault.text})" if fault.text else "")
+    return fault.text or fault.kind
+
+
+def _access(fault: Fault) -> str:
+    return "write" if fault.write else "read"
+
+
+def _io_table(rows: tuple[Io, ...]) -> Table:
+    lines: list[tuple[str, list[Line]]] = [
+        ("mapping", [line(row.mapping) for row in rows]),
+        ("operations", [line(str(row.operations)) for row in rows]),
+        ("bytes", [_verified(row) for row in rows]),
+    ]
+    for key, words in _COUNTS:
+        lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
+    for key, words in _COUNTS[:1] + _COUNTS[2:4]:
+        lines.append((f"set-up: {words}", [line(str(getattr(row.setup, key))) for row in rows]))
+    return Table(
+        title="I/O, and what it cost in the steady state (in brackets: for each operation)",
+        columns=("", *(row.device for row in rows)),
+        rows=tuple((line(words), *cells) for words, cells in lines),
+        numbers=frozenset(range(1, len(rows) + 1)),
+    )
+
+
+def _verified(row: Io) -> Line:
+    return line(f"{row.bytes}, ", Span("all verified", "safe") if row.verified else Span("NOT VERIFIED", "unsafe"))
+
+
+def _each(count: int, operations: int) -> str:
+    return f"{count} ({count / operations:.4g})" if operations else str(count)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
