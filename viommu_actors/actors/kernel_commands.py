@@ -13,6 +13,7 @@ from typing import Any
 
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
+from viommu_actors.pci.dump import dump
 from viommu_actors.spec import pci, platform
 
 _CANARIES = 16
@@ -156,4 +157,4 @@ class KernelCommands:
 
 def _driver_name(kernel: Kernel, bdf: int) -> str:
     driver = kernel.drivers.get(bdf)
-    return "" if driver is None else type(driver).__name__
+    return "" if driver is None else driver.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.routes import Routes
@@ -178,7 +179,7 @@ class AssignedFunction:
         self._emulate(pci.CAPABILITY_POINTER & ~3, 0xFF, shown[0][0] if shown else 0)
         if not shown:
             self._emulate(pci.COMMAND, pci.Status.CAPABILITIES << 16, 0)
-        for (offset, kind), (following, _) in zip(shown, [*shown[1:], (0, 0)], strict=True):
+        for (offset, kind), (following, _) in pairwise([*shown, (0, 0)]):
             self._emulate(offset, 0xFF00, following << 8)
             if kind == pci.CapabilityId.MSI:
                 control = int.from_bytes(raw[offset + 2 : offset + 4], "little")
@@ -301,7 +302,7 @@ class AssignedFunction:
                 msi.eventfds.clear()
                 msi.gsis.clear()
             return
-        wanted = 1 << (msi.control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT
+        wanted = 1 << ((msi.control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT)
         vectors = min(wanted, self._parent.irq_count(self._device, vfio.IrqIndex.MSI))
         if not msi.eventfds:
             for vector in range(vectors):

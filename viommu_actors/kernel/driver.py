@@ -22,6 +22,7 @@ class IoResult(NamedTuple):
 class Driver(Protocol):
     """A driver bound to one device; the class itself is what binds."""
 
+    name: ClassVar[str]
     #: (vendor, device) of what the driver takes.
     ids: ClassVar[Collection[tuple[int, int]]]
 

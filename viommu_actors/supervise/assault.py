@@ -82,6 +82,8 @@ class Assault:
         command(device.name, "attack", steps=aim.steps)
         seen = self._settled(aim.accesses)
         faults = command("host", "faults")["records"]
+        # Before the control: its own mapping is a lawful change of tables and queue.
+        after = command(aim.keeper, "digest")
         control = command(owner.kernel, "offer_control", bdf=owner.bdf)
         command(device.name, "attack", steps=[{"do": "control", "iova": control["iova"], "data": control["data"]}])
         arrived = self._control_arrived()
@@ -91,7 +93,7 @@ class Assault:
         evidence = Evidence(
             attempts=sum(outcomes.values()),
             canary_before=aim.digest,
-            canary_after=command(aim.keeper, "digest"),
+            canary_after=after,
             fault=_fault(faults, seen),
             control=arrived,
             reached=hits,
