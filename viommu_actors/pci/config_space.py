@@ -242,7 +242,7 @@ def add_slot(space: ConfigSpace, express: int, number: int) -> None:
     control = (
         pci.SLTCTL_PRESENCE_CHANGE_ENABLE | pci.SLTCTL_HOTPLUG_INTERRUPT_ENABLE | pci.SLTCTL_LINK_CHANGE_ENABLE
     )
-    space.define(express + pci.EXP_SLOT_CONTROL, 2, 0, writable=control)
+    space.define(express + pci.EXP_SLOT_CONTROL, 2, pci.SLTCTL_INDICATORS_OFF, writable=control)
     space.define(express + pci.EXP_SLOT_STATUS, 2, 0, clear=pci.SLTSTA_WRITE_ONE_TO_CLEAR)
     atomics = pci.DEVCAP2_ATOMIC_32 | pci.DEVCAP2_ATOMIC_64 | pci.DEVCAP2_ATOMIC_128_CAS
     timeouts = space.read(express + pci.EXP_DEVICE_CAPABILITIES_2, 4)

@@ -185,6 +185,7 @@ class NicDriver:
                 self._check_rings()
             return False
 
+        self._woken = False
         try:
             self._binding.wait(done, "frame")
             length, status = ring.written_back(index)

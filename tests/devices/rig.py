@@ -1,0 +1,154 @@
+"""A whole host in one process: memory, VT-d unit, root complex, devices and a kernel, without a socket.
+
+Messages wait in a queue for each link and direction, as on the wire, and are delivered when the CPU waits: for
+a read, for an interrupt, or by `pump`. With a seed the links take turns at random, each staying in order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from viommu_actors.devices.endpoint import Endpoint
+from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
+from viommu_actors.kernel.driver import Driver
+from viommu_actors.kernel.drivers import DRIVERS
+from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.memory import PhysicalMemory, Slot
+from viommu_actors.pci.root_complex import RootComplex
+from viommu_actors.pci.root_port import PortConfig
+from viommu_actors.spec import pci, platform
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.unit import RemappingUnit
+
+HIGH_BASE = 0x10_0000_0000
+_ECAM_END = platform.ECAM_BASE + (platform.ECAM_BUSES << 20)
+
+#: Makes an endpoint: (send, log) -> endpoint.
+Factory = Callable[[Callable[[Any], None], Callable[[str], None]], Endpoint]
+
+
+class Rig:
+    """The host with one device for each slot. It is the kernel's machine (`kernel.machine.Machine`)."""
+
+    def __init__(
+        self,
+        devices: Mapping[int, Factory],
+        cmdline: str = "intel_iommu=on",
+        *,
+        acs: bool = True,
+        max_payload: int = 4096,
+        caching_mode: bool = False,
+        seed: int | None = None,
+        boot: bool = True,
+        drivers: Sequence[type[Driver]] = DRIVERS,
+    ) -> None:
+        self.lines: list[str] = []
+        low, high = bytearray(16 << 20), bytearray(16 << 20)
+        self.memory = PhysicalMemory(
+            [Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))]
+        )
+        self.unit = RemappingUnit(
+            UnitConfig(caching_mode=caching_mode), self.memory, lambda address, data: self._vectors.append(data & 0xFF)
+        )
+        self.root = RootComplex(
+            self.memory,
+            self.unit.translate,
+            lambda requester, address, data: self._vectors.append(data & 0xFF),
+            [PortConfig(slot, acs, max_payload) for slot in devices],
+        )
+        self._vectors: deque[int] = deque()
+        self._handler: Callable[[int], None] = lambda vector: None
+        self._random = None if seed is None else random.Random(seed)
+        self._queues: list[tuple[deque[Any], Callable[[Any], None]]] = []
+        #: Whether CPU and devices see each other; without, reads time out.
+        self.delivered = 0
+        self.endpoints: dict[int, Endpoint] = {}
+        for slot, factory in devices.items():
+            self._plug(slot, factory)
+        install(
+            self.memory,
+            MachineDescription(
+                ram=((0, len(low)), (HIGH_BASE, len(high))), command_line=cmdline, dmar=remapping_unit(48)
+            ),
+        )
+        self.kernel = Kernel(self, drivers)
+        if boot:
+            self.kernel.boot(platform.ZERO_PAGE)
+
+    def _plug(self, slot: int, factory: Factory) -> None:
+        up: deque[Any] = deque()
+        down: deque[Any] = deque()
+        endpoint = factory(up.append, self.log)
+        self.endpoints[slot] = endpoint
+        self._queues.append((up, lambda message: self.root.receive(slot, message)))
+        self._queues.append((down, endpoint.receive))
+
+        def send(message: Any) -> bool:
+            down.append(message)
+            return True
+
+        self.root.attach(slot, send)
+
+    def pump(self) -> None:
+        """Delivers messages until none is on its way."""
+        while ready := [each for each in self._queues if each[0]]:
+            for queue, receive in [self._random.choice(ready)] if self._random else ready:
+                self.delivered += 1
+                receive(queue.popleft())
+
+    def driver(self, slot: int) -> Any:
+        """The driver of the device in a slot."""
+        return self.kernel.drivers[self.bdf(slot)]
+
+    def bdf(self, slot: int) -> int:
+        return pci.bdf(self.root.ports[slot].first_bus, 0, 0)
+
+    # --- kernel.machine.Machine
+
+    def mmio_read(self, address: int, size: int) -> int:
+        offset = address - platform.REMAPPING_UNIT_BASE
+        if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            return self.unit.read(offset, size)
+        answer: list[int] = []
+        if platform.ECAM_BASE <= address < _ECAM_END:
+            place = address - platform.ECAM_BASE
+            self.root.config_read(place >> 12, place & 0xFFF, size, answer.append)
+        else:
+            self.root.mmio_read(address, size, answer.append)
+        self._settle(answer)
+        return answer[0]
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        offset = address - platform.REMAPPING_UNIT_BASE
+        if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            self.unit.write(offset, size, value)
+        elif platform.ECAM_BASE <= address < _ECAM_END:
+            place = address - platform.ECAM_BASE
+            done: list[bool] = []
+            self.root.config_write(place >> 12, place & 0xFFF, size, value, lambda: done.append(True))
+            self._settle(done)
+        else:
+            self.root.mmio_write(address, size, value)
+
+    def _settle(self, answer: Sequence[object]) -> None:
+        """Delivers until the answer is there; a device that gives none is timed out."""
+        self.pump()
+        if not answer:
+            for slot, tag in self.root.outstanding:
+                self.root.expire(slot, tag)
+
+    def wait_for_interrupt(self, timeout: float) -> bool:
+        self.pump()
+        taken = bool(self._vectors)
+        while self._vectors:
+            self._handler(self._vectors.popleft())
+        return taken
+
+    def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
+        self._handler = handler
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
