@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from typing import Any
 import pytest
 
 from viommu_actors.memory import Unclaimed
-from viommu_actors.spec.vtd import INTERRUPT_FIRST, PAGE_SIZE, Access, Command, Reg, Status, requester_id
+from viommu_actors.spec.vtd import (
+    INTERRUPT_FIRST,
+    PAGE_SIZE,
+    TYPE_MASK,
+    Access,
+    Command,
+    DescriptorType,
+    Reg,
+    Status,
+    requester_id,
+)
 from viommu_actors.vtd import RemappingUnit, UnitConfig, is_interrupt
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -259,6 +270,53 @@ def test_tables_of_a_real_linux_guest(quirks: str) -> None:
     counters = unit.counters
     assert counters["translations"] == 1200
     assert counters["faults"] == sum(case["expect"] == "fault" for case in cases)
+
+
+@pytest.mark.parametrize("quirks", ["spec", "qemu"])
+def test_registers_and_descriptors_of_a_real_linux_boot(quirks: str) -> None:
+    """Every register write and invalidation descriptor of that kernel, in order: all are carried out."""
+    folder = FOLDER / "linux"
+    lines = gzip.decompress((folder / "boot_sequence.jsonl.gz").read_bytes()).decode().splitlines()
+    ops: list[Op] = [json.loads(line) for line in lines]
+    memory = SparseMemory([(0, 1 << 31)])
+    config = UnitConfig(aw_bits=48, caching_mode=True, intremap=True, quirks=quirks)  # type: ignore[arg-type]
+    unit = RemappingUnit(config, memory, lambda address, data: None)
+    kinds: Counter[str] = Counter()
+    head = base = 0
+    for index, op in enumerate(ops):
+        if op["op"] != "reg_write":
+            continue
+        offset, value = int(op["offset"], 16), int(op["value"], 16)
+        descriptors = []
+        if offset == Reg.IQT:
+            # The recording names the descriptors that the tail made known behind the write of the tail.
+            for later in ops[index + 1 :]:
+                if later["op"] == "reg_write":
+                    break
+                if later["op"] == "inv_desc":
+                    descriptors.append((int(later["lo"], 16), int(later["hi"], 16)))
+                    kinds[later["type"]] += 1
+        elif offset == Reg.IQA:
+            base = value & ~0xFFF
+        for low, high in descriptors:
+            memory.write_u64(base + head * 16, low)
+            memory.write_u64(base + head * 16 + 8, high)
+            head = (head + 1) % 256
+        unit.write(offset, op["size"], value)
+        assert unit.read(Reg.FSTS, 4) == 0
+        if unit.read(Reg.GSTS, 4) & Status.QIES:
+            assert unit.read(Reg.IQH, 8) == unit.read(Reg.IQT, 8) == head << 4
+        for low, high in descriptors:
+            if low & TYPE_MASK == DescriptorType.WAIT:
+                assert memory.read(high, 4) == (low >> 32).to_bytes(4, "little")
+    state = json.loads((folder / "state.json").read_text())["registers"]
+    for name in ("GSTS", "RTADDR", "CCMD", "FECTL", "FEDATA", "FEADDR", "IQH", "IQT", "IQA", "ICS", "IECTL", "IRTA"):
+        register = state[name]
+        assert unit.read(int(register["offset"], 16), register["size"]) == int(register["value"], 16), name
+    counters = unit.counters
+    assert counters["waits"] == kinds["wait"] > 1000
+    assert counters["interrupt_entry_invalidations"] == kinds["iec"]
+    assert sum(counters[name] for name in ("iotlb_global", "iotlb_domain", "iotlb_page")) == kinds["iotlb"]
 
 
 def test_interrupt_range_is_told_apart() -> None:
