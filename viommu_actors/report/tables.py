@@ -76,7 +76,6 @@ def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verd
         rows=tuple(_verdict_row(verdict) for verdict in verdicts),
         numbers=frozenset([2]),
         notes=tuple(line(_evidence(topology, verdict)) for verdict in verdicts),
-        notes_column="evidence",
     )
 
 

@@ -5,7 +5,7 @@ The words alone must tell all; a style only repeats it in colour where there is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -30,9 +30,9 @@ def plain(spans: Line) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under column headings; columns in `numbers` are set to the right.
+    """Rows of cells under column headings, and below each row its note, where there are notes.
 
-    `notes` tells more of each row: below it in plain text, as a last column that wraps on a terminal.
+    Columns in `numbers` are set to the right.
     """
 
     title: str
@@ -40,23 +40,24 @@ class Table:
     rows: tuple[tuple[Line, ...], ...]
     numbers: frozenset[int] = field(default_factory=frozenset)
     notes: tuple[Line, ...] = ()
-    notes_column: str = ""
 
+    def lines(self) -> list[Line]:
+        headings = tuple(line(column) for column in self.columns)
+        widths = [max(len(plain(cell)) for cell in column) for column in zip(headings, *self.rows, strict=True)]
+        lines = [
+            line(Span(self.title, "title")),
+            self._aligned(headings, widths),
+            line("  ".join("─" * width for width in widths)),
+        ]
+        for index, row in enumerate(self.rows):
+            lines.append(self._aligned(row, widths))
+            lines += [(Span("    "), *note) for note in self.notes[index : index + 1]]
+        return lines
 
-def plain_table(table: Table) -> list[str]:
-    """The table in aligned columns, without colours or boxes."""
-    cells = [table.columns, *([plain(cell) for cell in row] for row in table.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = "  ".join("-" * width for width in widths)
-    heading, *rows = [_aligned(row, widths, table.numbers) for row in cells]
-    if table.notes:
-        rows = [each for row, note in zip(rows, table.notes, strict=True) for each in (row, f"    {plain(note)}")]
-    return [table.title, heading, rule, *rows]
-
-
-def _aligned(row: Iterable[str], widths: list[int], numbers: frozenset[int]) -> str:
-    cells = (
-        cell.rjust(width) if index in numbers else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join(cells).rstrip()
+    def _aligned(self, row: Sequence[Line], widths: list[int]) -> Line:
+        spans: list[Span] = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            room = Span(" " * (width - len(plain(cell))))
+            between = (Span("  "),) if index else ()
+            spans += (*between, room, *cell) if index in self.numbers else (*between, *cell, room)
+        return tuple(spans)

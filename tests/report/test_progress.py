@@ -1,0 +1,35 @@
+"""Progress is plain lines for a file, and lives on a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from viommu_actors.report.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_as_they_come() -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.tell("host kernel boots")
+        assert re.fullmatch(r" +\d+\.\d\d s  host kernel boots\n", stream.getvalue())
+        progress.tell("[done]")
+    assert stream.getvalue().endswith("s  [done]\n")
+
+
+def test_a_terminal_keeps_every_step() -> None:
+    pytest.importorskip("rich")
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress.tell("host kernel boots")
+        progress.tell("[done]")
+    kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert re.search(r"s  host kernel boots", kept)
+    assert re.search(r"s  \[done\]", kept)

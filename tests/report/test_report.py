@@ -1,0 +1,130 @@
+"""Tables and the closing line, plain and coloured."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.report.samples import sample
+from viommu_actors.attacks.evidence import Fault
+from viommu_actors.report.report import coloured, render, uncoloured
+from viommu_actors.report.results import Results, as_expected, read_results, to_json
+from viommu_actors.report.tables import MAX_FAULTS, fault_table, summary
+from viommu_actors.report.text import Table, line, plain
+
+NAMES = ("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_and_coloured_say_the_same(name: str) -> None:
+    pytest.importorskip("rich")
+    topology, results = sample(name)
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", coloured(topology, results, 100))
+    assert bare == uncoloured(topology, results, 100)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_lines_hold_nothing_but_text(name: str) -> None:
+    for each in uncoloured(*sample(name), 100).splitlines():
+        assert each.isprintable()
+        assert each == each.rstrip()
+
+
+def test_a_stream_that_is_no_terminal_gets_plain_text() -> None:
+    assert "\x1b" not in render(*sample("assigned-viommu"), io.StringIO())
+
+
+def test_a_stream_that_lacks_the_drawing_characters_gets_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    text = render(*sample("assigned-viommu"), stream)
+    assert text.isascii()
+    assert "^ memory: safe" in text
+
+
+def test_the_accesses_tried_with_outcome_and_evidence() -> None:
+    text = uncoloured(*sample("assigned-no-viommu"), 100)
+    assert "nic0: DMA tried beyond its mappings (driven by the vm0 guest kernel, setting none)" in text
+    assert re.search(r"A2 arbitrary write +guest memory +16 +corrupted, as expected", text)
+    assert "host iommu: fault 0x5 (write permission), write of 0x7f000 by 01:00.0; canary unchanged" in text
+
+
+def test_dynamic_and_static_side_by_side() -> None:
+    text = uncoloured(*sample("dynamic-vs-static"), 100)
+    assert re.search(r"mapping +dynamic +static", text)
+    assert re.search(r"traps to the hypervisor +512 \(2\) +0 \(0\)", text)
+    assert re.search(r"VFIO maps +256 \(1\) +0 \(0\)", text)
+
+
+def test_an_unexpected_verdict_is_told_in_the_row_and_at_the_end() -> None:
+    topology, results = sample("assigned-viommu")
+    first, *rest = results.verdicts
+    wrong = msgspec.structs.replace(
+        results, ok=False, verdicts=(msgspec.structs.replace(first, observed="leaked"), *rest)
+    )
+    assert not as_expected(wrong.verdicts, wrong.io)
+    text = uncoloured(topology, wrong, 100)
+    assert "leaked, EXPECTED blocked" in text
+    assert text.endswith("NOT as expected: nic0 A1 on guest memory leaked, expected blocked.")
+
+
+def test_an_unproven_verdict_tells_what_is_missing() -> None:
+    topology, results = sample("assigned-viommu")
+    first, *rest = results.verdicts
+    evidence = msgspec.structs.replace(first.evidence, fault=None, control=False)
+    unproven = msgspec.structs.replace(first, observed="unproven", evidence=evidence)
+    text = uncoloured(topology, msgspec.structs.replace(results, ok=False, verdicts=(unproven, *rest)), 100)
+    assert "no record of what blocked it; the positive control failed" in text
+
+
+def test_unverified_io_is_not_as_expected() -> None:
+    _, results = sample("assigned-viommu")
+    row = msgspec.structs.replace(results.io[0], verified=False)
+    assert not as_expected(results.verdicts, (row,))
+    bad = msgspec.structs.replace(results, ok=False, io=(row,))
+    assert plain(summary(bad)) == "NOT as expected: I/O of nic0 not verified."
+
+
+def test_many_faults_are_cut_and_it_says_so() -> None:
+    fault = Fault(kind="acs", unit="root port 1", source="02:00.0", address="0x0", write=True, text="bus not behind it")
+    results = Results(topology="t", ok=True, processes=(), verdicts=(), io=(), faults=(fault,) * 40)
+    table = fault_table(results)
+    assert table is not None
+    assert len(table.rows) == MAX_FAULTS
+    assert table.title.endswith("(the first 16 of 40)")
+
+
+def test_a_table_is_aligned() -> None:
+    table = Table("T", ("a", "number"), ((line("long cell"), line("7")),), frozenset([1]), (line("why"),))
+    assert [plain(each) for each in table.lines()] == [
+        "T",
+        "a          number",
+        "─────────  ──────",
+        "long cell       7",
+        "    why",
+    ]
+
+
+def test_results_survive_their_file(tmp_path: Path) -> None:
+    for name in NAMES:
+        _, results = sample(name)
+        path = tmp_path / "results.json"
+        path.write_text(to_json(results))
+        assert read_results(path) == results
+
+
+def test_results_have_the_settled_keys() -> None:
+    _, results = sample("assigned-viommu")
+    built = msgspec.to_builtins(results)
+    assert list(built) == ["topology", "ok", "processes", "verdicts", "io", "faults"]
+    assert set(built["processes"][0]) == {"role", "name", "pid"}
+    assert set(built["verdicts"][0]) == {
+        *("device", "driver", "attack", "target", "setting", "expected", "observed", "evidence")
+    }
+    assert set(built["verdicts"][0]["evidence"]) >= {"attempts", "canary_before", "canary_after", "fault", "control"}
+    assert set(built["io"][0]) >= {
+        *("device", "mapping", "operations", "bytes", "verified", "traps", "vfio_maps", "vfio_unmaps", "setup")
+    }
