@@ -1,0 +1,310 @@
+"""The shadow of a guest's translation tables: what a caching-mode vIOMMU maps for an assigned device.
+
+After each invalidation the tables are read again where they may have changed, and what the device's container holds
+is brought to what they say now. As QEMU's intel-iommu does it for VFIO, but without the mappings that QEMU leaves
+behind: an entry that is absent, reserved, unreadable or invalid counts as a hole, whatever was there before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from errno import ENOSPC
+from itertools import islice
+from typing import Final, NamedTuple, Protocol
+
+from viommu_actors.hypervisor.held import HeldMappings, Mapping
+from viommu_actors.memory import Memory
+from viommu_actors.spec.vtd import (
+    FUNCTION_MASKS,
+    INTERRUPT_FIRST,
+    INTERRUPT_LAST,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    Access,
+    ContextGranularity,
+    IotlbGranularity,
+)
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.tables import Context, TableFault, leaves
+
+_LAST_ADDRESS: Final = (1 << 64) - 1
+#: Entries that one walk reads before it gives up and leaves the rest unmapped: tables that lead back into themselves
+#: describe more pages than anyone could walk, and VFIO takes 65,535 mappings anyway.
+WALK_LIMIT: Final = 1 << 20
+
+
+class ShadowPorts(Protocol):
+    """The device's container, in guest-physical terms."""
+
+    def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
+        """Raises OSError where the container refuses; nothing is mapped then."""
+        ...
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Takes away every mapping in the range, none of which crosses its ends. A barrier. Must not fail."""
+        ...
+
+
+class Unit(Protocol):
+    """What a shadow asks of the vIOMMU."""
+
+    @property
+    def config(self) -> UnitConfig: ...
+
+    @property
+    def translation_enabled(self) -> bool: ...
+
+    def context(self, requester: int) -> Context:
+        """As memory says now. Raises TableFault."""
+        ...
+
+
+class Ram(NamedTuple):
+    """Guest memory that a device may be given, at `base` for `size` bytes; ROM has `access` READ."""
+
+    base: int
+    size: int
+    access: Access = Access.BOTH
+
+
+class View(Enum):
+    """What the device sees, if not tables."""
+
+    DIRECT = "all RAM at its own address: translation is off, or the context is pass-through"
+    BLOCKED = "nothing: the context is absent or invalid"
+
+
+class Shadow:
+    """The shadow for one requester id: hears of invalidations, keeps its container like the guest's tables.
+
+    An InvalidationListener of the unit. `counters`: maps, unmaps, walks, map_errors, walks_cut_short, and outside_ram,
+    the leaves that lead out of guest memory.
+    Memory outside `ram` and the interrupt range are never mapped; a leaf that is partly so is mapped for the rest.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        requester: int,
+        ports: ShadowPorts,
+        memory: Memory,
+        ram: Iterable[Ram],
+        log: Callable[[str], None],
+    ) -> None:
+        """`memory` is the guest's, where its tables are."""
+        self.requester = requester
+        self.counters: Counter[str] = Counter()
+        self._unit = unit
+        self._ports = ports
+        self._memory = memory
+        self._ram = sorted(ram)
+        if any((piece.base | piece.size) & PAGE_MASK for piece in self._ram):
+            raise ValueError("guest RAM is not made of whole pages")
+        self._log = log
+        self._view: Context | View = View.BLOCKED
+        self._held = HeldMappings()
+        self._full = False
+        self._errors_logged: set[int | None] = set()
+
+    @property
+    def view(self) -> Context | View:
+        """What the device saw at the last event."""
+        return self._view
+
+    def mappings(self) -> list[Mapping]:
+        """What the container holds, ascending."""
+        return self._held.all()
+
+    def start(self) -> None:
+        """The device is plugged in."""
+        self._rebuild()
+
+    def stop(self) -> None:
+        """The device is unplugged: its container is emptied."""
+        self._view = View.BLOCKED
+        self._drop(0, _LAST_ADDRESS)
+
+    # --- events of the unit
+
+    def translation_changed(self, enabled: bool) -> None:
+        self._rebuild()
+
+    def root_changed(self) -> None:
+        if self._unit.translation_enabled:
+            self._rebuild()
+
+    def context_invalidated(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
+        """A domain's or a global one concerns every device: which domain a device was in, only a cache would know."""
+        selective = granularity == ContextGranularity.DEVICE
+        if selective and (source ^ self.requester) & FUNCTION_MASKS[function_mask]:
+            return
+        if self._unit.translation_enabled:
+            self._rebuild()
+
+    def iotlb_invalidated(self, granularity: int, domain: int, address: int, mask: int) -> None:
+        """A changed context is a reason to start afresh, whatever the descriptor is about."""
+        view = self._current_view()
+        if view != self._view:
+            self._rebuild()
+        elif isinstance(view, Context) and (domain == view.domain or granularity == IotlbGranularity.GLOBAL):
+            if granularity == IotlbGranularity.PAGE:
+                size = 1 << PAGE_SHIFT + mask
+                # Hardware ignores the address bits below the size; QEMU adds the size to them. Both are covered.
+                self._sync(address & -size, address + size - 1)
+            else:
+                self._sync(0, _LAST_ADDRESS)
+
+    def unit_reset(self) -> None:
+        self._rebuild()
+
+    # --- the container
+
+    def _current_view(self) -> Context | View:
+        if not self._unit.translation_enabled:
+            return View.DIRECT
+        try:
+            context = self._unit.context(self.requester)
+        except TableFault:
+            return View.BLOCKED
+        return View.DIRECT if context.pass_through else context
+
+    def _rebuild(self) -> None:
+        """Everything anew: after a switch from or to translation nothing of before stays, else the difference goes."""
+        view = self._current_view()
+        if view is not self._view and (isinstance(view, View) or isinstance(self._view, View)):
+            self._drop(0, _LAST_ADDRESS)
+        self._view = view
+        self._sync(0, _LAST_ADDRESS)
+
+    def _sync(self, first: int, last: int) -> None:
+        """Brings what is held in first..last to what the device is to see there.
+
+        Leaves are taken whole. A held mapping that has to go and reaches out of the range, say a large page of which
+        only a part was invalidated, has its remainder read again.
+        """
+        self._full = missed = False
+        reaching_out: list[Mapping] = []
+        position = first
+        for wanted in self._wanted(first, last):
+            if wanted.iova > position:
+                reaching_out += self._drop(position, wanted.iova - 1, first, last)
+            if self._held.at(wanted.iova) != wanted:
+                reaching_out += self._drop(wanted.iova, wanted.last, first, last)
+                self._map(wanted)
+                missed |= self._full
+            position = wanted.last + 1
+        if position <= last:
+            reaching_out += self._drop(position, last, first, last)
+        if missed and not self._full:
+            # An unmap after the refusal has made room. The second time there is nothing left to unmap.
+            self._sync(first, last)
+        for gone in reaching_out:
+            self._sync(gone.iova, gone.last)
+
+    def _map(self, mapping: Mapping) -> None:
+        """What is refused counts as not there, so that the next look at it tries again."""
+        if self._full:
+            return
+        try:
+            self._ports.map(*mapping)
+        except OSError as error:
+            self.counters["map_errors"] += 1
+            self._full = error.errno == ENOSPC
+            if error.errno not in self._errors_logged:
+                self._errors_logged.add(error.errno)
+                self._log(f"shadow {self.requester:#06x}: map of {mapping.iova:#x}+{mapping.size:#x}: {error}")
+            return
+        self.counters["maps"] += 1
+        self._held.add(mapping)
+
+    def _drop(self, first: int, last: int, inner: int = 0, outer: int = _LAST_ADDRESS) -> list[Mapping]:
+        """Unmaps every mapping that overlaps first..last; returns those that reach out of inner..outer."""
+        gone = self._held.take(first, last)
+        if not gone:
+            return gone
+        self._ports.unmap(gone[0].iova, gone[-1].last + 1 - gone[0].iova)
+        self.counters["unmaps"] += 1
+        self._full = False
+        return [mapping for mapping in (gone[0], gone[-1]) if mapping.iova < inner or mapping.last > outer]
+
+    # --- the guest
+
+    def _wanted(self, first: int, last: int) -> Iterator[Mapping]:
+        """The mappings that overlap first..last according to the guest, ascending."""
+        view = self._view
+        if isinstance(view, Context):
+            self.counters["walks"] += 1
+            entries = leaves(self._memory, view, first, last, self._unit.config)
+            for leaf in islice(entries, WALK_LIMIT):
+                if leaf.access:
+                    yield from self._crop(leaf.iova, leaf.address, leaf.size, leaf.access)
+            if next(entries, None) is not None:
+                self.counters["walks_cut_short"] += 1
+                self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
+        elif view is View.DIRECT:
+            for ram in self._ram:
+                for mapping in self._crop(ram.base, ram.base, ram.size, ram.access):
+                    if mapping.iova <= last and mapping.last >= first:
+                        yield mapping
+
+    def _crop(self, iova: int, gpa: int, size: int, access: Access) -> list[Mapping]:
+        """What of a mapping is neither in the interrupt range nor beyond guest memory, ascending."""
+        end = iova + size
+        cropped = []
+        for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):
+            outside = high - low
+            if outside <= 0:
+                continue
+            for ram in self._ram:
+                start = max(low, iova + ram.base - gpa)
+                stop = min(high, iova + ram.base + ram.size - gpa)
+                if start >= stop:
+                    continue
+                outside -= stop - start
+                allowed = access if ram.access is Access.BOTH else access & ram.access
+                if allowed:
+                    cropped.append(Mapping(start, gpa + start - iova, stop - start, allowed))
+            if outside:
+                self.counters["outside_ram"] += 1
+        return cropped
+
+
+class Shadows:
+    """The InvalidationListener of a vIOMMU with several assigned devices: each of their shadows hears of everything."""
+
+    def __init__(self) -> None:
+        self._shadows: dict[int, Shadow] = {}
+
+    def add(self, shadow: Shadow) -> None:
+        """A device is plugged in: from here on its container is kept."""
+        self._shadows[shadow.requester] = shadow
+        shadow.start()
+
+    def remove(self, requester: int) -> None:
+        """A device is unplugged. Raises KeyError for one that is not there."""
+        self._shadows.pop(requester).stop()
+
+    def __iter__(self) -> Iterator[Shadow]:
+        return iter(self._shadows.values())
+
+    def translation_changed(self, enabled: bool) -> None:
+        for shadow in self:
+            shadow.translation_changed(enabled)
+
+    def root_changed(self) -> None:
+        for shadow in self:
+            shadow.root_changed()
+
+    def context_invalidated(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
+        for shadow in self:
+            shadow.context_invalidated(granularity, domain, source, function_mask)
+
+    def iotlb_invalidated(self, granularity: int, domain: int, address: int, mask: int) -> None:
+        for shadow in self:
+            shadow.iotlb_invalidated(granularity, domain, address, mask)
+
+    def unit_reset(self) -> None:
+        for shadow in self:
+            shadow.unit_reset()
