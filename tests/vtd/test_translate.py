@@ -205,6 +205,16 @@ def test_domains_share_what_they_share(rig: Any) -> None:
     assert machine.unit.counters["iotlb_misses"] == 2
 
 
+def test_pass_through_does_not_use_pages_of_its_domain_id(rig: Any) -> None:
+    machine = rig()
+    machine.map(machine.context(DEVICE, domain=1), 0x5000, 0x300000)
+    machine.context(0x20, domain=1, tt=TranslationType.PASS_THROUGH)
+    machine.start()
+    assert machine.read(0x5000) == (0x300000, None)
+    for _ in range(2):
+        assert machine.read(0x5000, source=0x20) == (0x5000, None)
+
+
 def test_narrower_context_of_the_same_domain_is_held_to_its_width(rig: Any) -> None:
     machine = rig()
     machine.map(machine.context(DEVICE, domain=1), 1 << 40, 0x300000)

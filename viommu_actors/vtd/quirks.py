@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec.vtd import (
     FUNCTION_MASKS,
+    LARGEST_LEAF_LEVEL,
     PAGE_SHIFT,
     TYPE_MASK,
     U64_MASK,
@@ -24,6 +25,7 @@ from viommu_actors.spec.vtd import (
     IotlbGranularity,
     Iqa,
     Reg,
+    level_shift,
 )
 from viommu_actors.vtd.caches import CAPACITY, LEAVE, Grant
 from viommu_actors.vtd.config import UnitConfig
@@ -169,7 +171,7 @@ class _QemuTranslator(Translator):
         """An address beyond the unit's width passes as well."""
 
 
-_SHIFTS: Final = (12, 21, 30)
+_SHIFTS: Final = tuple(level_shift(level) for level in range(1, LARGEST_LEAF_LEVEL + 1))
 
 
 class _QemuFaultLog(FaultLog):

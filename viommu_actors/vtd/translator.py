@@ -57,7 +57,7 @@ class Translator:
         """One request that does not cross a 4 KiB boundary. A fault is recorded here."""
         if self.enabled:
             context = self._contexts.entries.get(requester)
-            if context is None:
+            if context is None or context.pass_through:
                 return self._translate_slowly(requester, address, access)
             grant = self._iotlb.small.get(address >> PAGE_SHIFT << DOMAIN_BITS | context.domain)
             if grant is None or not grant[1][access] or address >> context.width:
