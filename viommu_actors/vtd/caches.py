@@ -22,8 +22,7 @@ Grant = tuple[int, tuple[bool, bool, bool, bool], Access]
 
 #: Leave by allowed access, then by wanted access. Who wants nothing gets nothing.
 LEAVE: Final = tuple(
-    (False, bool(allowed & Access.READ), bool(allowed & Access.WRITE), allowed == Access.BOTH)
-    for allowed in range(4)
+    (False, bool(allowed & Access.READ), bool(allowed & Access.WRITE), allowed == Access.BOTH) for allowed in range(4)
 )
 
 

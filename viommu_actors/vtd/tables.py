@@ -223,4 +223,3 @@ def _supported(translation_type: int, config: UnitConfig) -> bool:
 
 def _in_interrupt_range(address: int, shift: int) -> bool:
     return address <= INTERRUPT_LAST and address + (1 << shift) > INTERRUPT_FIRST
-

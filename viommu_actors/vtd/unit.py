@@ -56,9 +56,7 @@ class RemappingUnit:
         self._blocks_compatibility = made_of.blocks_compatibility
         self._faults = made_of.faults(self._registers, send_interrupt, self._counters)
         self._translator = made_of.translator(memory, config, self._faults, self._counters)
-        self._queue = made_of.queue(
-            self._registers, memory, config, self, self._faults, send_interrupt, self._counters
-        )
+        self._queue = made_of.queue(self._registers, memory, config, self, self._faults, send_interrupt, self._counters)
         #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
         #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
         self.translate: Callable[[int, int, Access], Translation] = self._translator.translate
