@@ -23,7 +23,7 @@ from viommu_actors.wire.codec import MalformedMessage
 from viommu_actors.wire.sockets import Channel, Inbox, make_context
 from viommu_actors.wire.tally import Tally
 
-_TICK_MS = 50
+_TICK_MS = 500
 
 
 class GuestCpu:

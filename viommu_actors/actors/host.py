@@ -34,13 +34,15 @@ from viommu_actors.wire.tally import Tally
 
 #: Messages taken from one socket before the others get their turn.
 DRAIN = 64
+#: Seconds; a kernel with nothing to do waits for as long as it takes.
+IDLE = 3600.0
 
 
 class HostMachine:
     """`kernel.machine.Machine`: the registers are in this process, devices are behind the fabric."""
 
     def __init__(
-        self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[bool], None]
+        self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[float | None], None]
     ) -> None:
         self.memory = memory
         self._unit = unit
@@ -48,6 +50,7 @@ class HostMachine:
         self._pump = pump
         self._handler: Callable[[int], None] = lambda vector: None
         self._vectors: deque[int] = deque()
+        self._taken = 0
 
     def mmio_read(self, address: int, size: int) -> int:
         offset = address - platform.REMAPPING_UNIT_BASE
@@ -56,7 +59,7 @@ class HostMachine:
         answer: list[int] = []
         self._fabric.read(address, size, answer.append)
         while not answer:
-            self._pump(False)
+            self._pump(None)
         return answer[0]
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
@@ -67,14 +70,17 @@ class HostMachine:
         done: list[bool] = []
         self._fabric.write(address, size, value, lambda: done.append(True))
         while not done:
-            self._pump(False)
+            self._pump(None)
 
     def wait_for_interrupt(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
-        while not self.take_interrupts():
-            if time.monotonic() >= deadline:
+        before = self._taken
+        self.take_interrupts()
+        while self._taken == before:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 return False
-            self._pump(True)
+            self._pump(left)
         return True
 
     def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
@@ -84,12 +90,11 @@ class HostMachine:
         """The local APIC accepts a vector; taken when the kernel next lets interrupts in."""
         self._vectors.append(vector)
 
-    def take_interrupts(self) -> bool:
-        """Runs the handler for what is pending; True where there was any."""
-        taken = bool(self._vectors)
+    def take_interrupts(self) -> None:
+        """Runs the handler for what is pending."""
         while self._vectors:
+            self._taken += 1
             self._handler(self._vectors.popleft())
-        return taken
 
     def log(self, line: str) -> None:
         log(line)
@@ -142,20 +147,22 @@ class HostActor:
             while self._requests:
                 self._serve_request(*self._requests.popleft())
                 self._machine.take_interrupts()
-            self._pump(True)
+            self._pump(IDLE)
 
     # --- the loop
 
-    def _pump(self, idle: bool) -> None:
-        """One wake of the poll. `idle`: the kernel lets interrupts in."""
+    def _pump(self, idle: float | None) -> None:
+        """One wake of the poll. `idle`: the kernel lets interrupts in, and waits for so many seconds at most."""
         timeout = self._fabric.expire(time.monotonic())
+        if idle is not None and idle < IDLE:
+            timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
         for source, _ in self._poller.poll(timeout):
             if source is self._inbox.socket:
                 self._drain_inbox()
             else:
-                self._fabric.drain(source, DRAIN, self._machine.take_interrupts if idle else None)
+                self._fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
         self._send_coalesced()
-        if idle:
+        if idle is not None:
             self._machine.take_interrupts()
 
     def _drain_inbox(self) -> None:
@@ -203,6 +210,7 @@ class HostActor:
     # --- commands
 
     def _boot(self) -> dict[str, Any]:
+        self._fabric.train()
         booted = self._commands.boot()
         vfio = Vfio(self._kernel)
         kvm = Kvm(self._lending)

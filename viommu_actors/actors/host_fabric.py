@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,8 @@ from viommu_actors.wire.tally import Tally
 _ECAM_SIZE = platform.ECAM_BUSES << 20
 #: PCIe section 2.8 allows up to 64 s; a device process on a busy machine may need a while.
 COMPLETION_TIMEOUT = 1.0
+LINK_TIMEOUT = 5.0
 _MALFORMED_LOGGED = 10
-#: Physical pages of successful accesses that a piece of evidence lists at most.
-_PAGES_LISTED = 4096
 
 
 class Fabric:
@@ -49,7 +49,6 @@ class Fabric:
             tally = Tally(f"link:{link['device']}", "host")
             self._slots[socket] = slot
             self._tallies[slot] = tally
-            self._complex.attach(slot, _sender(socket, tally))
 
     @property
     def tallies(self) -> list[Tally]:
@@ -59,6 +58,15 @@ class Fabric:
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """To be polled."""
         return list(self._slots)
+
+    def train(self) -> None:
+        """Waits until the links are up, as firmware does before it looks for devices."""
+        deadline = time.monotonic() + LINK_TIMEOUT
+        for socket, slot in self._slots.items():
+            if socket.poll(max(0, int((deadline - time.monotonic()) * 1000)), zmq.POLLOUT):
+                self._complex.attach(slot, _sender(socket, self._tallies[slot]))
+            else:
+                log(f"slot {slot}: link down")
 
     def drain(self, socket: Any, limit: int, after_each: Callable[[], object] | None) -> None:
         """Takes up to `limit` messages of a link; `after_each` runs between them."""
@@ -126,20 +134,21 @@ class Fabric:
     def _watch(self, slot: int) -> None:
         self._complex.start_log(slot, capacity=1 << 17)
 
-    def _evidence(self, slot: int) -> dict[str, Any]:
-        """What the device in `slot` did since `watch`: outcomes, the first refusal, the pages it reached."""
+    def _evidence(self, slot: int, pages: tuple[int, ...]) -> dict[str, Any]:
+        """What the device in `slot` did since `watch`: outcomes, the first refusal, accesses to these physical pages."""
         port = self._complex.ports[slot]
         entries, lost = (port.log.entries, port.log.lost) if port.log is not None else ([], 0)
         outcomes: dict[str, int] = {}
         for entry in entries:
             outcomes[entry.outcome.value] = outcomes.get(entry.outcome.value, 0) + 1
         refused = next((entry for entry in entries if entry.outcome is not Outcome.OK), None)
+        guarded = set(pages)
         passed = [entry.physical for entry in entries if entry.outcome is Outcome.OK]
-        reached = {physical & ~0xFFF for physical in passed if physical is not None}
+        reached = sum(physical is not None and physical & ~0xFFF in guarded for physical in passed)
         return {
             "outcomes": outcomes,
             "lost": lost,
-            "reached": sorted(reached)[:_PAGES_LISTED],
+            "reached": reached,
             "first_refusal": refused and {
                 "outcome": refused.outcome.value,
                 "source": pci.format_bdf(refused.requester),

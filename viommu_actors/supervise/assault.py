@@ -80,16 +80,14 @@ class Assault:
         command("host", "faults")
         command("host", "watch", slot=device.slot)
         command(device.name, "attack", steps=aim.steps)
-        seen = self._settled(aim.accesses)
+        seen = self._settled(aim)
         faults = command("host", "faults")["records"]
         # Before the control: its own mapping is a lawful change of tables and queue.
         after = command(aim.keeper, "digest")
         control = command(owner.kernel, "offer_control", bdf=owner.bdf)
         command(device.name, "attack", steps=[{"do": "control", "iova": control["iova"], "data": control["data"]}])
         arrived = self._control_arrived()
-        reached = set(seen["reached"])
-        outcomes = seen["outcomes"]
-        hits = len(reached & aim.pages)
+        outcomes, hits = seen["outcomes"], seen["reached"]
         evidence = Evidence(
             attempts=sum(outcomes.values()),
             canary_before=aim.digest,
@@ -173,12 +171,14 @@ class Assault:
 
     # --- waiting for posted writes, which nobody answers
 
-    def _settled(self, attempts: int) -> dict[str, Any]:
+    def _settled(self, aim: Aim) -> dict[str, Any]:
         """The port's evidence once all that the rogue sent has arrived."""
         deadline = time.monotonic() + _SETTLE
         while True:
-            seen: dict[str, Any] = self._supervisor.command("host", "evidence", slot=self._device.slot)
-            if sum(seen["outcomes"].values()) >= attempts or time.monotonic() > deadline:
+            seen: dict[str, Any] = self._supervisor.command(
+                "host", "evidence", slot=self._device.slot, pages=sorted(aim.pages)
+            )
+            if sum(seen["outcomes"].values()) >= aim.accesses or time.monotonic() > deadline:
                 self._supervisor.command("host", "unwatch", slot=self._device.slot)
                 return seen
             self._supervisor.poll(0.01)
