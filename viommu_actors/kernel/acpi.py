@@ -178,4 +178,4 @@ def _dmar_head(table: bytes, offset: int) -> tuple[int, int]:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("ascii", "replace")
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in raw)
