@@ -641,6 +641,7 @@ CHANGES = st.one_of(
     st.tuples(st.just("leaf"), IOVAS, LEVELS, ADDRESSES, FLAGS),
     st.tuples(st.just("clear"), IOVAS, st.sampled_from((1, 1, 2, 3, 4)), st.just(0), st.just(0)),
     st.tuples(st.just("table"), IOVAS, st.sampled_from((2, 3)), st.just(0), st.sampled_from((1, 2, 3))),
+    st.tuples(st.just("split"), IOVAS, st.just(2), st.just(0), st.just(3)),
     st.tuples(st.just("elsewhere"), IOVAS, st.sampled_from((2, 3)), st.just(0), st.just(3)),
 )
 CONTEXTS_TO_BE = st.sampled_from(("tables", "tables", "3 levels", "domain 9", "absent", "reserved", "type 3", "direct"))
@@ -674,6 +675,8 @@ class Player:
         if place is None:
             return None
         size = 1 << 3 + 9 * level
+        if kind == "split":
+            return self.split(place, iova)
         value = {
             "leaf": address // size * size | flags | (LARGE if level > 1 else 0),
             "clear": 0,
@@ -682,6 +685,20 @@ class Player:
         }[kind]
         guest.put(place, value)
         return iova // size * size, level
+
+    def split(self, place: int, iova: int) -> tuple[int, int]:
+        """Small pages for a large one; only that of `iova` changes, and only it has to be invalidated."""
+        entry = self.guest.get(place)
+        if not entry & LARGE:
+            entry = 0x2000_0000 | LARGE | 3
+            self.guest.put(place, entry)
+            self.guest.flush(DOMAIN, domain=self.domain)
+        table = self.take()
+        for index in range(512):
+            self.guest.put(table + index * 8, (entry & ~LARGE) + index * PAGE)
+        self.guest.put(table + (iova >> 12 & 511) * 8, 0)
+        self.guest.put(place, table | 3)
+        return iova, 1
 
     def take(self) -> int:
         return self.spare.pop()
