@@ -18,7 +18,7 @@ PAGE = 4096
 SPAN = 2 << 20
 GIB = 1 << 30
 #: Around the borders of tables and of large pages.
-BORDERS = [0x10_0000, SPAN, GIB, GIB + SPAN, 512 * GIB - SPAN]
+BORDERS = [0x10_0000, SPAN, GIB, GIB + SPAN, 512 * GIB - 4 * SPAN]
 
 
 class Domains(RuleBasedStateMachine):
@@ -46,7 +46,7 @@ class Domains(RuleBasedStateMachine):
     )
     def map(self, border: int, before: int, pages: int, shift: int, access: Access) -> None:
         iova, size = max(border - before * PAGE, 0), pages * PAGE
-        paddr = iova + 4 * GIB + shift
+        paddr = iova % (256 * GIB) + 4 * GIB + shift
         try:
             self.domain.map(iova, paddr, size, access)
         except OSError as error:
