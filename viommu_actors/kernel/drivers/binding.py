@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING
 
@@ -121,6 +122,22 @@ class Binding:
             self._control = None
             self.dma.unmap(iova, PAGE, Direction.BIDIRECTIONAL)
             self.kernel.pages.free(paddr)
+
+
+class BoundDriver:
+    """What every driver of a bound device does the same way; `_undo` takes back what its probe set up."""
+
+    _binding: Binding
+    _undo: ExitStack
+
+    def remove(self) -> None:
+        self._undo.close()
+
+    def control_mapping(self) -> tuple[int, int, int]:
+        return self._binding.control_mapping()
+
+    def release_control(self) -> None:
+        self._binding.release_control()
 
 
 def is_static(kernel: Kernel, device: PciDevice, parameter: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
-from viommu_actors.kernel.drivers.binding import PAGE, Binding, Buffers, is_static, pattern
+from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static, pattern
 from viommu_actors.spec import edu
 from viommu_actors.spec.edu import DmaCommand, Interrupt, Reg
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _LIVENESS_PROBE = 0x5AA5_1234
 
 
-class EduDriver:
+class EduDriver(BoundDriver):
     """One edu device."""
 
-    name = "edu"
+    name: ClassVar[str] = "edu"
     ids: ClassVar[Collection[tuple[int, int]]] = ((edu.VENDOR_ID, edu.DEVICE_ID),)
 
     def __init__(self, kernel: Kernel, device: PciDevice) -> None:
@@ -46,15 +46,10 @@ class EduDriver:
             undo.callback(self._back.free)
             undo.callback(binding.stop)
             self._undo = undo.pop_all()
-        self.control_mapping = binding.control_mapping
-        self.release_control = binding.release_control
 
     @classmethod
     def probe(cls, kernel: Kernel, device: PciDevice) -> Self:
         return cls(kernel, device)
-
-    def remove(self) -> None:
-        self._undo.close()
 
     def run_io(self, operations: int) -> IoResult:
         """Raises OSError: ETIMEDOUT where the device does not answer."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
-from viommu_actors.kernel.drivers.binding import PAGE, Binding, Buffers, is_static, pattern
+from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static, pattern
 from viommu_actors.kernel.drivers.nic_ring import SIZE, Ring
 from viommu_actors.spec import nic
 from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status
@@ -30,10 +30,10 @@ _ETHERTYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
 _NO_CONTROLLER = 0xFFFF_FFFF
 
 
-class NicDriver:
+class NicDriver(BoundDriver):
     """One controller. `run_io` puts it in loopback, `listen`, `send` and `receive` on its cable."""
 
-    name = "nic"
+    name: ClassVar[str] = "nic"
     ids: ClassVar[Collection[tuple[int, int]]] = ((nic.VENDOR_ID, nic.DEVICE_ID),)
 
     def __init__(self, kernel: Kernel, device: PciDevice) -> None:
@@ -54,15 +54,10 @@ class NicDriver:
             undo.callback(binding.stop)
             undo.callback(self._stop)
             self._undo = undo.pop_all()
-        self.control_mapping = binding.control_mapping
-        self.release_control = binding.release_control
 
     @classmethod
     def probe(cls, kernel: Kernel, device: PciDevice) -> Self:
         return cls(kernel, device)
-
-    def remove(self) -> None:
-        self._undo.close()
 
     # --- loopback
 
