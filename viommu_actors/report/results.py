@@ -70,6 +70,30 @@ class Io(Struct, kw_only=True, frozen=True):
     setup: Counts = field(default_factory=Counts)
 
 
+class Difference(Struct, kw_only=True, frozen=True):
+    """A dword of configuration space that the guest sees otherwise than the host; `why` is empty if nobody decided so."""
+
+    offset: str
+    host: str
+    guest: str
+    why: str
+
+
+class Assignment(Struct, kw_only=True, frozen=True):
+    """A device assigned to a VM: what a second open of its group came to, and how the guest's view of it differs."""
+
+    device: str
+    vm: str
+    host: str
+    guest: str
+    second_open: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.second_open == "EBUSY" and all(difference.why for difference in self.differences)
+
+
 class Results(Struct, kw_only=True, frozen=True):
     """`ok`: every verdict is the expected one, all I/O verified, and what else the launcher checked held."""
 
@@ -79,11 +103,15 @@ class Results(Struct, kw_only=True, frozen=True):
     verdicts: tuple[Verdict, ...]
     io: tuple[Io, ...]
     faults: tuple[Fault, ...]
+    assignments: tuple[Assignment, ...] = ()
 
 
-def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...]) -> bool:
-    """Whether every verdict is the expected one and every byte of the I/O was verified."""
-    return all(verdict.ok for verdict in verdicts) and all(row.verified for row in io)
+def as_expected(
+    verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()
+) -> bool:
+    """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful."""
+    rows = (*verdicts, *assignments)
+    return all(row.ok for row in rows) and all(row.verified for row in io)
 
 
 def to_json(results: Results, indent: int = 2) -> str:

@@ -114,9 +114,9 @@ def _evidence(topology: ResolvedTopology, verdict: Verdict) -> str:
 
 
 def _let_through(evidence: Evidence) -> str:
-    said = f"{evidence.reached} reached it" if evidence.reached else ""
-    own = f"{evidence.elsewhere} landed in other memory" if evidence.elsewhere else ""
-    return ", ".join(filter(None, (said, own)))
+    canaries = f"{evidence.reached} hit canary pages" if evidence.reached else ""
+    others = f"{evidence.elsewhere} hit other pages" if evidence.elsewhere else ""
+    return ", ".join(filter(None, (canaries, others)))
 
 
 def _fault_words(fault: Fault) -> str:
