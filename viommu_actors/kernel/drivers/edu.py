@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from viommu_actors.kernel.pci import PciDevice
 
 _LIVENESS_PROBE = 0x5AA5_1234
+_NO_DEVICE = 0xFFFF_FFFF
 
 
 class EduDriver(BoundDriver):
@@ -83,6 +84,8 @@ class EduDriver(BoundDriver):
 
     def _interrupt(self) -> None:
         causes = self._device.read(edu.BAR, Reg.INTERRUPT_STATUS, 4)
+        if causes == _NO_DEVICE:
+            return
         self._device.write(edu.BAR, Reg.INTERRUPT_ACKNOWLEDGE, 4, causes)
         self._done = self._done or bool(causes & Interrupt.DMA)
 

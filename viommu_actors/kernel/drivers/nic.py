@@ -59,6 +59,11 @@ class NicDriver(BoundDriver):
     def probe(cls, kernel: Kernel, device: PciDevice) -> Self:
         return cls(kernel, device)
 
+    @property
+    def mapping(self) -> str:
+        """"static" where the pages are mapped once, else "dynamic"."""
+        return "static" if self._static else "dynamic"
+
     # --- loopback
 
     def run_io(self, operations: int) -> IoResult:
@@ -66,7 +71,7 @@ class NicDriver(BoundDriver):
         self._set_mode(Control.LOOPBACK)
         packets = -(-operations // 2)
         wrong = sum(not self._loop_packet() for _ in range(packets))
-        return IoResult(2 * packets, 2 * packets * PAGE, not wrong, "static" if self._static else "dynamic")
+        return IoResult(2 * packets, 2 * packets * PAGE, not wrong, self.mapping)
 
     def _loop_packet(self) -> bool:
         """One page out and in again; whether it came back as it went."""
