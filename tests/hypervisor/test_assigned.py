@@ -114,16 +114,16 @@ def test_bar_is_sized_without_asking_the_device(parent: Parent) -> None:
 def test_memory_decoding_makes_the_bar_a_memory_slot_and_moves_it(parent: Parent) -> None:
     function = _function(parent)
     function.config_write(pci.BAR0, 4, 0xC000_0000)
-    assert function.window_at(0xC000_0000, 4) is None
+    assert function.bars.at(0xC000_0000, 4) is None
     assert function.config_write(pci.COMMAND, 2, pci.Command.MEMORY | pci.Command.BUS_MASTER)
     assert parent.writes == [(pci.COMMAND, b"\x06\x00")]
     assert list(parent.slots.values()) == [(0xC000_0000, BAR_SIZE)]
-    window = function.window_at(0xC000_0FFC, 4)
+    window = function.bars.at(0xC000_0FFC, 4)
     assert window is not None and window.token == TOKEN
-    assert function.window_at(0xC000_0FFE, 4) is None
+    assert function.bars.at(0xC000_0FFE, 4) is None
     assert function.config_write(pci.BAR0, 4, 0xD000_0000)
     assert list(parent.slots.values()) == [(0xD000_0000, BAR_SIZE)]
-    assert function.window_at(0xC000_0000, 4) is None
+    assert function.bars.at(0xC000_0000, 4) is None
     assert function.config_write(pci.COMMAND, 2, 0)
     assert not parent.slots
 
@@ -192,3 +192,21 @@ def test_an_edit_changes_exactly_its_bits(parent: Parent) -> None:
     before = _function(parent).config_read(pci.SUBSYSTEM_VENDOR_ID, 4)
     function = _function(parent, Edit(offset=pci.SUBSYSTEM_VENDOR_ID, mask=0xFFFF, value=0x1AF4))
     assert function.config_read(pci.SUBSYSTEM_VENDOR_ID, 4) == before & 0xFFFF_0000 | 0x1AF4
+
+
+def test_an_edit_has_the_last_word_even_on_registers_that_are_emulated(parent: Parent) -> None:
+    msi = _capabilities(_function(parent))[pci.CapabilityId.MSI]
+    function = _function(parent, Edit(offset=msi, mask=pci.MSI_64BIT << 16, value=0))
+    assert not function.config_read(msi + pci.MSI_CONTROL, 2) & pci.MSI_64BIT
+
+
+def test_every_difference_from_the_device_is_a_decision_with_a_reason(parent: Parent) -> None:
+    function = _function(parent, Edit(hide="pm"), Edit(offset=pci.SUBSYSTEM_VENDOR_ID, mask=0xFFFF, value=0x1AF4))
+    function.config_write(pci.BAR0, 4, 0xC000_0000)
+    decided: dict[int, int] = {}
+    for decision in function.decisions():
+        assert decision.why
+        decided[decision.offset] = decided.get(decision.offset, 0) | decision.mask
+    for base in range(0, pci.CONVENTIONAL_SIZE, 4):
+        different = function.config_read(base, 4) ^ parent.config.read(base, 4)
+        assert not different & ~decided.get(base, 0), hex(base)

@@ -139,7 +139,7 @@ class HostActor:
         commands = KernelCommands(self._kernel, self._control.event)
         self._commands = commands
         self._control.register(commands.handlers() | self._fabric.handlers())
-        self._control.register({"boot": self._boot, "counters": self._counters})
+        self._control.register({"boot": self._boot, "counters": self._counters, "gone": self._gone})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -221,12 +221,21 @@ class HostActor:
             ram = {slot["name"]: (slot["hpa"], slot["size"]) for slot in vm["ram"]}
             self._service.add_process(hypervisor.encode(), tally, ram)
             inject, direct = Tally(f"inject:{guest}", "host"), Tally(f"direct:{guest}", "host")
-            self._guests[vm["name"]] = Channel(
-                self._context, "host", vm["guest_address"], m.INJECT, m.INJECT, inject
-            )
+            self._guests[vm["name"]] = Channel(self._context, "host", vm["guest_address"], m.INJECT, m.INJECT, inject)
             self._lending.add_guest(guest.encode(), direct)
             self._tallies += [tally, inject, direct]
         return booted
+
+    def _gone(self, name: str) -> None:
+        """A process died and the rest goes on: the kernel takes back what it held."""
+        peer = name.encode()
+        if self._service is not None and self._service.serves(peer):
+            self._service.release(peer)
+        elif self._lending.serves(peer):
+            vm = name.removesuffix(".guest")
+            self._coalesced.pop(vm, None)
+        else:
+            self._fabric.unplug(name)
 
     def _counters(self) -> dict[str, int]:
         counters: Counter[str] = Counter(self._commands.counters())

@@ -41,6 +41,7 @@ class Fabric:
         self._complex = RootComplex(memory, unit.translate, msi, ports)
         self._slots: dict[zmq.Socket[bytes], int] = {}
         self._tallies: dict[int, Tally] = {}
+        self._unplugged: set[int] = set()
         #: (slot, tag) -> when it times out; only while something is outstanding
         self._deadlines: dict[tuple[int, int], float] = {}
         for link in links:
@@ -68,6 +69,13 @@ class Fabric:
             else:
                 log(f"slot {slot}: link down")
 
+    def unplug(self, device: str | None = None) -> None:
+        """Takes a device out of its slot, or all: nothing it sends is taken any more."""
+        for slot, tally in self._tallies.items():
+            if device is None or tally.wire == f"link:{device}":
+                self._complex.detach(slot)
+                self._unplugged.add(slot)
+
     def drain(self, socket: Any, limit: int, after_each: Callable[[], object] | None) -> None:
         """Takes up to `limit` messages of a link; `after_each` runs between them."""
         slot = self._slots[socket]
@@ -86,6 +94,8 @@ class Fabric:
                 self._malformed(slot, tally, error)
                 continue
             tally.received[type(message)] += 1
+            if slot in self._unplugged:
+                continue
             receive(slot, message)
             if after_each is not None:
                 after_each()
@@ -129,13 +139,19 @@ class Fabric:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Control commands."""
-        return {"watch": self._watch, "unwatch": self._complex.stop_log, "evidence": self._evidence, "ports": self._ports}
+        return {
+            "watch": self._watch,
+            "unwatch": self._complex.stop_log,
+            "unplug": self.unplug,
+            "evidence": self._evidence,
+            "ports": self._ports,
+        }
 
     def _watch(self, slot: int) -> None:
         self._complex.start_log(slot, capacity=1 << 17)
 
     def _evidence(self, slot: int, pages: tuple[int, ...]) -> dict[str, Any]:
-        """What the device in `slot` did since `watch`: outcomes, the first refusal, accesses to these physical pages."""
+        """What the device in `slot` did since `watch`: outcomes, first refusal, accesses to these physical pages."""
         port = self._complex.ports[slot]
         entries, lost = (port.log.entries, port.log.lost) if port.log is not None else ([], 0)
         outcomes: dict[str, int] = {}
@@ -149,7 +165,8 @@ class Fabric:
             "outcomes": outcomes,
             "lost": lost,
             "reached": reached,
-            "first_refusal": refused and {
+            "first_refusal": refused
+            and {
                 "outcome": refused.outcome.value,
                 "source": pci.format_bdf(refused.requester),
                 "address": refused.address,

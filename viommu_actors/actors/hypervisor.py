@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.parent_kernel import RemoteKernel
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
-from viommu_actors.hypervisor.assigned import BarWindow, Edit
+from viommu_actors.hypervisor.assigned import Edit
+from viommu_actors.hypervisor.bars import BarWindow
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.vtd.config import UnitConfig
@@ -31,7 +33,14 @@ class HypervisorActor:
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         self._machine = GuestMachine(_vm_config(configuration), memory, RemoteKernel(self._channel), log)
         self._control = Control(self._inbox, name, [self._trap, vfio])
-        self._control.register({"build": self._build, "counters": self._counters})
+        self._control.register(
+            {
+                "build": self._build,
+                "counters": self._counters,
+                "decisions": lambda slot: [decision._asdict() for decision in self._machine.decisions(slot)],
+                "open_again": self._open_again,
+            }
+        )
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -68,6 +77,16 @@ class HypervisorActor:
     def _build(self) -> dict[str, Any]:
         self._machine.build()
         return {"counters": dict(self._machine.counters)}
+
+    def _open_again(self, device: str) -> str:
+        """Tries to open a device's group a second time; the errno's name, or what happened instead."""
+        kernel = RemoteKernel(self._channel)
+        try:
+            group = kernel.open_group(device)
+        except OSError as error:
+            return errno.errorcode.get(error.errno or 0, str(error.errno))
+        kernel.close(group)
+        return "opened"
 
     def _counters(self) -> dict[str, int]:
         counters = dict(self._machine.counters)

@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from viommu_actors.kernel.drivers.binding import pattern
+from viommu_actors.kernel.drivers.nic import NicDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
-from viommu_actors.pci.dump import dump
-from viommu_actors.spec import pci, platform
+from viommu_actors.spec import nic, pci, platform
 
 _CANARIES = 16
 _CONTROL_BYTES = 64
@@ -44,7 +45,11 @@ class KernelCommands:
             "check_control": self.check_control,
             "end_control": self.end_control,
             "faults": self.faults,
-            "config_dump": self.config_dump,
+            "config_space": self.config_space,
+            "mapping": self.mapping,
+            "listen": self.listen,
+            "send": self.send,
+            "receive": self.receive,
         }
 
     def boot(self) -> dict[str, Any]:
@@ -150,9 +155,44 @@ class KernelCommands:
             "lost": lost,
         }
 
-    def config_dump(self) -> str:
-        """Configuration space of every function in the form of `lspci -xxxx`."""
-        return dump(self._kernel.pci)
+    def config_space(self, bdf: str) -> bytes:
+        """The conventional configuration space of a function, 256 bytes, as this kernel reads it."""
+        device = self._kernel.device(pci.parse_bdf(bdf))
+        return b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, pci.CONVENTIONAL_SIZE, 4))
+
+    # --- a nic on a cable
+
+    def mapping(self, bdf: str) -> str:
+        """Whether the nic's driver maps each buffer ("dynamic") or a pool once ("static")."""
+        return self._nic(bdf).mapping
+
+    def listen(self, bdf: str) -> None:
+        """Receives from the cable from here on."""
+        self._nic(bdf).listen()
+
+    def send(self, bdf: str, first: int, count: int) -> None:
+        """Sends frames number `first` to `first + count - 1`, a page each."""
+        driver = self._nic(bdf)
+        for number in range(first, first + count):
+            driver.send(_frame(number))
+
+    def receive(self, bdf: str, first: int, count: int) -> bool:
+        """Receives as many frames; whether they are those numbers, byte for byte."""
+        driver = self._nic(bdf)
+        received = [driver.receive() for _ in range(count)]
+        return received == [_frame(number) for number in range(first, first + count)]
+
+    def _nic(self, bdf: str) -> NicDriver:
+        driver = self._kernel.drivers[pci.parse_bdf(bdf)]
+        if not isinstance(driver, NicDriver):
+            raise ValueError(f"{bdf} is no nic")
+        return driver
+
+
+def _frame(number: int) -> bytes:
+    """A broadcast frame of a page that differs for each number."""
+    header = b"\xff" * 6 + number.to_bytes(6, "big") + nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
+    return header + pattern(number, PAGE - len(header))
 
 
 def _driver_name(kernel: Kernel, bdf: int) -> str:

@@ -105,4 +105,3 @@ class KernelService:
     def _irq_info(self, process: UserProcess, request: m.GetIrqInfo) -> Message:
         info = self._vfio.irq_info(process, request.device, request.irq)
         return m.IrqInfo(info.flags, info.count)
-

@@ -69,5 +69,3 @@ def open_slots(descriptions: list[dict[str, Any]], base: str) -> list[Slot]:
 def anonymous_slot(name: str, base: int, size: int) -> Slot:
     """RAM that no other process can have."""
     return Slot(name, base, memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)))
-
-

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
-from viommu_actors.hypervisor.assigned import AssignedFunction, BarWindow, Edit
+from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
+from viommu_actors.hypervisor.bars import BarWindow
 from viommu_actors.hypervisor.host_bridge import HostBridge
 from viommu_actors.hypervisor.mapping import GuestMapping
+from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
@@ -105,9 +107,7 @@ class GuestMachine:
         else:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)
-        function = AssignedFunction(
-            parent, self._vm, device, self._routes, list(assignment.edits), self._next_slot
-        )
+        function = AssignedFunction(parent, self._vm, device, self._routes, list(assignment.edits), self._next_slot)
         self._functions[pci.bdf(0, assignment.slot, 0)] = function
         self._assigned.append(function)
         self._log(f"{assignment.host} assigned as 00:{assignment.slot:02x}.0")
@@ -124,6 +124,12 @@ class GuestMachine:
             ),
         )
 
+    def decisions(self, slot: int) -> list[Decision]:
+        """What of an assigned device's configuration space this machine decides."""
+        function = self._functions[pci.bdf(0, slot, 0)]
+        assert isinstance(function, AssignedFunction)
+        return function.decisions()
+
     # --- traps
 
     def read(self, address: int, size: int) -> int | BarWindow:
@@ -135,9 +141,9 @@ class GuestMachine:
         if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
             return unit.read(address - VTD_BASE, size)
         for function in self._assigned:
-            window = function.window_at(address, size)
+            window = function.bars.at(address, size)
             if window is not None:
-                return window if window.token else function.slow_read(window, address, size)
+                return window if window.token else function.bars.read(window, address, size)
         self.counters["unassigned"] += 1
         return (1 << size * 8) - 1
 
@@ -151,11 +157,11 @@ class GuestMachine:
             function, offset = self._config_target(address)
             return function.config_write(offset, size, value) if function and size <= 4 else False
         for assigned in self._assigned:
-            window = assigned.window_at(address, size)
+            window = assigned.bars.at(address, size)
             if window is not None:
                 if window.token:
                     return window
-                assigned.slow_write(window, address, size, value)
+                assigned.bars.write(window, address, size, value)
                 return False
         self.counters["unassigned"] += 1
         return False

@@ -8,7 +8,7 @@ behind: an entry that is absent, reserved, unreadable or invalid counts as a hol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from errno import ENOSPC
 from itertools import islice
@@ -181,22 +181,25 @@ class Shadow:
     def _sync(self, first: int, last: int) -> None:
         """Brings what is held in first..last to what the device is to see there.
 
-        Leaves are taken whole. A held mapping that has to go and reaches out of the range, say a large page of which
-        only a part was invalidated, has its remainder read again.
+        Entries are taken whole, leaves and holes. A held mapping that has to go and reaches out of the range, say a
+        large page of which only a part was invalidated, has its remainder read again.
         """
         self._full = missed = False
         reaching_out: list[Mapping] = []
-        position = first
-        for wanted in self._wanted(first, last):
-            if wanted.iova > position:
-                reaching_out += self._drop(position, wanted.iova - 1, first, last)
-            if self._held.at(wanted.iova) != wanted:
-                reaching_out += self._drop(wanted.iova, wanted.last, first, last)
-                self._map(wanted)
-                missed |= self._full
-            position = wanted.last + 1
-        if position <= last:
-            reaching_out += self._drop(position, last, first, last)
+        # Nothing is to be held from `bare` to the next mapping.
+        bare, end = first, last
+        for begin, finish, mappings in self._entries(first, last):
+            bare, end = min(bare, begin), max(end, finish)
+            for wanted in mappings:
+                if wanted.iova > bare:
+                    reaching_out += self._drop(bare, wanted.iova - 1, first, last)
+                if self._held.at(wanted.iova) != wanted:
+                    reaching_out += self._drop(wanted.iova, wanted.last, first, last)
+                    self._map(wanted)
+                    missed |= self._full
+                bare = wanted.last + 1
+        if bare <= end:
+            reaching_out += self._drop(bare, end, first, last)
         if missed and not self._full:
             # An unmap after the refusal has made room. The second time there is nothing left to unmap.
             self._sync(first, last)
@@ -231,23 +234,22 @@ class Shadow:
 
     # --- the guest
 
-    def _wanted(self, first: int, last: int) -> Iterator[Mapping]:
-        """The mappings that overlap first..last according to the guest, ascending."""
+    def _entries(self, first: int, last: int) -> Iterator[tuple[int, int, Sequence[Mapping]]]:
+        """What the guest says of first..last: ranges (begin, finish) ascending, with the mappings in each."""
         view = self._view
         if isinstance(view, Context):
             self.counters["walks"] += 1
-            entries = leaves(self._memory, view, first, last, self._unit.config)
-            for leaf in islice(entries, WALK_LIMIT):
-                if leaf.access:
-                    yield from self._crop(leaf.iova, leaf.address, leaf.size, leaf.access)
-            if next(entries, None) is not None:
+            walk = leaves(self._memory, view, first, last, self._unit.config)
+            for leaf in islice(walk, WALK_LIMIT):
+                iova, size = leaf.iova, leaf.size
+                mappings = self._crop(iova, leaf.address, size, leaf.access) if leaf.access else ()
+                yield iova, iova + size - 1, mappings
+            if next(walk, None) is not None:
                 self.counters["walks_cut_short"] += 1
                 self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
         elif view is View.DIRECT:
             for ram in self._ram:
-                for mapping in self._crop(ram.base, ram.base, ram.size, ram.access):
-                    if mapping.iova <= last and mapping.last >= first:
-                        yield mapping
+                yield ram.base, ram.base + ram.size - 1, self._crop(ram.base, ram.base, ram.size, ram.access)
 
     def _crop(self, iova: int, gpa: int, size: int, access: Access) -> list[Mapping]:
         """What of a mapping is neither in the interrupt range nor beyond guest memory, ascending."""

@@ -71,7 +71,7 @@ class Io(Struct, kw_only=True, frozen=True):
 
 
 class Difference(Struct, kw_only=True, frozen=True):
-    """A dword of configuration space that the guest sees otherwise than the host; `why` is empty if nobody decided so."""
+    """A dword of configuration space that guest and host see differently; `why` is empty if nobody decided so."""
 
     offset: str
     host: str
@@ -110,8 +110,8 @@ def as_expected(
     verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()
 ) -> bool:
     """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful."""
-    rows = (*verdicts, *assignments)
-    return all(row.ok for row in rows) and all(row.verified for row in io)
+    faithful = all(verdict.ok for verdict in verdicts) and all(assignment.ok for assignment in assignments)
+    return faithful and all(row.verified for row in io)
 
 
 def to_json(results: Results, indent: int = 2) -> str:

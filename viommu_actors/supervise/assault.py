@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Driver, expected
 from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Verdict
+from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
-
-if TYPE_CHECKING:
-    from viommu_actors.supervise.scenario import Owner
 
 _PAGE = 4096
 #: What the rogue writes: a whole number of dwords that no canary holds.

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
+from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
 from viommu_actors.wire.sockets import Listener
@@ -24,11 +25,13 @@ _MAC_BASE = 0x02_00_00_00_00_00
 class ActorPlan:
     """One process to be: `configuration` is what it reads, `fds` what it inherits."""
 
-    role: str
+    role: Role
     name: str
     inbox: Listener
     configuration: dict[str, Any]
     fds: list[int]
+    #: the VM whose hypervisor or guest it is
+    vm: str | None = None
 
 
 @dataclass
@@ -103,7 +106,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     return plan
 
 
-def _actor(role: str, name: str) -> ActorPlan:
+def _actor(role: Role, name: str) -> ActorPlan:
     inbox = Listener.create()
     configuration = {"role": role, "name": name, "inbox": {"fd": inbox.fd, "address": inbox.address}}
     return ActorPlan(role, name, inbox, configuration, [inbox.fd])
@@ -158,6 +161,7 @@ def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, 
         "ram": ram,
     }
     for actor in (hypervisor, guest):
+        actor.vm = vm.name
         actor.fds += [slot.fd for slot in slots]
     return hypervisor, guest
 

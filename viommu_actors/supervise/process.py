@@ -25,6 +25,7 @@ class Actor:
     def __init__(self, plan: ActorPlan, context: zmq.Context[Any], lifeline: int, log: IO[bytes]) -> None:
         self.role = plan.role
         self.name = plan.name
+        self.vm = plan.vm
         self.last_did = "was started"
         self._log = log.name
         configuration = plan.configuration | {"launcher": os.getpid(), "lifeline": lifeline}

@@ -1,47 +1,21 @@
-"""What a run does, in order: boot, honest work of each device, attacks of the rogues, verdicts."""
+"""What a run does, in order: boot, look at assignments, honest work of each device, attacks of the rogues."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from viommu_actors.report.results import Counts, Io, Process, Results, Verdict, as_expected
+from viommu_actors.report.results import Assignment, Io, Process, Results, Verdict, as_expected
 from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.inspection import inspect
+from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
-from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.supervise.supervisor import ActorGone, Supervisor
+from viommu_actors.supervise.work import Work
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
-
-#: Result key -> (whose counter, its name there)
-_COUNTED = {
-    "traps": ("hypervisor", "traps"),
-    "vfio_maps": ("hypervisor", "vfio_maps"),
-    "vfio_unmaps": ("hypervisor", "vfio_unmaps"),
-    "pte_writes": ("kernel", "pte_writes"),
-    "invalidations": ("kernel", "invalidations"),
-    "queue_tail_writes": ("kernel", "queue_tail_writes"),
-}
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who drives a device: the kernel's actor, its hypervisor if it has one, the device's BDF there."""
-
-    kernel: str
-    hypervisor: str | None
-    bdf: str
-
-
-def owner_of(topology: ResolvedTopology, device: ResolvedDevice) -> Owner:
-    """The kernel that drives the device."""
-    if device.vm is None:
-        return Owner("host", None, device.bdf)
-    assign = next(each for each in topology.vm(device.vm).assign if each.device == device.name)
-    return Owner(guest_of(device.vm), hypervisor_of(device.vm), assign.bdf)
 
 
 class Scenario:
-    """Orders one run over a supervisor; `tell(text)` reports progress."""
+    """Orders one run over a supervisor; `tell(text)` reports progress. What is in is in `results`, at any time."""
 
     def __init__(
         self, topology: ResolvedTopology, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]
@@ -50,19 +24,42 @@ class Scenario:
         self._plan = plan
         self._supervisor = supervisor
         self._tell = tell
+        self._processes = tuple(
+            Process(role=actor.role, name=actor.name, pid=actor.pid) for actor in supervisor.actors.values()
+        )
+        self._io: list[Io] = []
+        self._verdicts: list[Verdict] = []
+        self._assignments: list[Assignment] = []
+        self._done = False
 
-    def run(self) -> Results:
-        """The whole of it. Raises what the supervisor raises."""
+    def run(self) -> None:
+        """The whole of it. Raises what the supervisor raises; what a contained death took away is left out."""
         self._boot()
-        io = tuple(self._work(device) for device in self._topology.devices if device.operations)
-        rogues = [device for device in self._topology.devices if device.rogue]
-        verdicts = tuple(verdict for device in rogues for verdict in self._attack(device))
-        return self._results(io, verdicts)
+        for step in (self._inspect, self._work, self._attack):
+            for device in self._topology.devices:
+                try:
+                    step(device)
+                except ActorGone as error:
+                    self._tell(f"{device.name}: left out: {error}")
+        self._done = True
+
+    def results(self, ok: bool = True) -> Results:
+        """What is in by now; a run that was not played to its end is not ok."""
+        rows = tuple(self._verdicts), tuple(self._io), tuple(self._assignments)
+        return Results(
+            topology=self._topology.name,
+            ok=ok and self._done and as_expected(*rows),
+            processes=self._processes,
+            verdicts=rows[0],
+            io=rows[1],
+            faults=tuple(verdict.evidence.fault for verdict in rows[0] if verdict.evidence.fault is not None),
+            assignments=rows[2],
+        )
 
     def _boot(self) -> None:
         supervisor = self._supervisor
         self._tell(f"starting {len(supervisor.actors)} processes")
-        supervisor.commands(supervisor.actors, "ping")
+        supervisor.commands(list(supervisor.actors), "ping")
         self._tell("host kernel boots")
         supervisor.command("host", "boot")
         vms = [vm.name for vm in self._topology.vms]
@@ -72,57 +69,32 @@ class Scenario:
             self._tell("guest kernels boot")
             supervisor.commands([guest_of(vm) for vm in vms], "boot")
 
-    def _work(self, device: ResolvedDevice) -> Io:
-        owner = owner_of(self._topology, device)
-        command = self._supervisor.command
-        self._tell(f"{device.name}: driver torn down and set up again")
-        setup = self._counted(owner, lambda: command(owner.kernel, "rebind", bdf=owner.bdf))[1]
-        self._tell(f"{device.name}: {device.operations} operations")
-        done, counts = self._counted(
-            owner, lambda: command(owner.kernel, "io", bdf=owner.bdf, operations=device.operations)
-        )
-        return Io(
-            device=device.name,
-            mapping=done["mapping"],
-            operations=done["operations"],
-            bytes=done["bytes"],
-            verified=done["verified"],
-            setup=Counts(**setup),
-            **counts,
-        )
+    def _owner(self, device: ResolvedDevice) -> Owner:
+        return owner_of(self._topology, device)
 
-    def _attack(self, device: ResolvedDevice) -> list[Verdict]:
-        assault = Assault(self._topology, self._plan, self._supervisor, device, owner_of(self._topology, device))
-        verdicts = []
+    def _inspect(self, device: ResolvedDevice) -> None:
+        if device.vm is not None:
+            self._tell(f"{device.name}: what the guest sees of it")
+            self._assignments.append(inspect(self._topology, self._supervisor, device))
+
+    def _work(self, device: ResolvedDevice) -> None:
+        if not device.operations:
+            return
+        work = Work(self._supervisor, device.name, self._owner(device))
+        self._tell(f"{device.name}: driver torn down and set up again")
+        work.set_up()
+        if device.peer is None:
+            self._tell(f"{device.name}: {device.operations} operations")
+            self._io.append(work.alone(device.operations))
+        else:
+            self._tell(f"{device.name}: {device.operations} frames to {device.peer}")
+            peer = self._topology.device(device.peer)
+            self._io.append(work.send_to(self._owner(peer), device.operations))
+
+    def _attack(self, device: ResolvedDevice) -> None:
+        if not device.rogue:
+            return
+        assault = Assault(self._topology, self._plan, self._supervisor, device, self._owner(device))
         for attack, target in assault.applicable():
             self._tell(f"{device.name} turns hostile: {attack.id} {attack.name} on {target}")
-            verdicts.append(assault.play(attack, target))
-        return verdicts
-
-    def _counted(self, owner: Owner, work: Callable[[], Any]) -> tuple[Any, dict[str, int]]:
-        """What the work returned, and what it cost on each side."""
-        before = self._counters(owner)
-        result = work()
-        after = self._counters(owner)
-        return result, {key: after[key] - before[key] for key in _COUNTED}
-
-    def _counters(self, owner: Owner) -> dict[str, int]:
-        command = self._supervisor.command
-        sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": command(owner.kernel, "counters")}
-        if owner.hypervisor is not None:
-            sides["hypervisor"] = command(owner.hypervisor, "counters")
-        return {key: sides[side].get(name, 0) for key, (side, name) in _COUNTED.items()}
-
-    def _results(self, io: tuple[Io, ...], verdicts: tuple[Verdict, ...]) -> Results:
-        processes = tuple(
-            Process(role=actor.role, name=actor.name, pid=actor.pid)  # type: ignore[arg-type]
-            for actor in self._supervisor.actors.values()
-        )
-        return Results(
-            topology=self._topology.name,
-            ok=as_expected(verdicts, io),
-            processes=processes,
-            verdicts=verdicts,
-            io=io,
-            faults=(),
-        )
+            self._verdicts.append(assault.play(attack, target))

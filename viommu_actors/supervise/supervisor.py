@@ -11,40 +11,54 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.plan import Plan
+from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
 from viommu_actors.supervise.process import Actor
 from viommu_actors.wire.messages import Command, Event, Reply
-from viommu_actors.wire.sockets import make_context
+from viommu_actors.wire.sockets import PeerGone, make_context
 from viommu_actors.wire.tally import disagreements
 
 #: How long an actor may take for one command before the run counts as stuck.
 COMMAND_TIMEOUT = 60.0
 #: How long the counts of both ends of a wire may take to agree once all is quiet.
 _QUIESCE = 2.0
+_UNPLUG_TIMEOUT = 1.0
 
 
 class ActorDied(Exception):
     """A process died that should not have; the text names it and what it last did."""
 
+    how: Final = "died"
+
+
+class ActorGone(Exception):
+    """A command to an actor whose death was contained."""
+
 
 class Interrupted(Exception):
     """SIGINT, SIGTERM or the control message `stop`."""
+
+    how: Final = "interrupted"
 
 
 class CommandFailed(Exception):
     """An actor could not do what it was told; the text is its reason."""
 
+    how: Final = "failed"
+
 
 class Supervisor:
     """The running processes of one plan. Use as a context manager: on leaving, all of them have ended."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, on_event: Callable[[str, str, Any], None]) -> None:
+    def __init__(
+        self, plan: Plan, folder: RunFolder, on_event: Callable[[str, str, Any], None], contain: bool = False
+    ) -> None:
+        """`contain`: the death of anything but the host is noted in `lost`, and the rest goes on."""
         self._plan = plan
         self._folder = folder
         self._on_event = on_event
@@ -54,7 +68,10 @@ class Supervisor:
         self._replies: dict[int, Reply] = {}
         self._counts_at: dict[int, dict[str, Any]] = {}
         self._interrupted = ""
+        self._contain = contain
         self.actors: dict[str, Actor] = {}
+        #: who died and was contained -> how
+        self.lost: dict[str, str] = {}
 
     def __enter__(self) -> Supervisor:
         self._lifeline = os.pipe2(os.O_CLOEXEC)
@@ -75,6 +92,7 @@ class Supervisor:
         for actor in self.actors.values():
             self._poller.unregister(actor.pidfd)
             actor.end()
+        self.actors.clear()
         self.door.close()
         self._context.destroy(linger=0)
         signal.set_wakeup_fd(self._wakeup_fd)
@@ -109,6 +127,8 @@ class Supervisor:
         numbers = {actor: self._send(actor, name, arguments) for actor in actors}
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while not all(number in self._replies for number in numbers.values()):
+            for actor in numbers:
+                self._raise_if_lost(actor)
             if time.monotonic() > deadline:
                 late = [actor for actor, number in numbers.items() if number not in self._replies]
                 raise CommandFailed(f"{', '.join(late)}: no answer to {name!r} within {COMMAND_TIMEOUT:.0f} s")
@@ -121,6 +141,7 @@ class Supervisor:
         return {actor: reply.result for actor, reply in replies.items()}
 
     def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> int:
+        self._raise_if_lost(actor)
         self._number += 1
         self.actors[actor].last_did = f"was told to {name}"
         self.actors[actor].channel.post(Command(self._number, name, arguments))
@@ -170,7 +191,24 @@ class Supervisor:
         words = actor.last_words()
         text = f"{actor.name} (pid {actor.pid}) {how}; it last {actor.last_did}; last in its log: {words}"
         self._folder.event(actor.name, "died", status=status, last_did=actor.last_did, log=words)
-        raise ActorDied(text)
+        if not self._contain or actor.role == "host":
+            raise ActorDied(text)
+        self._lose(actor, text)
+
+    def _lose(self, actor: Actor, text: str) -> None:
+        """Goes on without an actor; a VM whose hypervisor or guest died is gone as a whole."""
+        halves = {hypervisor_of(actor.vm), guest_of(actor.vm)} if actor.vm is not None else {actor.name}
+        for name in halves & self.actors.keys():
+            gone = self.actors.pop(name)
+            self._poller.unregister(gone.pidfd)
+            self._poller.unregister(gone.channel.socket)
+            gone.end()
+            self.lost[name] = text if name == actor.name else f"{name} ended with {actor.name}"
+            self._send("host", "gone", {"name": name})
+
+    def _raise_if_lost(self, actor: str) -> None:
+        if actor in self.lost:
+            raise ActorGone(self.lost[actor])
 
     # --- the counts of both ends
 
@@ -178,7 +216,7 @@ class Supervisor:
         """The wires whose ends disagree, once all is quiet; empty as it should be."""
         deadline = time.monotonic() + _QUIESCE
         while True:
-            lines = disagreements(self._counts())
+            lines = disagreements(self._counts(), self.lost)
             if not lines or time.monotonic() > deadline:
                 return lines
             self.poll(0.02)
@@ -198,6 +236,16 @@ class Supervisor:
         return ends
 
     # --- stopping
+
+    def quiesce(self) -> None:
+        """Unplugs every device, so that no DMA arrives any more; gives up where the host is too busy for it."""
+        try:
+            number = self._send("host", "unplug", {})
+            deadline = time.monotonic() + _UNPLUG_TIMEOUT
+            while number not in self._replies and time.monotonic() < deadline:
+                self.poll(deadline - time.monotonic())
+        except (ActorDied, Interrupted, PeerGone):
+            return
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupted = signal.Signals(number).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Container
 from typing import Any
 
 
@@ -30,13 +31,18 @@ class Tally:
         return {"wire": self.wire, "end": self.end, "sent": sent, "received": received}
 
 
-def disagreements(ends: list[dict[str, Any]]) -> list[str]:
-    """Every wire whose two ends counted differently, a line each; a wire with one end is one too."""
+def disagreements(ends: list[dict[str, Any]], gone: Container[str] = ()) -> list[str]:
+    """Every wire whose two ends counted differently, a line each; a wire with one end is one too.
+
+    A wire is left out whose other end was counted by somebody of `gone`: its count is lost with it.
+    """
     wires: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for end in ends:
         wires[end["wire"]].append(end)
     lines = []
     for wire, pair in sorted(wires.items()):
+        if len(pair) == 1 and wire.partition(":")[2] in gone:
+            continue
         if len(pair) != 2:
             lines.append(f"{wire}: counted at {len(pair)} end(s) only, by {', '.join(end['end'] for end in pair)}")
             continue

@@ -1,0 +1,44 @@
+"""Claim C2 looked at: the assignment is exclusive, and the guest sees the same device as the host."""
+
+from __future__ import annotations
+
+from viommu_actors.report.results import Assignment, Difference
+from viommu_actors.supervise.owner import assignment_of
+from viommu_actors.supervise.plan import guest_of, hypervisor_of
+from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+
+_DWORD = 4
+
+
+def inspect(topology: ResolvedTopology, supervisor: Supervisor, device: ResolvedDevice) -> Assignment:
+    """Opens the device's group a second time, and compares both kernels' configuration space dword by dword."""
+    assert device.vm is not None
+    vm, assign = device.vm, assignment_of(topology, device)
+    command = supervisor.command
+    # Another VM's hypervisor where there is one: the claim is about a second user.
+    other = next((each.name for each in topology.vms if each.name != vm), vm)
+    second_open = command(hypervisor_of(other), "open_again", device=f"0000:{device.bdf}")
+    decisions = command(hypervisor_of(vm), "decisions", slot=assign.slot)
+    host = command("host", "config_space", bdf=device.bdf)
+    guest = command(guest_of(vm), "config_space", bdf=assign.bdf)
+    differences = []
+    for offset in range(0, len(host), _DWORD):
+        ours, theirs = (int.from_bytes(space[offset : offset + _DWORD], "little") for space in (host, guest))
+        if ours != theirs:
+            reasons = [each for each in decisions if each["offset"] == offset and (ours ^ theirs) & each["mask"]]
+            decided = 0
+            for each in reasons:
+                decided |= each["mask"]
+            why = "; ".join(dict.fromkeys(each["why"] for each in reasons)) if not (ours ^ theirs) & ~decided else ""
+            differences.append(
+                Difference(offset=f"{offset:#04x}", host=f"{ours:#010x}", guest=f"{theirs:#010x}", why=why)
+            )
+    return Assignment(
+        device=device.name,
+        vm=vm,
+        host=device.bdf,
+        guest=assign.bdf,
+        second_open=second_open,
+        differences=tuple(differences),
+    )
