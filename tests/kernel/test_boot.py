@@ -85,7 +85,18 @@ def test_translation_left_on_is_switched_off_first() -> None:
     machine = FakeMachine(unit=UnitConfig())
     assert machine.unit is not None
     machine.unit.write(Reg.GCMD, 4, Command.TE)
+    commands: list[int] = []
+    real = machine.mmio_write
+
+    def watch(address: int, size: int, value: int) -> None:
+        if address == platform.REMAPPING_UNIT_BASE + Reg.GCMD:
+            commands.append(value)
+        real(address, size, value)
+
+    machine.mmio_write = watch  # type: ignore[method-assign]
     booted(machine)
+    assert commands[0] == 0, "off, before the tables of whoever was here before are replaced"
+    assert [bool(command & Command.TE) for command in commands] == [False] * (len(commands) - 1) + [True]
     assert machine.unit.translation_enabled
 
 
@@ -107,7 +118,7 @@ def test_a_probe_that_fails_is_logged() -> None:
     kernel = Kernel(machine, drivers=[_Broken])
     kernel.boot(machine.boot_params)
     assert kernel.drivers == {}
-    assert "pci 0000:00:04.0: _Broken: probe failed: no luck" in machine.lines
+    assert "broken 0000:00:04.0: probe failed: no luck" in machine.lines
 
 
 def test_hotplug_binds_and_unplug_gives_all_back() -> None:
@@ -210,6 +221,7 @@ def test_command_line() -> None:
 
 
 class _Driver:
+    name = "driver"
     ids = ((0x1234, 0x11E8),)
 
     @classmethod
@@ -224,6 +236,8 @@ class _Driver:
 
 
 class _Broken(_Driver):
+    name = "broken"
+
     @classmethod
     def probe(cls, kernel: Kernel, device: PciDevice) -> _Driver:
         raise OSError(5, "no luck")

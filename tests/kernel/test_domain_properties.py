@@ -24,9 +24,7 @@ BORDERS = [0x10_0000, SPAN, GIB, GIB + SPAN, 512 * GIB - 4 * SPAN]
 class Domains(RuleBasedStateMachine):
     @initialize(caching_mode=st.booleans(), aw_bits=st.sampled_from([39, 48]))
     def boot(self, caching_mode: bool, aw_bits: int) -> None:
-        machine = FakeMachine(
-            unit=UnitConfig(caching_mode=caching_mode, aw_bits=aw_bits), functions={EDU: endpoint()}
-        )
+        machine = FakeMachine(unit=UnitConfig(caching_mode=caching_mode, aw_bits=aw_bits), functions={EDU: endpoint()})
         self.kernel = Kernel(machine, drivers=())
         self.kernel.boot(machine.boot_params)
         assert self.kernel.iommu is not None and machine.unit is not None

@@ -156,6 +156,16 @@ def test_dma_of_many_pages_and_coherent_memory() -> None:
         dma.unmap(iova, PAGE, Direction.TO_DEVICE)
 
 
+def test_no_address_is_one_of_a_bar_or_of_interrupts() -> None:
+    kernel, _, device = booted(machine_of(UnitConfig()))
+    dma = kernel.dma(device)
+    size = 4 * MIB
+    seen = [dma.map(0, size, Direction.TO_DEVICE) for _ in range(12)]
+    for first, end in ((0xC000_0000, 0xFEC0_0000), (0xFEE0_0000, 0xFEF0_0000)):
+        assert all(iova + size <= first or end <= iova for iova in seen)
+    assert max(seen) > 0xFEF0_0000 and min(seen) < 0xC000_0000
+
+
 def test_dma_gives_everything_back_when_it_fails() -> None:
     machine = machine_of(UnitConfig())
     kernel, _, device = booted(machine)
@@ -396,6 +406,8 @@ def test_attach_detach_and_free() -> None:
     assert not machine.dma_write(EDU, 0, b"gone")
     faults, _ = iommu.take_faults()
     assert faults[-1].reason == FaultReason.CONTEXT_NOT_PRESENT
+    context = machine.memory.read_u64(iommu.structure_pages()[0]) & ~0xFFF
+    assert machine.memory.read(context + EDU * 16, 16) == bytes(16)
     before = Counter(kernel.counters)
     iommu.detach(device)
     domain.map(PAGE, 0, PAGE, Access.READ)
@@ -432,9 +444,7 @@ def test_a_device_outside_the_units_scope_is_direct() -> None:
     )
     machine = machine_of(UnitConfig())
     unit = acpi.Drhd(0, 0, platform.REMAPPING_UNIT_BASE, scopes)
-    install(
-        machine.memory, MachineDescription(machine.ram, "intel_iommu=on", acpi.Dmar(48, 0, (unit, unit)), cpus=1)
-    )
+    install(machine.memory, MachineDescription(machine.ram, "intel_iommu=on", acpi.Dmar(48, 0, (unit, unit)), cpus=1))
     kernel, iommu, device = booted(machine)
     covered = {d.bdf for d in kernel.pci if iommu.covers(d)}
     assert covered == {EDU, 0x30, 0x100}

@@ -71,6 +71,15 @@ def test_a_bus_behind_each_root_port() -> None:
             assert child.read(0, 0, 4) == 0x1234
 
 
+def test_nothing_is_looked_for_beside_a_ports_device() -> None:
+    port = root_port(1, endpoint())
+    port.children[0x08] = endpoint()
+    kernel, machine = booted({0x08: port})
+    assert [device.bdf for device in kernel.pci] == [0, 0x08, 0x100]
+    assert sum(line.endswith("class 0x00ff") for line in machine.lines) == 1
+    assert not any("header type" in line for line in machine.lines), "what is absent leaves no trace"
+
+
 def test_bridges_within_bridges() -> None:
     inner = root_port(9, endpoint(5, {0: 8 * MIB}))
     kernel, _ = booted({0x08: root_port(1, inner), 0x10: root_port(2, endpoint())})

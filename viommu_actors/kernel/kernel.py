@@ -221,7 +221,7 @@ class Kernel:
                 try:
                     self.drivers[device.bdf] = driver.probe(self, device)
                 except OSError as error:
-                    self.machine.log(f"pci {device.name}: {driver.__name__}: probe failed: {error.strerror}")
+                    self.machine.log(f"{driver.name} {device.name}: probe failed: {error.strerror}")
                 return
 
     def _named_devices(self, key: str) -> set[int]:
