@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.report.samples import sample
+from tests.report.samples import sample, topology
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.report.report import coloured, render, uncoloured
-from viommu_actors.report.results import Results, as_expected, read_results, to_json
+from viommu_actors.report.results import Assignment, Difference, Results, as_expected, read_results, to_json
 from viommu_actors.report.tables import MAX_FAULTS, fault_table, summary
 from viommu_actors.report.text import Table, line, plain
 
@@ -80,6 +80,31 @@ def test_an_unproven_verdict_tells_what_is_missing() -> None:
     assert "no record of what blocked it; the positive control failed" in text
 
 
+def assignment(second_open: str, why: str) -> Results:
+    _, results = sample("assigned-viommu")
+    differences = (
+        Difference(offset="0x10", host="0xc0000000", guest="0xc0100000", why="BAR"),
+        Difference(offset="0x14", host="0x0", guest="0x1", why="BAR"),
+        Difference(offset="0x34", host="0x40", guest="0x48", why=why),
+    )
+    each = Assignment(
+        device="nic0", vm="vm0", host="01:00.0", guest="00:03.0", second_open=second_open, differences=differences
+    )
+    return msgspec.structs.replace(results, ok=each.ok, assignments=(each,))
+
+
+def test_an_assignment_is_exclusive_and_its_edits_are_told() -> None:
+    text = uncoloured(topology("assigned-viommu"), assignment("EBUSY", "edited by the topology"), 100)
+    assert re.search(r"nic0 +01:00\.0 +vm0 00:03\.0 +EBUSY, exclusive +3\n +BAR: 0x10 0x14; edited", text)
+
+
+def test_an_assignment_that_is_shared_or_altered_is_not_as_expected() -> None:
+    for results in (assignment("opened", "edited by the topology"), assignment("EBUSY", "")):
+        text = uncoloured(topology("assigned-viommu"), results, 100)
+        assert text.endswith("NOT as expected: assignment of nic0 not exclusive or not faithful.")
+    assert "NOBODY DECIDED SO: 0x34" in text
+
+
 def test_unverified_io_is_not_as_expected() -> None:
     _, results = sample("assigned-viommu")
     row = msgspec.structs.replace(results.io[0], verified=False)
@@ -119,7 +144,7 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
 def test_results_have_the_settled_keys() -> None:
     _, results = sample("assigned-viommu")
     built = msgspec.to_builtins(results)
-    assert list(built) == ["topology", "ok", "processes", "verdicts", "io", "faults"]
+    assert list(built)[:6] == ["topology", "ok", "processes", "verdicts", "io", "faults"]
     assert set(built["processes"][0]) == {"role", "name", "pid"}
     assert set(built["verdicts"][0]) == {
         *("device", "driver", "attack", "target", "setting", "expected", "observed", "evidence")

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from viommu_actors.report.picture import picture
 from viommu_actors.report.results import Results
-from viommu_actors.report.tables import fault_table, io_tables, summary, verdict_tables
+from viommu_actors.report.tables import assignment_table, fault_table, io_tables, summary, verdict_tables
 from viommu_actors.report.text import Line, Style, plain
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -61,8 +61,12 @@ def coloured(topology: ResolvedTopology, results: Results, width: int) -> str:
 
 
 def report(topology: ResolvedTopology, results: Results, width: int) -> list[Line]:
-    """Picture, accesses tried, I/O, faults and the closing line, blank lines between."""
-    faults = fault_table(results)
-    tables = [*verdict_tables(topology, results), *io_tables(results), *([faults] if faults else [])]
-    blocks = [picture(topology, results, width), *(table.lines() for table in tables), [summary(results)]]
+    """Picture, accesses tried, assignments, I/O, faults and the closing line, blank lines between."""
+    tables = [
+        *verdict_tables(topology, results),
+        assignment_table(results),
+        *io_tables(results),
+        fault_table(results),
+    ]
+    blocks = [picture(topology, results, width), *(table.lines() for table in tables if table), [summary(results)]]
     return [each for block in blocks for each in (*block, ())][:-1]

@@ -106,9 +106,7 @@ class Results(Struct, kw_only=True, frozen=True):
     assignments: tuple[Assignment, ...] = ()
 
 
-def as_expected(
-    verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()
-) -> bool:
+def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:
     """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful."""
     faithful = all(verdict.ok for verdict in verdicts) and all(assignment.ok for assignment in assignments)
     return faithful and all(row.verified for row in io)

@@ -7,7 +7,7 @@ from itertools import groupby
 from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.verdict import missing_proofs
-from viommu_actors.report.results import Io, Results, Verdict
+from viommu_actors.report.results import Assignment, Io, Results, Verdict
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -38,6 +38,19 @@ def io_tables(results: Results) -> list[Table]:
     ]
 
 
+def assignment_table(results: Results) -> Table | None:
+    """Whether each assignment is exclusive, and what the guest sees otherwise than the host; None without any."""
+    if not results.assignments:
+        return None
+    return Table(
+        title="Assignments: opened a second time, and configuration space compared",
+        columns=("device", "on the host", "in the guest", "second open", "dwords seen otherwise"),
+        rows=tuple(_assignment_row(each) for each in results.assignments),
+        numbers=frozenset([4]),
+        notes=tuple(line(_differences(each)) for each in results.assignments),
+    )
+
+
 def fault_table(results: Results) -> Table | None:
     """The first faults of the run; None where there were none."""
     if not results.faults:
@@ -63,6 +76,9 @@ def summary(results: Results) -> Line:
         told = f"As expected: {_many(len(results.verdicts), 'verdict')}, {_many(operations, 'operation')} verified."
         return line(Span(told, "safe"))
     reasons = [f"{v.device} {v.attack} on {v.target} {v.observed}, expected {v.expected}" for v in wrong]
+    reasons += [
+        f"assignment of {each.device} not exclusive or not faithful" for each in results.assignments if not each.ok
+    ]
     reasons += [f"I/O of {device} not verified" for device in bad]
     return line(Span("NOT as expected: " + ("; ".join(reasons) or "see the log of the run") + ".", "unsafe"))
 
@@ -131,6 +147,21 @@ def _reason(fault: Fault) -> str:
 
 def _access(fault: Fault) -> str:
     return "write" if fault.write else "read"
+
+
+def _assignment_row(each: Assignment) -> tuple[Line, ...]:
+    exclusive = each.second_open == "EBUSY"
+    opened = Span(f"{each.second_open}, exclusive", "safe") if exclusive else Span(f"{each.second_open}!", "unsafe")
+    seen = Span(str(len(each.differences)), "" if all(d.why for d in each.differences) else "unsafe")
+    return line(each.device), line(each.host), line(f"{each.vm} {each.guest}"), line(opened), line(seen)
+
+
+def _differences(each: Assignment) -> str:
+    """Offsets by the reason for which they differ."""
+    offsets: dict[str, list[str]] = {}
+    for difference in each.differences:
+        offsets.setdefault(difference.why or "NOBODY DECIDED SO", []).append(difference.offset)
+    return "; ".join(f"{why}: {' '.join(where)}" for why, where in offsets.items()) or "the guest sees the same device"
 
 
 def _io_table(rows: tuple[Io, ...]) -> Table:
