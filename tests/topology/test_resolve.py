@@ -80,6 +80,8 @@ def test_unknown_names_are_key_errors(resolved: ResolvedTopology) -> None:
     [
         ("intel_iommu=on", True, "strict"),
         ("intel_iommu=on iommu=pt", True, "passthrough"),
+        ("intel_iommu=on iommu.passthrough=1", True, "passthrough"),
+        ("intel_iommu=on intel_iommu=off", True, "none"),
         ("iommu=pt", True, "none"),
         ("", True, "none"),
         ("intel_iommu=on", False, "none"),

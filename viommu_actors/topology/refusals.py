@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Target
+from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
 from viommu_actors.topology.model import CONFIG_SPACE, Device, Topology, Vm
@@ -187,17 +188,14 @@ def _viommus(topology: Topology) -> None:
 
 
 def _host_kernel(topology: Topology) -> None:
-    key, cmdline = "host.cmdline", topology.host.cmdline
-    if "vfio-pci.ids" in {word.partition("=")[0] for word in cmdline.split()}:
+    key, options = "host.cmdline", CommandLine(topology.host.cmdline)
+    if options.values("vfio-pci.ids"):
         raise Refusal(key, "vfio-pci.ids is filled in from the assignments", "leave it out")
     if not any(vm.assign for vm in topology.vm):
         return
-    if setting_of(cmdline, has_iommu=True) == "none":
+    if setting_of(options.text, has_iommu=True) == "none":
         raise Refusal(key, "VFIO cannot assign a device without the host's IOMMU", "add intel_iommu=on")
-    if not {
-        "vfio_iommu_type1.allow_unsafe_interrupts=1",
-        "vfio_iommu_type1.allow_unsafe_interrupts=Y",
-    } & set(cmdline.split()):
+    if not options.enabled("vfio_iommu_type1.allow_unsafe_interrupts"):
         raise Refusal(
             key,
             "No interrupt remapping support, so VFIO refuses to assign a device",
@@ -221,11 +219,10 @@ def _static_pools(topology: Topology) -> None:
 
 
 def _static_words(vm: Vm) -> Iterator[tuple[str, str]]:
-    for word in vm.cmdline.split():
-        parameter, _, addresses = word.partition("=")
-        if parameter in ("nic.static", "edu.static"):
-            for address in addresses.split(","):
-                yield parameter, address
+    options = CommandLine(vm.cmdline)
+    for parameter in ("nic.static", "edu.static"):
+        for address in options.values(parameter):
+            yield parameter, address
 
 
 def _reach(topology: Topology) -> None:

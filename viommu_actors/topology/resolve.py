@@ -9,6 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.spec.pci import bdf, format_bdf
 from viommu_actors.topology.model import Edit, HostIommu, Topology, Viommu, Vm
 
@@ -144,10 +145,10 @@ def guest_bdf(slot: int) -> str:
 
 def setting_of(cmdline: str, has_iommu: bool) -> Setting:
     """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
-    words = cmdline.split()
-    if not has_iommu or "intel_iommu=on" not in words:
+    options = CommandLine(cmdline)
+    if not has_iommu or options.get("intel_iommu") != "on":
         return "none"
-    return "passthrough" if "iommu=pt" in words else "strict"
+    return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
 
 
 def _resolve_vm(vm: Vm, addresses: dict[str, str]) -> ResolvedVm:
