@@ -46,6 +46,7 @@ class Rig:
         drivers: Sequence[type[Driver]] = DRIVERS,
     ) -> None:
         self.lines: list[str] = []
+        self._vectors: deque[int] = deque()
         low, high = bytearray(16 << 20), bytearray(16 << 20)
         self.memory = PhysicalMemory(
             [Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))]
@@ -59,11 +60,10 @@ class Rig:
             lambda requester, address, data: self._vectors.append(data & 0xFF),
             [PortConfig(slot, acs, max_payload) for slot in devices],
         )
-        self._vectors: deque[int] = deque()
         self._handler: Callable[[int], None] = lambda vector: None
         self._random = None if seed is None else random.Random(seed)
         self._queues: list[tuple[deque[Any], Callable[[Any], None]]] = []
-        #: Whether CPU and devices see each other; without, reads time out.
+        #: Messages that crossed a link.
         self.delivered = 0
         self.endpoints: dict[int, Endpoint] = {}
         for slot, factory in devices.items():

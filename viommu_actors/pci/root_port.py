@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from viommu_actors.pci import config_space
 from viommu_actors.spec import pci
-from viommu_actors.spec.tlp import AddressType, Downstream, Tag
+from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, Downstream, Tag
 
 #: Tags that the port may have in flight (10-bit tags).
 _TAGS = 1 << 10
@@ -221,6 +221,25 @@ class RootPort:
         """Sends what needs no answer; it is lost where no device stands or the link is full."""
         if self.send is None or not self.send(message):
             self.counters["not sent"] += 1
+
+    def complete(self, completion: Completion) -> None:
+        """The device's answer to a read of it; the tag is looked up among this port's requests only."""
+        tag, status, remaining, data = completion
+        waiting = self.outstanding.get(tag)
+        if waiting is None:
+            self.record("completion", 0, 0, len(data), Outcome.UNEXPECTED_COMPLETION)
+            return
+        success = status == CompletionStatus.SUCCESS
+        if success and (len(data) != waiting.length or remaining != waiting.length):
+            # Dropped, as malformed ones are: the request ends by its timeout.
+            self.record("completion", 0, 0, len(data), Outcome.MALFORMED)
+            return
+        del self.outstanding[tag]
+        self.counters["completion"] += 1
+        if success:
+            waiting.done(int.from_bytes(data, "little"))
+        else:
+            waiting.fail()
 
     def expire(self, tag: Tag) -> None:
         """Completion timeout: the request is answered all-ones, a late completion is unexpected."""

@@ -1,0 +1,203 @@
+"""What a device's transactions do: translated, to memory; or as interrupts to a processor.
+
+PCI Express Base 5.0 chapter 2; translation and the interrupt range as VT-d chapter 3 has them. This is the hot path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.pci.fragment import byte_count, enabled_ranges, well_formed
+from viommu_actors.pci.root_port import Outcome, RootPort
+from viommu_actors.spec import tlp
+from viommu_actors.spec.tlp import Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
+from viommu_actors.spec.vtd import Access
+
+_ALL_BYTES = 0xF
+_ATOMIC_SIZES = {
+    AtomicKind.FETCH_ADD: (4, 8),
+    AtomicKind.SWAP: (4, 8),
+    AtomicKind.COMPARE_SWAP: (4, 8, 16),
+}
+
+
+class Translated(Protocol):
+    """The answer of a remapping unit: a physical address, or the reason of the fault it has recorded."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def reason(self) -> int | None: ...
+
+
+Translate = Callable[[int, int, Access], Translated]
+Interrupt = Callable[[int, int, int], None]
+
+
+class Upstream:
+    """Carries out what devices send. `ports` are all root ports of the complex, by slot."""
+
+    def __init__(
+        self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Mapping[int, RootPort]
+    ) -> None:
+        self._memory = memory
+        self._translate = translate
+        self._interrupt = interrupt
+        self._ports = ports
+
+    def receive(self, port: RootPort, message: object) -> None:
+        """Carries out one message of the device behind `port`. Whatever it is, this returns."""
+        if isinstance(message, MemRead):
+            self._read(port, message)
+        elif isinstance(message, MemWrite):
+            self._write(port, message)
+        elif isinstance(message, Completion):
+            port.complete(message)
+        elif isinstance(message, Atomic):
+            self._atomic(port, message)
+        else:
+            port.record(type(message).__name__, 0, 0, 0, Outcome.UNSUPPORTED)
+
+    def _read(self, port: RootPort, request: MemRead) -> None:
+        requester, tag, at, address, dwords, first_be, last_be = request
+        length = dwords * tlp.DWORD
+        if not well_formed(address, dwords, first_be, last_be):
+            port.record("read", requester, address, length, Outcome.MALFORMED)
+            return
+        physical = self._admit(port, "read", requester, at, address, length, Access.READ)
+        if isinstance(physical, Outcome):
+            self._refuse(port, requester, tag, physical)
+            return
+        # A zero-length read moves nothing: it asked whether the address translates (section 2.2.5).
+        try:
+            data = self._memory.read(physical, length) if first_be else bytes(length)
+        except Unclaimed:
+            outcome = self._unclaimed(port, "read", requester, address, length, physical)
+            self._refuse(port, requester, tag, outcome)
+            return
+        port.record("read", requester, address, length, Outcome.OK, physical)
+        remaining = byte_count(dwords, first_be, last_be)
+        limit = port.max_payload
+        if length <= limit:
+            self._complete(port, requester, Completion(tag, CompletionStatus.SUCCESS, remaining, data))
+            return
+        # Completions of one request end at multiples of the limit, which is one of the read boundary's too.
+        skipped = (first_be & -first_be).bit_length() - 1
+        start = 0
+        while start < length:
+            stop = min(length, start + limit - (address + start) % limit)
+            part = Completion(tag, CompletionStatus.SUCCESS, remaining, data[start:stop])
+            self._complete(port, requester, part)
+            remaining -= stop - start - skipped
+            start, skipped = stop, 0
+
+    def _write(self, port: RootPort, request: MemWrite) -> None:
+        requester, at, address, first_be, last_be, data = request
+        length = len(data)
+        dwords = length // tlp.DWORD
+        whole = dwords * tlp.DWORD == length
+        if not whole or length > port.max_payload or not well_formed(address, dwords, first_be, last_be):
+            port.record("write", requester, address, length, Outcome.MALFORMED)
+            return
+        if address >> 20 == tlp.INTERRUPT_FIRST >> 20:
+            self._message(port, request)
+            return
+        physical = self._admit(port, "write", requester, at, address, length, Access.WRITE)
+        if isinstance(physical, Outcome):
+            return
+        try:
+            if first_be == _ALL_BYTES and (last_be == _ALL_BYTES or dwords == 1):
+                self._memory.write(physical, data)
+            else:
+                for start, stop in enabled_ranges(dwords, first_be, last_be):
+                    self._memory.write(physical + start, data[start:stop])
+        except Unclaimed:
+            self._unclaimed(port, "write", requester, address, length, physical)
+            return
+        port.record("write", requester, address, length, Outcome.OK, physical)
+
+    def _message(self, port: RootPort, request: MemWrite) -> None:
+        """A write to the interrupt range: one dword with every byte enabled is an interrupt, nothing else is."""
+        requester, at, address, first_be, _, data = request
+        outcome = port.refusal(requester, at)
+        if outcome is None and (len(data) != tlp.DWORD or first_be != _ALL_BYTES):
+            outcome = Outcome.INTERRUPT_RANGE
+        port.record("msi", requester, address, len(data), outcome or Outcome.OK)
+        if outcome is None:
+            self._interrupt(requester, address, int.from_bytes(data, "little"))
+
+    def _atomic(self, port: RootPort, request: Atomic) -> None:
+        requester, tag, at, kind, address, data = request
+        compares = kind == AtomicKind.COMPARE_SWAP
+        size = len(data) // 2 if compares else len(data)
+        sizes = _ATOMIC_SIZES[AtomicKind(kind)] if kind in set(AtomicKind) else ()
+        if size not in sizes or address % size or len(data) != size * (1 + compares):
+            port.record("atomic", requester, address, len(data), Outcome.MALFORMED)
+            return
+        physical = self._admit(port, "atomic", requester, at, address, size, Access.BOTH)
+        if isinstance(physical, Outcome):
+            self._refuse(port, requester, tag, physical)
+            return
+        try:
+            old = self._memory.read(physical, size)
+            self._memory.write(physical, _atomic_result(AtomicKind(kind), old, data))
+        except Unclaimed:
+            outcome = self._unclaimed(port, "atomic", requester, address, size, physical)
+            self._refuse(port, requester, tag, outcome)
+            return
+        port.record("atomic", requester, address, size, Outcome.OK, physical)
+        self._complete(port, requester, Completion(tag, CompletionStatus.SUCCESS, size, old))
+
+    def _admit(
+        self, port: RootPort, kind: str, requester: int, at: int, address: int, length: int, access: Access
+    ) -> int | Outcome:
+        """The physical address of a well-formed memory request, or what stopped it (recorded)."""
+        outcome = port.refusal(requester, at)
+        if outcome is None and address >> 20 == tlp.INTERRUPT_FIRST >> 20:
+            outcome = Outcome.INTERRUPT_RANGE
+        if outcome is not None:
+            port.record(kind, requester, address, length, outcome)
+            return outcome
+        target = self._translate(requester, address, access)
+        if target.reason is not None:
+            port.record(kind, requester, address, length, Outcome.FAULT, reason=target.reason)
+            return Outcome.FAULT
+        return target.address
+
+    def _unclaimed(
+        self, port: RootPort, kind: str, requester: int, address: int, length: int, physical: int
+    ) -> Outcome:
+        """No memory answers: it is another device's BAR, which is not reached from here, or nothing."""
+        peer = any(other.forwards_address(physical) for other in self._ports.values())
+        outcome = Outcome.PEER if peer else Outcome.UNCLAIMED
+        port.record(kind, requester, address, length, outcome, physical)
+        return outcome
+
+    def _refuse(self, port: RootPort, requester: int, tag: int, outcome: Outcome) -> None:
+        # An ACS violation is answered by completer abort (section 6.12.4), the rest is unsupported.
+        acs = outcome is Outcome.ACS
+        status = CompletionStatus.COMPLETER_ABORT if acs else CompletionStatus.UNSUPPORTED_REQUEST
+        self._complete(port, requester, Completion(tag, status, 0, b""))
+
+    def _complete(self, port: RootPort, requester: int, completion: Completion) -> None:
+        """Completions are routed by ID: that of a forged bus number goes to the port of that bus, or nowhere."""
+        target: RootPort | None = port
+        if not port.forwards_bus(requester >> 8):
+            target = next((other for other in self._ports.values() if other.forwards_bus(requester >> 8)), None)
+        if target is None:
+            port.counters["completion nowhere"] += 1
+        else:
+            target.post(completion)
+
+
+def _atomic_result(kind: AtomicKind, old: bytes, operand: bytes) -> bytes:
+    size = len(old)
+    if kind is AtomicKind.SWAP:
+        return operand
+    if kind is AtomicKind.COMPARE_SWAP:
+        return operand[size:] if old == operand[:size] else old
+    total = int.from_bytes(old, "little") + int.from_bytes(operand, "little")
+    return (total % (1 << 8 * size)).to_bytes(size, "little")
