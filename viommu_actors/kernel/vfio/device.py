@@ -176,7 +176,7 @@ class VfioDevice:
         try:
             reset_function(self.pci)
         except OSError as error:
-            self._kernel.machine.log(f"vfio-pci {self}: {error.strerror}")
+            self._kernel.machine.log(f"vfio-pci: {error.strerror}")
 
     def _within_bar(self, index: int, offset: int, size: int) -> int:
         """How many bytes of an access lie in the BAR."""

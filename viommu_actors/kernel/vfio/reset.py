@@ -33,8 +33,8 @@ from viommu_actors.spec.pci import (
 if TYPE_CHECKING:
     from viommu_actors.kernel.pci import PciDevice
 
-#: Reads after which a function that is still busy, or silent, is given up.
-_PATIENCE = 16
+#: Reads after which a function that is still busy, or silent, is given up; each may take a completion timeout.
+_PATIENCE = 4
 
 
 def has_flr(device: PciDevice) -> bool:
@@ -50,9 +50,11 @@ def reset_function(device: PciDevice) -> None:
     express = device.capability(CapabilityId.PCI_EXPRESS)
     if express is None or not has_flr(device):
         raise OSError(ENOTTY, f"{device.name} has no function level reset")
+    if device.config_read(VENDOR_ID, 2) != device.vendor:
+        raise OSError(ENOTTY, f"{device.name} is gone")
     saved = [(offset, size, device.config_read(offset, size)) for offset, size in _state(device, express)]
     command = device.config_read(COMMAND, 2)
-    device.config_write(COMMAND, 2, Command.INTX_DISABLE)
+    device.config_write(COMMAND, 2, int(Command.INTX_DISABLE))
     for _ in range(_PATIENCE):
         if not device.config_read(express + EXP_DEVICE_STATUS, 2) & DEVSTA_TRANSACTIONS_PENDING:
             break
