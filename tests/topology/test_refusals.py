@@ -93,7 +93,15 @@ CASES = {
     "mask of a nic": (TOP + device("n", "nic", "dma_mask_bits = 28"), "device[0].dma_mask_bits: a nic has no DMA mask"),
     "mask too short": (
         TOP + device("n", "edu") + vm("vm0", 'memory = "512M"') + assign("n"),
-        'dma_mask_bits: 28 bits do not reach all 512M of "vm0", which has no vIOMMU in the way; set it to 29 or more',
+        "dma_mask_bits: 28 bits do not reach all memory of vm0, and no IOMMU translates; set it to 29 or more",
+    ),
+    "mask too short for the hole": (
+        TOP + device("n", "edu", "dma_mask_bits = 32") + vm("vm0", 'memory = "3G"') + assign("n"),
+        "dma_mask_bits: 32 bits do not reach all memory of vm0, and no IOMMU translates; set it to 33 or more",
+    ),
+    "mask too short for the host": (
+        TOP + '[host]\ncmdline = ""\n' + device("n", "edu"),
+        "dma_mask_bits: 28 bits do not reach all memory of the host, and no IOMMU translates; set it to 37 or more",
     ),
     "operations below zero": (TOP + device("n", "nic", "operations = -2"), "operations: must be at least 0"),
     "half a packet": (TOP + device("n", "nic", "operations = 5"), "operations: 5 is odd"),

@@ -64,6 +64,17 @@ def test_only_an_edu_has_a_mask(resolved: ResolvedTopology) -> None:
     assert (resolved.device("b").dma_mask_bits, resolved.device("a").dma_mask_bits) == (28, None)
 
 
+def test_the_driver_is_told_of_another_mask() -> None:
+    text = TOPOLOGY.replace('model = "edu"', 'model = "edu"\ndma_mask_bits = 24')
+    assert resolve(parse(text)).host.cmdline.endswith(" vfio-pci.ids=02:00.0,03:00.0 edu.dma_bits=24")
+    assert resolve(parse(text)).vm("vm0").cmdline == "intel_iommu=on iommu=pt"
+    own = text.replace(
+        "[[vm]]",
+        '[host]\ncmdline = "intel_iommu=on edu.dma_bits=22 vfio_iommu_type1.allow_unsafe_interrupts=1"\n[[vm]]',
+    )
+    assert "edu.dma_bits=24" not in resolve(parse(own)).host.cmdline
+
+
 def test_it_survives_json(resolved: ResolvedTopology) -> None:
     assert msgspec.json.decode(msgspec.json.encode(resolved), type=ResolvedTopology) == resolved
 

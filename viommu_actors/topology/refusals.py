@@ -26,6 +26,8 @@ MEMORY_STEP = 2 * MIB
 MIN_GUEST_MEMORY = 8 * MIB
 MIN_HOST_MEMORY = 32 * MIB
 MAX_MEMORY = 8 << 30
+#: The host's own RAM starts at 64 GiB but for its first few MiB.
+_HOST_TOP = (64 << 30) + MAX_MEMORY
 #: Names of processes that every run has.
 RESERVED = ("host", "launcher")
 #: QEMU, hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed().
@@ -231,16 +233,23 @@ def _reach(topology: Topology) -> None:
     for index, device in enumerate(topology.device):
         if device.model != "edu" or not device.operations:
             continue
-        bits = device.dma_mask_bits or EDU_DMA_MASK_BITS
         vm = vm_of.get(device.name)
-        if vm is None or setting_of(vm.cmdline, vm.viommu is not None) == "strict":
-            continue
-        if bytes_of(vm.memory) > 1 << bits:
+        if vm is None:
+            setting, top = setting_of(topology.host.cmdline, has_iommu=True), _HOST_TOP
+        else:
+            setting, top = setting_of(vm.cmdline, vm.viommu is not None), _guest_top(bytes_of(vm.memory))
+        bits = device.dma_mask_bits or EDU_DMA_MASK_BITS
+        if setting != "strict" and top > 1 << bits:
             raise Refusal(
                 f"device[{index}].dma_mask_bits",
-                f'{bits} bits do not reach all {vm.memory} of "{vm.name}", which has no vIOMMU in the way',
-                f"set it to {(bytes_of(vm.memory) - 1).bit_length()} or more",
+                f"{bits} bits do not reach all memory of {vm.name if vm else 'the host'}, and no IOMMU translates",
+                f"set it to {(top - 1).bit_length()} or more",
             )
+
+
+def _guest_top(memory: int) -> int:
+    """A guest's RAM is at 0; what is over 2 GiB starts at 4 GiB."""
+    return memory if memory <= 2 << 30 else memory + (2 << 30)
 
 
 def _attacks(topology: Topology) -> None:

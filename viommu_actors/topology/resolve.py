@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.spec.pci import bdf, format_bdf
-from viommu_actors.topology.model import Edit, HostIommu, Topology, Viommu, Vm
+from viommu_actors.topology.model import Device, Edit, HostIommu, Topology, Viommu, Vm
 
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
@@ -95,6 +95,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
     buses = {slot: bus for bus, slot in enumerate(sorted(slots.values()), start=1)}
     addresses = {name: format_bdf(bdf(buses[slot], 0, 0)) for name, slot in slots.items()}
     owner = {assign.device: vm.name for vm in topology.vm for assign in vm.assign}
+    masks = {device.name: _dma_mask_bits(device) for device in topology.device}
     devices = tuple(
         ResolvedDevice(
             name=device.name,
@@ -103,7 +104,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             bdf=addresses[device.name],
             peer=device.peer,
             max_payload=device.max_payload,
-            dma_mask_bits=(device.dma_mask_bits or EDU_DMA_MASK_BITS) if device.model == "edu" else None,
+            dma_mask_bits=masks[device.name],
             operations=device.operations,
             rogue=device.rogue,
             vm=owner.get(device.name),
@@ -116,11 +117,15 @@ def resolve(topology: Topology) -> ResolvedTopology:
         on_death=topology.on_death,
         host=ResolvedHost(
             memory=bytes_of(topology.host.memory),
-            cmdline=_host_cmdline(topology.host.cmdline, sorted(addresses[name] for name in owner)),
+            cmdline=_with_parameters(
+                topology.host.cmdline,
+                assigned=sorted(addresses[name] for name in owner),
+                masks=[masks[device.name] for device in topology.device if device.name not in owner],
+            ),
             iommu=topology.host.iommu,
         ),
         devices=devices,
-        vms=tuple(_resolve_vm(vm, addresses) for vm in topology.vm),
+        vms=tuple(_resolve_vm(vm, addresses, masks) for vm in topology.vm),
     )
 
 
@@ -151,12 +156,12 @@ def setting_of(cmdline: str, has_iommu: bool) -> Setting:
     return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
 
 
-def _resolve_vm(vm: Vm, addresses: dict[str, str]) -> ResolvedVm:
+def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None]) -> ResolvedVm:
     slots = guest_slots(vm)
     return ResolvedVm(
         name=vm.name,
         memory=bytes_of(vm.memory),
-        cmdline=vm.cmdline,
+        cmdline=_with_parameters(vm.cmdline, assigned=[], masks=[masks[assign.device] for assign in vm.assign]),
         viommu=vm.viommu,
         assign=tuple(
             ResolvedAssign(
@@ -171,8 +176,23 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str]) -> ResolvedVm:
     )
 
 
-def _host_cmdline(cmdline: str, assigned: list[str]) -> str:
-    return f"{cmdline} vfio-pci.ids={','.join(assigned)}".strip() if assigned else cmdline
+def _dma_mask_bits(device: Device) -> int | None:
+    return device.dma_mask_bits or EDU_DMA_MASK_BITS if device.model == "edu" else None
+
+
+def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None]) -> str:
+    """The command line with the driver parameters that follow from the devices, where it does not tell them itself.
+
+    A driver has one mask for all its devices, so the shortest one counts.
+    """
+    options = CommandLine(cmdline)
+    words = [options.text] if options.text else []
+    if assigned:
+        words.append(f"vfio-pci.ids={','.join(assigned)}")
+    shortest = min((bits for bits in masks if bits is not None), default=EDU_DMA_MASK_BITS)
+    if shortest != EDU_DMA_MASK_BITS and not options.get("edu.dma_bits"):
+        words.append(f"edu.dma_bits={shortest}")
+    return " ".join(words)
 
 
 def _fill(wanted: dict[str, int | None], first: int) -> dict[str, int]:
