@@ -158,6 +158,10 @@ CASES = {
         TOP + '[host]\ncmdline = "intel_iommu=on vfio-pci.ids=01:00.0"\n' + device(),
         "host.cmdline: vfio-pci.ids is filled in from the assignments; leave it out",
     ),
+    "limit that is no number": (
+        TOP + '[host]\ncmdline = "vfio_iommu_type1.dma_entry_limit=many"\n' + device(),
+        'host.cmdline: vfio_iommu_type1.dma_entry_limit="many" is no number; write one',
+    ),
     "static pool of nothing": (
         ONE + vm("vm0", 'cmdline = "nic.static=00:04.0"') + assign(),
         'vm[0].cmdline: nic.static names "00:04.0", and no such nic is there; "vm0" has 00:03.0 (nic)',

@@ -193,6 +193,9 @@ def _host_kernel(topology: Topology) -> None:
     key, options = "host.cmdline", CommandLine(topology.host.cmdline)
     if options.values("vfio-pci.ids"):
         raise Refusal(key, "vfio-pci.ids is filled in from the assignments", "leave it out")
+    limit = options.get("vfio_iommu_type1.dma_entry_limit", "1")
+    if not limit.isdecimal():
+        raise Refusal(key, f'vfio_iommu_type1.dma_entry_limit="{limit}" is no number', "write one, such as 65535")
     if not any(vm.assign for vm in topology.vm):
         return
     if setting_of(options.text, has_iommu=True) == "none":
