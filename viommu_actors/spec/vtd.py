@@ -10,6 +10,7 @@ from viommu_actors.spec.vtd_faults import (
     FAULT_TYPE_READ,
     FaultReason,
     FaultRecord,
+    InterruptFaultRecord,
 )
 from viommu_actors.spec.vtd_invalidation import (
     DESCRIPTOR_SIZE,
@@ -155,6 +156,7 @@ __all__ = [
     "Fsts",
     "FunctionMask",
     "InterruptEntryInvalidate",
+    "InterruptFaultRecord",
     "InvalidationWait",
     "IotlbGranularity",
     "IotlbInvalidate",

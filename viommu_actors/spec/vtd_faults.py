@@ -46,6 +46,11 @@ class FaultReason(IntEnum):
         """Whether a set FPD bit in the context entry keeps the fault from being recorded."""
         return self in _QUALIFIED
 
+    @property
+    def of_interrupt(self) -> bool:
+        """Whether it blocks an interrupt request, not a DMA."""
+        return self >= FaultReason.IR_REQUEST_RESERVED
+
 
 _TEXTS: Final = {
     FaultReason.ROOT_NOT_PRESENT: "Present bit in root entry is clear",
@@ -114,3 +119,22 @@ class FaultRecord(NamedTuple):
         return cls(
             high & FAULT_SOURCE, high >> FAULT_REASON_SHIFT & 0xFF, low & ADDRESS_FIELD, not high & FAULT_TYPE_READ
         )
+
+
+class InterruptFaultRecord(NamedTuple):
+    """FRCD of a blocked interrupt: FI holds the index of the table entry, and there is no type (section 11.4.14)."""
+
+    source: int
+    reason: int
+    entry: int
+
+    def encode(self) -> tuple[int, int]:
+        """Low and high word, F clear."""
+        return self.entry << _INDEX_SHIFT, self.source | self.reason << FAULT_REASON_SHIFT
+
+    @classmethod
+    def decode(cls, low: int, high: int) -> InterruptFaultRecord:
+        return cls(high & FAULT_SOURCE, high >> FAULT_REASON_SHIFT & 0xFF, low >> _INDEX_SHIFT)
+
+
+_INDEX_SHIFT: Final = 48

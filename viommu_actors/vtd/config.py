@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final
 
 from viommu_actors.spec.vtd import ADDRESS_FIELD, Capability, ExtendedCapability, Reg, pte_reserved_mask, width_of
-
-#: Quirks a unit can have: what the specification says, or what QEMU 7.2 does.
-Quirks = Literal["spec", "qemu"]
+from viommu_actors.vtd.deviations import Quirk, Quirks, quirk_set
 
 _WIDTH_CODES: Final = {39: (1,), 48: (1, 2)}
 
@@ -34,8 +32,12 @@ class UnitConfig:
             raise ValueError(f"aw_bits is {self.aw_bits}; a unit has 39 or 48")
         if self.eim and not self.intremap:
             raise ValueError("eim needs intremap")
-        if self.quirks not in ("spec", "qemu"):
-            raise ValueError(f"quirks is {self.quirks!r}; there are 'spec' and 'qemu'")
+        quirk_set(self.quirks)
+
+    @cached_property
+    def quirk_set(self) -> frozenset[Quirk]:
+        """The deviations of `quirks` by name."""
+        return quirk_set(self.quirks)
 
     @property
     def width_codes(self) -> tuple[int, ...]:

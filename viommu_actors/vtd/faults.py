@@ -6,7 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from viommu_actors.spec.vtd import FAULT_RECORDED, FAULT_SOURCE, FaultReason, FaultRecord, Fsts, Reg
+from viommu_actors.spec.vtd import (
+    FAULT_RECORDED,
+    FAULT_SOURCE,
+    FaultReason,
+    FaultRecord,
+    Fsts,
+    InterruptFaultRecord,
+    Reg,
+)
 from viommu_actors.vtd.events import Event, SendInterrupt
 from viommu_actors.vtd.registers import RegisterFile
 
@@ -37,6 +45,17 @@ class FaultLog:
         if fault_disable and self._maskable(reason):
             self._counters["faults_disabled"] += 1
             return
+        self._log(source, self._record(source, address, write, reason))
+
+    def report_interrupt(self, source: int, index: int, reason: FaultReason, fault_disable: bool) -> None:
+        """An interrupt was blocked; `fault_disable` is FPD of its table entry, if one was read."""
+        self._counters["faults"] += 1
+        if fault_disable:
+            self._counters["faults_disabled"] += 1
+            return
+        self._log(source, InterruptFaultRecord(source, reason, index).encode())
+
+    def _log(self, source: int, record: tuple[int, int]) -> None:
         registers = self._registers
         status = registers.get32(Reg.FSTS)
         if status & Fsts.PFO:
@@ -52,7 +71,7 @@ class FaultLog:
                 registers.change32(Reg.FSTS, set_=Fsts.PFO)
             return
         self._counters["faults_recorded"] += 1
-        low, high = self._record(source, address, write, reason)
+        low, high = record
         registers.set64(Reg.FRCD, low)
         registers.set64(_RECORD_HIGH, high | FAULT_RECORDED)
         self._raise(Fsts.PPF)

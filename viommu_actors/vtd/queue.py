@@ -44,6 +44,8 @@ class Invalidations(Protocol):
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None: ...
 
+    def invalidate_interrupt_entries(self, indexed: bool, first: int, index_mask: int) -> None: ...
+
 
 class BadDescriptor(Exception):
     """The queue stops here with FSTS.IQE."""
@@ -183,7 +185,7 @@ class InvalidationQueue:
     def _interrupt_entry(self, low: int, high: int) -> None:
         if InterruptEntryInvalidate.reserved(low, high):
             raise BadDescriptor
-        self._counters["interrupt_entry_invalidations"] += 1
+        self._target.invalidate_interrupt_entries(*InterruptEntryInvalidate.decode(low, high))
 
     def _wait(self, low: int, high: int) -> None:
         if InvalidationWait.reserved(low, high):

@@ -1,14 +1,14 @@
 """QEMU 7.2's deviations from the specification, as replacements of the unit's parts (hw/i386/intel_iommu.c).
 
-A unit with quirks="qemu" replays recordings of QEMU exactly. What the specification leaves open is done as in QEMU
-by either kind of unit, and stands where it is done.
+A unit with quirks="qemu" replays recordings of QEMU exactly; with a set of deviations a part does only those. What the
+specification leaves open is done as in QEMU by either kind of unit, and stands where it is done.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec.vtd import (
@@ -22,6 +22,7 @@ from viommu_actors.spec.vtd import (
     DescriptorType,
     DeviceTlbInvalidate,
     FaultReason,
+    InterruptEntryInvalidate,
     IotlbGranularity,
     Iqa,
     Reg,
@@ -29,10 +30,13 @@ from viommu_actors.spec.vtd import (
 )
 from viommu_actors.vtd.caches import CAPACITY, LEAVE, Grant
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.deviations import Quirk
+from viommu_actors.vtd.events import SendInterrupt
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.queue import Action, BadDescriptor, InvalidationQueue
+from viommu_actors.vtd.registers import RegisterFile
 from viommu_actors.vtd.tables import Context, Leaf, TableFault, denied, read_context, walk
-from viommu_actors.vtd.translator import Translation, Translator, is_interrupt
+from viommu_actors.vtd.translator import Translation, Translator, UnrecordedFault, is_interrupt
 
 
 class Parts(NamedTuple):
@@ -40,15 +44,14 @@ class Parts(NamedTuple):
 
     translator: type[Translator]
     queue: type[InvalidationQueue]
-    faults: type[FaultLog]
-    blocks_compatibility: bool
-    """Whether GSTS.CFIS follows GCMD.CFI."""
+    faults: Callable[[RegisterFile, SendInterrupt, Counter[str]], FaultLog]
 
 
 def parts(config: UnitConfig) -> Parts:
-    if config.quirks == "qemu":
-        return Parts(_QemuTranslator, _QemuQueue, _QemuFaultLog, False)
-    return Parts(Translator, InvalidationQueue, FaultLog, True)
+    quirks = config.quirk_set
+    if quirks:
+        return Parts(_QemuTranslator, _QemuQueue, lambda *arguments: _QemuFaultLog(quirks, *arguments))
+    return Parts(Translator, InvalidationQueue, FaultLog)
 
 
 class _AllOnesUnreadable:
@@ -71,6 +74,7 @@ class _Cached(NamedTuple):
     """Number, in 4 KiB, of the first page of the leaf."""
     shift: int
     grant: Grant
+    fault_disable: bool
 
 
 class _QemuTranslator(Translator):
@@ -83,26 +87,36 @@ class _QemuTranslator(Translator):
     def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
         self._pages: dict[tuple[int, int, int], _Cached] = {}
         self._passing: dict[int, bool] = {}
+        quirks = config.quirk_set
+        self._by_source = Quirk.IOTLB_BY_SOURCE in quirks
+        self._loses_denials = Quirk.HIT_DENIAL_LOST in quirks
+        self._settles = Quirk.PASS_THROUGH_SETTLED in quirks
+        self._domain_as_global = Quirk.DOMAIN_CONTEXT_AS_GLOBAL in quirks
         super().__init__(memory, config, faults, counters)
-        self._walk_memory = _AllOnesUnreadable(memory)
+        if Quirk.ALL_ONES_UNREADABLE in quirks:
+            self._walk_memory = _AllOnesUnreadable(memory)
 
     def translate(self, requester: int, address: int, access: Access) -> Translation:
         if not self.enabled or is_interrupt(address):
             self._counters["untranslated"] += 1
             return Translation(address, None)
-        if self._is_passing(requester):
+        if self._settles and self._is_passing(requester):
             self._counters["passed_through"] += 1
             return Translation(address, None)
-        for shift in _SHIFTS:
+        for shift in _SHIFTS if self._by_source else ():
             cached = self._pages.get((requester, shift, address >> shift))
             if cached is not None:
                 self._counters["iotlb_hits"] += 1
                 offset, leave, granted = cached.grant
                 if leave[access]:
                     return Translation(address + offset, None)
-                # Refused by the memory core, which knows of no fault log.
-                self._counters["faults"] += 1
-                return Translation(address, denied(access & ~granted))
+                reason = denied(access & ~granted)
+                if self._loses_denials:
+                    # Refused by the memory core, which knows of no fault log.
+                    self._counters["faults"] += 1
+                else:
+                    self._faults.report(requester, address, bool(access & Access.WRITE), reason, cached.fault_disable)
+                return Translation(address, reason)
         return self._translate_slowly(requester, address, access)
 
     def flush(self) -> None:
@@ -112,7 +126,7 @@ class _QemuTranslator(Translator):
 
     def invalidate_context(self, granularity: int, domain: int, source: int, function_mask: int) -> int:
         """A domain-selective one is carried out as a global one."""
-        if granularity == ContextGranularity.DOMAIN:
+        if granularity == ContextGranularity.DOMAIN and self._domain_as_global:
             granularity = ContextGranularity.GLOBAL
         selective = granularity == ContextGranularity.DEVICE
         self._switch(FUNCTION_MASKS[function_mask] if selective else 0, source)
@@ -120,6 +134,7 @@ class _QemuTranslator(Translator):
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
         """Page numbers are compared under a mask of 8 bits, so modulo 256, or not at all."""
+        super().invalidate_iotlb(granularity, domain, address, address_mask)
         if granularity == IotlbGranularity.GLOBAL:
             self._pages.clear()
             return
@@ -155,37 +170,64 @@ class _QemuTranslator(Translator):
                 self._passing[requester] = self._read_passing(requester)
 
     def _lookup(self, context: Context, address: int, access: Access) -> Grant:
+        if not self._by_source:
+            return super()._lookup(context, address, access)
         self._counters["iotlb_misses"] += 1
         leaf = walk(self._walk_memory, context, address, access, self._config)
         return self._insert(context, leaf)
+
+    def _deny_hit(self, context: Context, missing: int) -> NoReturn:
+        if self._loses_denials:
+            self._counters["faults"] += 1
+            raise UnrecordedFault(denied(missing))
+        super()._deny_hit(context, missing)
 
     def _insert(self, context: Context, leaf: Leaf) -> Grant:
         if len(self._pages) >= CAPACITY:
             self._pages.clear()
         grant = (leaf.address - leaf.iova, LEAVE[leaf.access], leaf.access)
-        cached = _Cached(context.domain, leaf.iova >> PAGE_SHIFT, leaf.shift, grant)
+        cached = _Cached(context.domain, leaf.iova >> PAGE_SHIFT, leaf.shift, grant, context.fault_disable)
         self._pages[context.source, leaf.shift, leaf.iova >> leaf.shift] = cached
         return grant
 
     def _check_pass_through(self, context: Context, address: int) -> None:
         """An address beyond the unit's width passes as well."""
+        if not self._settles:
+            super()._check_pass_through(context, address)
 
 
 _SHIFTS: Final = tuple(level_shift(level) for level in range(1, LARGEST_LEAF_LEVEL + 1))
 
 
 class _QemuFaultLog(FaultLog):
+    def __init__(
+        self,
+        quirks: frozenset[Quirk],
+        registers: RegisterFile,
+        send_interrupt: SendInterrupt,
+        counters: Counter[str],
+    ) -> None:
+        super().__init__(registers, send_interrupt, counters)
+        self._quirks = quirks
+
     def record_written(self) -> None:
         """A pending event is looked at again only when FSTS is written."""
-        self._update_pending()
+        if Quirk.EVENT_AWAITS_STATUS in self._quirks:
+            self._update_pending()
+        else:
+            super().record_written()
 
     def _maskable(self, reason: FaultReason) -> bool:
-        return reason != FaultReason.CONTEXT_RESERVED and super()._maskable(reason)
+        if reason == FaultReason.CONTEXT_RESERVED and Quirk.CONTEXT_RESERVED_RECORDED in self._quirks:
+            return False
+        return super()._maskable(reason)
 
     def _record(self, source: int, address: int, write: bool, reason: FaultReason) -> tuple[int, int]:
         """Faults of a walk carry a PASID field of ones, although no PASID is present."""
         low, high = super()._record(source, address, write, reason)
-        return low, high | (_NO_PASID if reason in _FOUND_BY_WALK else 0)
+        if reason in _FOUND_BY_WALK and Quirk.PASID_OF_ONES in self._quirks:
+            high |= _NO_PASID
+        return low, high
 
 
 _NO_PASID: Final = 0xFFFF << 40
@@ -210,9 +252,14 @@ class _QemuQueue(InvalidationQueue):
         self._written = 0
 
     def handlers(self) -> dict[int, Callable[[], None]]:
+        if not self._has(Quirk.QUEUE_ADDRESS_LATCHED):
+            return super().handlers()
         return super().handlers() | {Reg.IQA: self._address_low, Reg.IQA + 4: self._address_high}
 
     def enable(self) -> None:
+        if not self._has(Quirk.QUEUE_ADDRESS_LATCHED):
+            super().enable()
+            return
         self._registers.set64(Reg.IQA, self._written)
         super().enable()
         self._show_latched()
@@ -220,12 +267,15 @@ class _QemuQueue(InvalidationQueue):
     def disable(self) -> bool:
         """Refused unless the queue is empty and its last descriptor was a wait."""
         head = self._head
-        if head != self._tail() or self._last_type != DescriptorType.WAIT:
+        idle = head == self._tail() and self._last_type == DescriptorType.WAIT
+        if self._has(Quirk.QUEUE_KEEPS_RUNNING) and not idle:
             return False
         return super().disable()
 
     def error_cleared(self) -> None:
         """Nothing is fetched until the tail is written again."""
+        if not self._has(Quirk.QUEUE_STAYS_STOPPED):
+            super().error_cleared()
 
     def _address_low(self) -> None:
         """IQA reads as the base that was latched with QIE, and the size that was written."""
@@ -241,7 +291,8 @@ class _QemuQueue(InvalidationQueue):
 
     def _actions(self) -> dict[int, Action]:
         actions = super()._actions()
-        actions[DescriptorType.PASID_IOTLB] = actions[DescriptorType.PASID_CACHE] = self._ignore
+        if self._has(Quirk.FOREIGN_DESCRIPTORS):
+            actions[DescriptorType.PASID_IOTLB] = actions[DescriptorType.PASID_CACHE] = self._ignore
         return {kind: self._noting(kind, actions.get(kind, self._refuse)) for kind in range(TYPE_MASK + 1)}
 
     def _noting(self, kind: int, action: Action) -> Action:
@@ -259,13 +310,22 @@ class _QemuQueue(InvalidationQueue):
 
     def _device_tlb(self, low: int, high: int) -> None:
         """Taken also without ECAP.DT."""
+        if not self._has(Quirk.FOREIGN_DESCRIPTORS):
+            super()._device_tlb(low, high)
+            return
         if DeviceTlbInvalidate.reserved(low, high):
             raise BadDescriptor
         self._counters["device_tlb_invalidations"] += 1
 
     def _interrupt_entry(self, low: int, high: int) -> None:
         """Reserved bits are not looked at."""
-        self._counters["interrupt_entry_invalidations"] += 1
+        if self._has(Quirk.ENTRY_INVALIDATION_UNCHECKED):
+            self._target.invalidate_interrupt_entries(*InterruptEntryInvalidate.decode(low, high))
+        else:
+            super()._interrupt_entry(low, high)
+
+    def _has(self, quirk: Quirk) -> bool:
+        return quirk in self._config.quirk_set
 
 
 _LOW: Final = 0xFFFF_FFFF

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from viommu_actors.memory import Memory
 from viommu_actors.spec.vtd import (
@@ -31,6 +31,14 @@ class Translation(NamedTuple):
 _new: Final = tuple.__new__
 
 
+class UnrecordedFault(Exception):
+    """A request is blocked, and no record of it is to be left."""
+
+    def __init__(self, reason: FaultReason) -> None:
+        super().__init__(reason.text)
+        self.reason = reason
+
+
 def is_interrupt(address: int) -> bool:
     """Whether a request goes to the interrupt address range: it is never translated, a write there is an MSI."""
     return INTERRUPT_FIRST <= address <= INTERRUPT_LAST
@@ -40,7 +48,7 @@ class Translator:
     """Context cache, IOTLB and page walks of one unit."""
 
     def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
-        self._memory = memory
+        self._memory = self._walk_memory = memory
         self._config = config
         self._faults = faults
         self._counters = counters
@@ -83,6 +91,8 @@ class Translator:
             write = bool(access & Access.WRITE)
             self._faults.report(requester, address, write, fault.reason, fault.fault_disable)
             return Translation(address, fault.reason)
+        except UnrecordedFault as fault:
+            return Translation(address, fault.reason)
         return Translation(address + grant[0], None)
 
     def _context(self, requester: int) -> Context:
@@ -101,13 +111,17 @@ class Translator:
         grant = self._iotlb.find(context.domain, address)
         if grant is None:
             self._counters["iotlb_misses"] += 1
-            return self._iotlb.insert(context.domain, walk(self._memory, context, address, access, self._config))
+            return self._iotlb.insert(context.domain, walk(self._walk_memory, context, address, access, self._config))
         self._counters["iotlb_hits"] += 1
         if address >> context.width:
             raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
         if not grant[1][access]:
-            raise TableFault(denied(access & ~grant[2]), context.fault_disable)
+            self._deny_hit(context, access & ~grant[2])
         return grant
+
+    def _deny_hit(self, context: Context, missing: int) -> NoReturn:
+        """A cached page lacks these rights, bits of Access."""
+        raise TableFault(denied(missing), context.fault_disable)
 
     def _check_pass_through(self, context: Context, address: int) -> None:
         if address >> self._config.aw_bits:

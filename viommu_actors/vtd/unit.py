@@ -22,7 +22,9 @@ from viommu_actors.spec.vtd import (
     Status,
 )
 from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
+from viommu_actors.vtd.deviations import Quirk
 from viommu_actors.vtd.events import SendInterrupt
+from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Outcome
 from viommu_actors.vtd.listener import InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
@@ -37,7 +39,8 @@ class RemappingUnit:
     """One DRHD.
 
     `send_interrupt(address, data)` carries the unit's own messages (fault and completion events); `listener` hears of
-    invalidations. Nothing that a guest writes, in a register or in memory, makes a method raise.
+    invalidations, `entries_changed(first, count)` of interrupt remapping entries that may say something else now.
+    Nothing that a guest writes, in a register or in memory, makes a method raise.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RemappingUnit:
         memory: Memory,
         send_interrupt: SendInterrupt,
         listener: InvalidationListener | None = None,
+        entries_changed: EntriesChanged | None = None,
     ) -> None:
         self.config = config
         self._memory = memory
@@ -53,10 +57,14 @@ class RemappingUnit:
         self._listener: InvalidationListener = listener or Unheard()
         self._registers = RegisterFile(config)
         made_of = parts(config)
-        self._blocks_compatibility = made_of.blocks_compatibility
         self._faults = made_of.faults(self._registers, send_interrupt, self._counters)
         self._translator = made_of.translator(memory, config, self._faults, self._counters)
         self._queue = made_of.queue(self._registers, memory, config, self, self._faults, send_interrupt, self._counters)
+        self._interrupts = InterruptRemapper(
+            memory, config, self._registers, self._faults, self._counters, entries_changed
+        )
+        #: remap_interrupt(requester, address, data): what becomes of a 32-bit write to 0xFEExxxxx. Faults are recorded.
+        self.remap_interrupt: Callable[[int | None, int, int], Outcome] = self._interrupts.remap
         #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
         #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
         self.translate: Callable[[int, int, Access], Translation] = self._translator.translate
@@ -110,6 +118,7 @@ class RemappingUnit:
         self._registers.reset()
         self._queue.reset()
         self._translator.reset()
+        self._interrupts.reset()
         self._listener.unit_reset()
 
     def _command(self) -> None:
@@ -126,11 +135,14 @@ class RemappingUnit:
         if changed & Command.QIE:
             self._switch_queue(bool(command & Command.QIE))
         if command & Command.SIRTP:
+            self._interrupts.latch()
             self._set_status(Status.IRTPS, True)
         if self.config.intremap:
             if changed & Command.IRE:
+                self._interrupts.enable(bool(command & Command.IRE))
                 self._set_status(Status.IRES, bool(command & Command.IRE))
-            if changed & Command.CFI and self._blocks_compatibility:
+            if changed & Command.CFI and Quirk.COMPATIBILITY_PASSES not in self.config.quirk_set:
+                self._interrupts.allow_compatibility(bool(command & Command.CFI))
                 self._set_status(Status.CFIS, bool(command & Command.CFI))
 
     def _switch_translation(self, enabled: bool) -> None:
@@ -190,6 +202,14 @@ class RemappingUnit:
         self._counters[_IOTLB_COUNTERS[granularity]] += 1
         self._translator.invalidate_iotlb(granularity, domain, address, address_mask)
         self._listener.iotlb_invalidated(granularity, domain, address, address_mask)
+
+    def invalidate_interrupt_entries(self, indexed: bool, first: int, index_mask: int) -> None:
+        """Carries out an interrupt entry cache invalidation: of all entries, or of 2^index_mask from `first`."""
+        self._counters["interrupt_entry_invalidations"] += 1
+        if indexed:
+            self._interrupts.invalidate(first, index_mask)
+        else:
+            self._interrupts.flush()
 
 
 def _valid(offset: int, size: int) -> bool:
