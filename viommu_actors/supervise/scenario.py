@@ -9,7 +9,7 @@ from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
-from viommu_actors.supervise.supervisor import ActorGone, Supervisor
+from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
@@ -39,7 +39,10 @@ class Scenario:
             for device in self._topology.devices:
                 try:
                     step(device)
-                except ActorGone as error:
+                except (ActorGone, CommandFailed) as error:
+                    # What fails with nobody lost is no contained death's doing.
+                    if not self._supervisor.lost:
+                        raise
                     self._tell(f"{device.name}: left out: {error}")
         self._done = True
 

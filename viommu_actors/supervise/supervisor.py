@@ -262,7 +262,7 @@ class Supervisor:
                     os.read(self._wake[0], 64)
                 except BlockingIOError:
                     break
-            raise Interrupted(reason)
+            raise Interrupted(f"ended by {reason}")
 
     def _status(self) -> dict[str, Any]:
         return {

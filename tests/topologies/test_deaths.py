@@ -1,0 +1,184 @@
+"""Whoever is killed, whenever: the run ends in time, says who it was, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+from topologies.launcher import SMALL, Finished, Launch, assert_gone, launched, write
+
+pytestmark = pytest.mark.topology
+
+ACTORS = ("host", "vm0.hypervisor", "vm0.guest", "nic0")
+#: Long enough that whoever is to be killed is killed before the end.
+BUSY = SMALL.replace("operations = 8", "operations = 1000000")
+
+
+def _kill(running: Launch, actor: str) -> Finished:
+    pids = running.pids()
+    os.kill(pids[actor], signal.SIGKILL)
+    began = time.monotonic()
+    finished = running.finish()
+    assert time.monotonic() - began < 5
+    assert_gone(pids)
+    return finished
+
+
+def _names(finished: Finished, actor: str) -> None:
+    assert finished.status == 3
+    [died] = [row for row in finished.events() if row["event"] == "died"]
+    assert died["actor"] == actor
+    assert f"{actor} (pid " in finished.stderr and "killed by SIGKILL; it last" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert json.loads((finished.folder / "results.json").read_text())["ok"] is False
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+def test_killed_while_it_works(tmp_path: Path, actor: str) -> None:
+    with launched(write(tmp_path, BUSY), tmp_path / "run") as running:
+        running.wait_for("1000000 operations")
+        _names(_kill(running, actor), actor)
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+def test_killed_while_it_boots(tmp_path: Path, actor: str) -> None:
+    with launched(write(tmp_path, SMALL), tmp_path / "run") as running:
+        running.wait_for(f'"actor": "{actor}", "event": "started"')
+        _names(_kill(running, actor), actor)
+
+
+@pytest.mark.parametrize("actor", ACTORS)
+def test_killed_while_it_stays(tmp_path: Path, actor: str) -> None:
+    with launched(write(tmp_path, SMALL), tmp_path / "run", "--stay", "--json") as running:
+        _wait_for_results(running)
+        pids = running.pids()
+        os.kill(pids[actor], signal.SIGKILL)
+        finished = running.finish()
+        assert_gone(pids)
+        assert finished.status == 3 and finished.results["ok"] is True
+
+
+@pytest.mark.parametrize("moment", ["started", "did boot", "1000000 operations"])
+def test_the_launcher_is_killed(tmp_path: Path, moment: str) -> None:
+    with launched(write(tmp_path, BUSY), tmp_path / "run") as running:
+        running.wait_for(moment)
+        pids = running.pids()
+        running.process.kill()
+        running.finish()
+        assert_gone(pids)
+
+
+def test_the_launchers_only_children_are_actors(tmp_path: Path) -> None:
+    with launched(write(tmp_path, BUSY), tmp_path / "run") as running:
+        running.wait_for("1000000 operations")
+        children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        assert {int(pid) for pid in children} == set(running.pids().values())
+
+
+def test_no_path_leads_to_a_running_topology(tmp_path: Path) -> None:
+    """Abstract sockets and anonymous memory alone: a kill has nothing to leave behind."""
+    before = set(Path("/dev/shm").iterdir())
+    with launched(write(tmp_path, BUSY), tmp_path / "run") as running:
+        running.wait_for("1000000 operations")
+        paths = [line.split()[7] for line in Path("/proc/net/unix").read_text().splitlines() if "viommu-" in line]
+        assert paths and all(path.startswith("@viommu-") and len(path) == 8 + 32 for path in paths)
+        assert set(Path("/dev/shm").iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_the_verdicts(tmp_path: Path, number: signal.Signals) -> None:
+    with launched(write(tmp_path, BUSY), tmp_path / "run", "--json") as running:
+        running.wait_for("1000000 operations")
+        pids = running.pids()
+        running.process.send_signal(number)
+        began = time.monotonic()
+        finished = running.finish()
+        assert time.monotonic() - began < 5
+        assert finished.status == 130 and finished.stdout == "" and f"ended by {number.name}" in finished.stderr
+        results = json.loads((finished.folder / "results.json").read_text())
+        assert results["ok"] is False and len(results["processes"]) == 4
+        assert_gone(pids)
+
+
+def test_ctrl_c_after_the_verdicts_ends_a_topology_that_stays(tmp_path: Path) -> None:
+    with launched(write(tmp_path, SMALL), tmp_path / "run", "--json", "--stay") as running:
+        _wait_for_results(running)
+        time.sleep(0.2)
+        assert running.process.poll() is None
+        pids = running.pids()
+        running.process.send_signal(signal.SIGINT)
+        finished = running.finish()
+        assert finished.status == 0 and finished.results["ok"] is True
+        assert_gone(pids)
+
+
+def test_status_and_stop_by_the_control_socket(tmp_path: Path) -> None:
+    with launched(write(tmp_path, SMALL), tmp_path / "run", "--json", "--stay") as running:
+        _wait_for_results(running)
+        control = json.loads((tmp_path / "run" / "control.json").read_text())
+        assert control["pid"] == running.process.pid
+        assert {row["name"] for row in _ask(control["address"], b'{"command": "status"}')["processes"]} == set(ACTORS)
+        for nonsense in (b"", b"[" * 5000, b"1", b'{"command": []}', b"\xff"):
+            assert "error" in _ask(control["address"], nonsense)
+        assert _ask(control["address"], b'{"command": "stop"}') == {"stopping": True}
+        assert running.finish().status == 0
+        assert not (tmp_path / "run" / "control.json").exists()
+
+
+CONTAINED = (
+    SMALL.replace('name = "small"', 'name = "small"\non_death = "contain"').replace("rogue", "#rogue")
+    + """
+[[device]]
+name = "nic1"
+model = "nic"
+operations = 400
+
+[[vm]]
+name = "vm1"
+memory = "16M"
+[vm.viommu]
+[[vm.assign]]
+device = "nic1"
+"""
+).replace("operations = 8", "operations = 1000000")
+
+
+@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest", "nic0"])
+def test_a_contained_death_leaves_the_other_guest_at_work(tmp_path: Path, victim: str) -> None:
+    with launched(write(tmp_path, CONTAINED), tmp_path / "run", "--json") as running:
+        running.wait_for("1000000 operations")
+        pids = running.pids()
+        os.kill(pids[victim], signal.SIGKILL)
+        finished = running.finish()
+        assert finished.status == 3 and f"{victim} (pid " in finished.stderr
+        rows = {row["device"]: row for row in finished.results["io"]}
+        assert rows["nic1"]["verified"] and rows["nic1"]["traps"] == 800
+        assert_gone(pids)
+
+
+def test_the_hosts_death_is_never_contained(tmp_path: Path) -> None:
+    with launched(write(tmp_path, CONTAINED), tmp_path / "run") as running:
+        running.wait_for("1000000 operations")
+        _names(_kill(running, "host"), "host")
+
+
+def _wait_for_results(running: Launch) -> None:
+    deadline = time.monotonic() + 20
+    while not (running.folder / "results.json").exists():
+        assert running.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _ask(address: str, request: bytes) -> dict[str, object]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.linger = 0
+        client.connect(address)
+        client.send(request)
+        assert client.poll(5000)
+        answer: dict[str, object] = json.loads(client.recv())
+        return answer
