@@ -23,7 +23,7 @@ ASSIGN = '[[vm.assign]]\ndevice = "nic0"\n'
 def test_every_key_is_in_the_guide() -> None:
     for name, table in json.loads(schema())["$defs"].items():
         for key in table["properties"]:
-            assert re.search(rf"`{key}`|\b{key} =", GUIDE), f"{name}.{key}"
+            assert re.search(rf"`{key}`|\b{key}\b =|\[{key}\]", GUIDE), f"{name}.{key}"
 
 
 def test_the_examples_load() -> None:
