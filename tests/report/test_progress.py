@@ -33,3 +33,15 @@ def test_a_terminal_keeps_every_step() -> None:
     kept = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert re.search(r"s  host kernel boots", kept)
     assert re.search(r"s  \[done\]", kept)
+
+
+def test_at_rest_the_terminal_is_left_to_others() -> None:
+    pytest.importorskip("rich")
+    stream = Terminal()
+    with Progress(stream) as progress:
+        progress.tell("last step")
+        progress.rest()
+        written = len(stream.getvalue())
+        stream.write("report\n")
+        progress.tell("up")
+    assert re.fullmatch(r"report\n +\d+\.\d\d s  up\n", stream.getvalue()[written:])

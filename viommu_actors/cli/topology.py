@@ -39,7 +39,11 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
             return Exit.REFUSED
-        ended = live.play(lambda results: _show(options, topology, results), options.stay)
+        def show(results: Results) -> None:
+            progress.rest()
+            _show(options, topology, results)
+
+        ended = live.play(show, options.stay)
     if ended.text:
         print(ended.text, file=sys.stderr)
     print(f"run folder: {live.folder.path}", file=sys.stderr)
