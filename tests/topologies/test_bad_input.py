@@ -5,17 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from topologies.launcher import SMALL, launched, write
 
 pytestmark = pytest.mark.topology
 
+TAKEN = """
+[[device]]
+name = "edu0"
+model = "edu"
+slot = 1
+[[device]]
+name = "edu1"
+model = "edu"
+slot = 1
+"""
 BAD = {
     "unknown key": (SMALL.replace("operations", "operation"), "operation"),
     "wrong type": (SMALL.replace('"16M"', "16"), "memory"),
     "empty": ("", "empty"),
     "truncated": (SMALL[:-10], "TOML"),
     "device assigned twice": (SMALL + '[[vm.assign]]\ndevice = "nic0"\n', "nic0"),
-    "slot taken": (SMALL + '[[device]]\nname = "b"\nmodel = "edu"\nslot = 1\n[[device]]\nname = "c"\nmodel = "edu"\nslot = 1', "slot"),
+    "slot taken": (SMALL + TAKEN, "slot"),
     "memory too small": (SMALL.replace('"16M"', '"2K"'), "memory"),
     "no caching mode": (
         SMALL.replace("[vm.viommu]", "[vm.viommu]\ncaching_mode = false"),
@@ -27,7 +38,7 @@ BAD = {
     ),
     "no such attack": (SMALL.replace('"A2"', '"A999"'), "A999"),
     "no such device": (SMALL.replace('device = "nic0"', 'device = "nic9"'), "nic9"),
-}  # fmt: skip
+}
 
 
 def _refused(config: Path, tmp_path: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from topologies.launcher import CONFIGS, Finished, launch
 
 pytestmark = pytest.mark.topology
@@ -36,6 +37,7 @@ def _assert_dynamic(row: dict[str, Any]) -> None:
     assert row["mapping"] == "dynamic" and row["verified"] and row["bytes"] == operations * 4096
     assert row["traps"] == row["queue_tail_writes"] == row["invalidations"] == 2 * operations
     assert row["vfio_maps"] == row["vfio_unmaps"] == operations
+    assert row["pte_writes"] == 2 * operations
 
 
 def test_c1_a_device_of_the_host_driver_is_checked_by_the_host_iommu(tmp_path: Path) -> None:

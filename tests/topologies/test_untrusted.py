@@ -8,8 +8,8 @@ from typing import Any
 
 import msgpack
 import pytest
-from topologies.launcher import SMALL
 
+from topologies.launcher import SMALL
 from viommu_actors.spec.tlp import MemRead, MemWrite
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
@@ -17,7 +17,7 @@ from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
-from viommu_actors.wire.messages import LINK_UP
+from viommu_actors.wire.messages import LINK_UP, VFIO, UnmapDma
 
 pytestmark = pytest.mark.topology
 
@@ -100,8 +100,6 @@ def test_a_message_that_only_the_hypervisor_may_send_does_not_exist_on_a_link(
 ) -> None:
     """The link's vocabulary is TLPs: an unmap in the hypervisor's name is one more malformed frame."""
     supervisor, _ = running
-    from viommu_actors.wire.messages import VFIO, UnmapDma
-
     held = supervisor.command("vm0.hypervisor", "counters")
     supervisor.command("nic0", "attack", steps=[{"do": "raw", "data": VFIO.encode(UnmapDma(1, 0, 1 << 32))}])
     assert _works(supervisor)
@@ -111,7 +109,8 @@ def test_a_message_that_only_the_hypervisor_may_send_does_not_exist_on_a_link(
 
 def test_a_bad_plan_is_refused_by_the_device_and_it_lives_on(running: tuple[Supervisor, Scenario]) -> None:
     supervisor, _ = running
-    for steps in ([{"do": "nothing"}], [{"do": "read"}], ["text"], "text", [{"do": "read", "address": -1, "length": 4}]):
+    outside = {"do": "read", "address": -1, "length": 4}
+    for steps in ([{"do": "nothing"}], [{"do": "read"}], ["text"], "text", [outside]):
         with pytest.raises(CommandFailed):
             supervisor.command("nic0", "attack", steps=steps)
     assert _works(supervisor)

@@ -58,9 +58,10 @@ def test_call_and_answer_are_counted_at_both_ends(context: zmq.Context[Any], lis
     assert channel.receive() == TrapDone(False)
     assert disagreements([near.as_dict(), far.as_dict()]) == []
     far.received[TrapRead] += 1
-    assert "guest sent TrapWrite 1, hypervisor received TrapRead 1, TrapWrite 1" in disagreements(
-        [near.as_dict(), far.as_dict()]
-    )[0]
+    assert (
+        "guest sent TrapWrite 1, hypervisor received TrapRead 1, TrapWrite 1"
+        in disagreements([near.as_dict(), far.as_dict()])[0]
+    )
 
 
 def test_a_wire_counted_at_one_end_only_disagrees() -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
 from viommu_actors.kernel.kernel import Kernel
@@ -71,7 +72,7 @@ class KernelCommands:
 
     def io(self, bdf: str, operations: int) -> dict[str, Any]:
         """Honest work of one device, verified byte for byte."""
-        result = self._kernel.drivers[pci.parse_bdf(bdf)].run_io(operations)
+        result = self._driver(bdf).run_io(operations)
         return {
             "operations": result.operations,
             "bytes": result.bytes,
@@ -81,9 +82,16 @@ class KernelCommands:
 
     def rebind(self, bdf: str) -> None:
         """Unbinds the driver of a device and binds it again: a tear-down and a set-up."""
+        self._driver(bdf)
         device = pci.parse_bdf(bdf)
         self._kernel.unbind(device)
         self._kernel.bind(device)
+
+    def _driver(self, bdf: str) -> Driver:
+        driver = self._kernel.drivers.get(pci.parse_bdf(bdf))
+        if driver is None:
+            raise ValueError(f"no driver took {bdf}: the kernel's log says why")
+        return driver
 
     def counters(self) -> dict[str, int]:
         """The kernel's counters."""
@@ -118,7 +126,7 @@ class KernelCommands:
     def offer_control(self, bdf: str) -> dict[str, Any]:
         """A page legally mapped for the device, for its positive control: where to write what."""
         device = pci.parse_bdf(bdf)
-        iova, paddr, _ = self._kernel.drivers[device].control_mapping()
+        iova, paddr, _ = self._driver(bdf).control_mapping()
         secret = os.urandom(_CONTROL_BYTES)
         self._kernel.machine.memory.write(paddr, bytes(_CONTROL_BYTES))
         self._controls[device] = (paddr, secret)
@@ -183,7 +191,7 @@ class KernelCommands:
         return received == [_frame(number) for number in range(first, first + count)]
 
     def _nic(self, bdf: str) -> NicDriver:
-        driver = self._kernel.drivers[pci.parse_bdf(bdf)]
+        driver = self._driver(bdf)
         if not isinstance(driver, NicDriver):
             raise ValueError(f"{bdf} is no nic")
         return driver
