@@ -9,7 +9,14 @@ from typing import TextIO
 
 from viommu_actors.report.picture import picture
 from viommu_actors.report.results import Results
-from viommu_actors.report.tables import assignment_table, fault_table, io_tables, summary, verdict_tables
+from viommu_actors.report.tables import (
+    assignment_table,
+    fault_table,
+    interrupt_note,
+    io_tables,
+    summary,
+    verdict_tables,
+)
 from viommu_actors.report.text import Line, Style, plain
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -68,5 +75,10 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         *io_tables(results),
         fault_table(results),
     ]
-    blocks = [picture(topology, results, width), *(table.lines() for table in tables if table), [summary(results)]]
+    blocks = [
+        picture(topology, results, width),
+        *(table.lines() for table in tables if table),
+        *interrupt_note(topology),
+        [summary(results)],
+    ]
     return [each for block in blocks for each in (*block, ())][:-1]

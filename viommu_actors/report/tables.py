@@ -7,6 +7,7 @@ from itertools import groupby
 from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.verdict import missing_proofs
+from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.report.results import Assignment, Io, Results, Verdict
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
@@ -65,6 +66,15 @@ def fault_table(results: Results) -> Table | None:
         ),
         numbers=frozenset([5]),
     )
+
+
+def interrupt_note(topology: ResolvedTopology) -> list[list[Line]]:
+    """A block that warns of interrupts that nothing checks; none where all is well."""
+    parameter = "vfio_iommu_type1.allow_unsafe_interrupts"
+    if not CommandLine(topology.host.cmdline).enabled(parameter):
+        return []
+    told = f"Interrupts are NOT protected: the host's VFIO runs with {parameter.rpartition('.')[2]}=1."
+    return [[line(Span(told, "unsafe"))]]
 
 
 def summary(results: Results) -> Line:

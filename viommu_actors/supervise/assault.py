@@ -79,7 +79,7 @@ class Assault:
         command("host", "watch", slot=device.slot)
         command(device.name, "attack", steps=aim.steps)
         seen = self._settled(aim)
-        faults = command("host", "faults")["records"]
+        faults = command("host", "faults")
         # Before the control: its own mapping is a lawful change of tables and queue.
         after = command(aim.keeper, "digest")
         control = command(owner.kernel, "offer_control", bdf=owner.bdf)
@@ -190,9 +190,9 @@ class Assault:
         return bool(arrived)
 
 
-def _fault(records: Any, seen: dict[str, Any]) -> Fault | None:
+def _fault(faults: dict[str, Any], seen: dict[str, Any]) -> Fault | None:
     """The first record of a refusal: of the host's IOMMU, else of the root port."""
-    for record in records:
+    for record in faults["records"]:
         return Fault(
             kind="remapping",
             unit="host iommu",
@@ -201,7 +201,7 @@ def _fault(records: Any, seen: dict[str, Any]) -> Fault | None:
             write=record["write"],
             reason=f"{record['reason']:#x}",
             text=record["text"],
-            count=len(records),
+            count=len(faults["records"]) + faults["lost"],
         )
     refusal = seen["first_refusal"]
     if refusal is None or refusal["outcome"] == "fault":
