@@ -11,8 +11,9 @@ from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci import config_space
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.spec import pci, platform
-from viommu_actors.spec.vtd import Access
+from viommu_actors.spec.vtd import Access, FaultReason
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
 
 MIB = 1 << 20
@@ -29,13 +30,24 @@ class FakeFunction:
 
 
 def endpoint(
-    device: int = 0x11E8, bars: dict[int, int] | None = None, payload: int = 256, express: bool = True
+    device: int = 0x11E8,
+    bars: dict[int, int] | None = None,
+    payload: int = 256,
+    express: bool = True,
+    messages: int = 1,
+    msix: int = 0,
 ) -> FakeFunction:
-    """An endpoint with MSI, PCI Express and BARs of the given sizes (0x100000 in BAR 0 by default)."""
+    """An endpoint with MSI, PCI Express and BARs of the given sizes (0x100000 in BAR 0 by default).
+
+    With `msix` vectors it has a BAR 2 for them, which is memory only: it sends nothing by itself.
+    """
     space = config_space.endpoint_header(VENDOR, device, pci.ClassCode.UNCLASSIFIED_OTHER)
     for index, size in (bars if bars is not None else {0: MIB}).items():
         space.add_bar(index, size)
-    config_space.add_msi(space)
+    config_space.add_msi(space, messages)
+    if msix:
+        space.add_bar(2, 0x1000)
+        config_space.add_msix(space, 2, msix, 0, 0x800)
     if express:
         config_space.add_express(space, pci.PortType.ENDPOINT, payload)
     return FakeFunction(space)
@@ -73,7 +85,8 @@ class FakeMachine:
         self.memory = PhysicalMemory([Slot(f"ram{base:x}", base, memoryview(bytearray(size))) for base, size in ram])
         self.unit = None if unit is None else RemappingUnit(unit, self.memory, self._message)
         self.functions = {0: host_bridge(), **(functions or {})}
-        dmar = None if unit is None else remapping_unit(address_width or unit.aw_bits)
+        width = address_width or (48 if unit is None else unit.aw_bits)
+        dmar = None if unit is None else remapping_unit(width, unit.intremap)
         self.description = MachineDescription(ram=ram, command_line=command_line, dmar=dmar, cpus=2)
         self.boot_params = install(self.memory, self.description)
         self.lines: list[str] = []
@@ -133,6 +146,15 @@ class FakeMachine:
         """One read request within a page; None where it faults."""
         physical = self._translate(requester, address, Access.READ)
         return None if physical is None else self.memory.read(physical, length)
+
+    def interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
+        """One interrupt request; what blocked it, or None where its vector is on its way."""
+        assert self.unit is not None
+        outcome = self.unit.remap_interrupt(requester, address, data)
+        if isinstance(outcome, Blocked):
+            return outcome.reason
+        self.vectors.append(outcome.interrupt.vector)
+        return None
 
     def _translate(self, requester: int, address: int, access: Access) -> int | None:
         if self.unit is None:

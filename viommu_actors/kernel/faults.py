@@ -16,12 +16,20 @@ _LIMIT = 1024
 
 
 class FaultRecord(NamedTuple):
-    """One blocked request. `source` is the requester ID, `address` the page it asked for."""
+    """One blocked request. `source` is the requester ID, `address` the page it asked for.
+
+    Of an interrupt, `address` holds the index of its remapping entry in the bits that Linux prints it from.
+    """
 
     source: int
     address: int
     write: bool
     reason: spec.FaultReason
+
+    @property
+    def entry(self) -> int | None:
+        """Index of the interrupt remapping entry; None for a DMA."""
+        return spec.InterruptFaultRecord.decode(self.address, 0).entry if self.reason.of_interrupt else None
 
 
 class FaultHandler:
@@ -90,10 +98,11 @@ class FaultHandler:
         if len(self.records) >= _LIMIT:
             self.lost += 1
             return
-        self.records.append(FaultRecord(record.source, record.address, record.write, reason))
+        taken = FaultRecord(record.source, record.address, record.write, reason)
+        self.records.append(taken)
         name = pci.format_bdf(record.source)
-        if reason >= spec.FaultReason.IR_REQUEST_RESERVED:
-            what = f"[INTR-REMAP] Request device [{name}] fault index {record.address >> 48:#x}"
+        if taken.entry is not None:
+            what = f"[INTR-REMAP] Request device [{name}] fault index {taken.entry:#x}"
         else:
             kind = "Write" if record.write else "Read"
             what = f"[DMA {kind} NO_PASID] Request device [{name}] fault addr {record.address:#x}"

@@ -10,6 +10,7 @@ from errno import EBUSY, ENODEV, ENOSPC
 
 from viommu_actors.kernel.domain import AnyDomain, Domain, PassThrough
 from viommu_actors.kernel.faults import FaultHandler, FaultRecord
+from viommu_actors.kernel.interrupt_remapping import InterruptRemapping
 from viommu_actors.kernel.invalidation import QueuedInvalidation, RegisterInvalidation
 from viommu_actors.kernel.iommu_groups import IommuGroups
 from viommu_actors.kernel.irq import Interrupts
@@ -40,9 +41,6 @@ _FIRST_ID = 2
 
 class IntelIommu:
     """One remapping unit, set up with an empty root table; `enable` starts translation."""
-
-    #: Interrupts of devices are not remapped by this kernel.
-    interrupt_remapping = False
 
     def __init__(
         self,
@@ -81,6 +79,8 @@ class IntelIommu:
         self._contexts: dict[int, int] = {}
         self._command = self._read(Reg.GSTS, 4) & ~ONE_SHOT_COMMANDS & 0xFFFF_FFFF
         self._set_command(Command.TE, False)
+        self._set_command(Command.IRE, False)
+        self._remapping: InterruptRemapping | None = None
         self.invalidation = self._start_invalidation()
         self._faults = FaultHandler(machine, unit.base, self.capability, irq, machine.log)
         self._root = pages.alloc()
@@ -201,6 +201,35 @@ class IntelIommu:
         self._set_command(Command.TE, True)
 
     @property
+    def interrupt_remapping(self) -> bool:
+        """Whether no device behind the unit can raise an interrupt that it was not given."""
+        return self._remapping is not None
+
+    def remap_interrupts(self, *, extended: bool, verify_sources: bool) -> InterruptRemapping:
+        """Starts interrupt remapping with an empty table: from here on every interrupt of a device is blocked that
+        has no entry, and so is the compatibility format.
+
+        Raises OSError(ENODEV) for a unit without invalidation queue: its entries could not be taken back.
+        """
+        if not isinstance(self.invalidation, QueuedInvalidation):
+            raise OSError(ENODEV, "Failed to enable queued invalidation")
+        remapping = InterruptRemapping(
+            self._memory,
+            self._pages,
+            self.invalidation,
+            self.covers,
+            extended=extended,
+            verify_sources=verify_sources,
+        )
+        self._write(Reg.IRTA, 8, remapping.table_register)
+        self._set_command(Command.SIRTP, True)
+        self.invalidation.interrupt_entries()
+        self._set_command(Command.IRE, True)
+        self._set_command(Command.CFI, False)
+        self._remapping = remapping
+        return remapping
+
+    @property
     def faults(self) -> list[FaultRecord]:
         """Records not taken yet."""
         return self._faults.records
@@ -218,8 +247,9 @@ class IntelIommu:
         return [page for domain in self._domains for page in domain.tables]
 
     def structure_pages(self) -> list[int]:
-        """Addresses of root table, context tables and invalidation queue."""
-        return [self._root, *self._contexts.values(), *self.invalidation.pages]
+        """Addresses of root table, context tables, invalidation queue and interrupt remapping table."""
+        tables = [] if self._remapping is None else [self._remapping.table]
+        return [self._root, *self._contexts.values(), *self.invalidation.pages, *tables]
 
     def _context_slot(self, bdf: int) -> int:
         bus = pci.bdf_bus(bdf)

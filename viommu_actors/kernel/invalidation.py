@@ -18,6 +18,7 @@ from viommu_actors.spec.vtd import (
     ContextCacheInvalidate,
     ContextGranularity,
     Fsts,
+    InterruptEntryInvalidate,
     InvalidationWait,
     IotlbGranularity,
     IotlbInvalidate,
@@ -83,6 +84,11 @@ class QueuedInvalidation:
     def iotlb_pages(self, domain: int, address: int, mask: int) -> None:
         self._counters["invalidations"] += 1
         self._submit(self._pages_low | domain << 16, address | mask)
+
+    def interrupt_entries(self, first: int | None = None, mask: int = 0) -> None:
+        """2^mask entries of the interrupt remapping table from `first`, naturally aligned; without it all."""
+        self._counters["interrupt_entry_invalidations"] += 1
+        self._submit(*InterruptEntryInvalidate(first is not None, first or 0, mask).encode())
 
     def _submit(self, low: int, high: int) -> None:
         place = self._tail

@@ -33,8 +33,8 @@ _E820_NAMES: dict[int, str] = {
 class Kernel:
     """Memory, interrupts, PCI, IOMMU and drivers of one machine; all of it stands once `boot` has returned.
 
-    `counters` counts what the kernel does: pte_writes, invalidations (IOTLB), context_invalidations, waits,
-    queue_tail_writes, dma_maps, dma_unmaps, interrupts, spurious_interrupts.
+    `counters` counts what the kernel does: pte_writes, invalidations (IOTLB), context_invalidations,
+    interrupt_entry_invalidations, waits, queue_tail_writes, dma_maps, dma_unmaps, interrupts, spurious_interrupts.
     """
 
     cmdline: CommandLine
@@ -177,6 +177,7 @@ class Kernel:
             log("DMAR: Initialization failed; devices reach all memory")
             return
         self.iommu = iommu
+        self._remap_interrupts(iommu, dmar)
         passthrough = self.cmdline.get("iommu") == "pt" or self.cmdline.enabled("iommu.passthrough")
         log(f"iommu: Default domain type: {'Passthrough' if passthrough else 'Translated'}")
         if not passthrough:
@@ -189,6 +190,29 @@ class Kernel:
             self._claim(device)
         iommu.enable()
         log("DMAR: Intel(R) Virtualization Technology for Directed I/O")
+
+    def _remap_interrupts(self, iommu: IntelIommu, dmar: acpi.Dmar) -> None:
+        """Interrupt remapping, where firmware and unit offer it and `intremap=off` does not forbid it.
+
+        In Linux's words (drivers/iommu/intel/irq_remapping.c); `intremap=nosid` verifies no source.
+        """
+        log = self.machine.log
+        options = self.cmdline.values("intremap")
+        offered = dmar.flags & acpi.DmarFlags.INTR_REMAP and iommu.extended.interrupt_remapping
+        if not offered or "off" in options:
+            return
+        extended = self.cmdline.enabled("x2apic")
+        if extended and not iommu.extended.extended_interrupt_mode:
+            log("DMAR-IR: dmar0 does not support EIM")
+            extended = False
+        try:
+            self.irq.remapping = iommu.remap_interrupts(extended=extended, verify_sources="nosid" not in options)
+        except OSError as error:
+            log(f"DMAR-IR: {error.strerror}")
+            log("DMAR-IR: Failed to setup irq remapping for dmar0")
+            log("DMAR-IR: Failed to enable irq remapping. You are vulnerable to irq-injection attacks.")
+            return
+        log(f"DMAR-IR: Enabled IRQ remapping in {'x2apic' if extended else 'xapic'} mode")
 
     def _log_policy(self, caching_mode: bool) -> None:
         """Strict, and why, where the command line asks for lazy unmapping (iommu.strict=0)."""

@@ -193,15 +193,33 @@ def add_power_management(space: ConfigSpace) -> int:
     return offset
 
 
-def add_msi(space: ConfigSpace) -> int:
-    """One 64-bit message without a mask bit, as QEMU's edu has it."""
+def add_msi(space: ConfigSpace, messages: int = 1) -> int:
+    """`messages` (a power of two up to 32) with 64-bit addresses and without mask bits; QEMU's edu has one."""
+    if messages not in pci.MSI_MESSAGES:
+        raise ValueError(f"MSI has no {messages} messages")
     offset = space.add_capability(pci.CapabilityId.MSI, pci.MSI_SIZE_64)
-    space.define(
-        offset + pci.MSI_CONTROL, 2, pci.MSI_64BIT, writable=pci.MSI_ENABLE | pci.MSI_MULTIPLE_ENABLE_MASK
-    )
+    capable = pci.MSI_MESSAGES.index(messages) << pci.MSI_MULTIPLE_CAPABLE_SHIFT
+    writable = pci.MSI_ENABLE | pci.MSI_MULTIPLE_ENABLE_MASK
+    space.define(offset + pci.MSI_CONTROL, 2, pci.MSI_64BIT | capable, writable=writable)
     space.define(offset + pci.MSI_ADDRESS, 4, 0, writable=0xFFFF_FFFC)
     space.define(offset + pci.MSI_ADDRESS_UPPER, 4, 0, writable=0xFFFF_FFFF)
     space.define(offset + pci.MSI_DATA_64, 2, 0, writable=0xFFFF)
+    return offset
+
+
+def add_msix(space: ConfigSpace, bar: int, vectors: int, table: int, pba: int) -> int:
+    """MSI-X with its table and pending bits at offsets (multiples of 8) in a BAR that is there already."""
+    if not 1 <= vectors <= pci.MSIX_MAX_VECTORS or (table | pba) & pci.MSIX_BAR_MASK:
+        raise ValueError(f"no MSI-X of {vectors} vectors with its table at {table:#x} and its pending bits at {pba:#x}")
+    ends = table + vectors * pci.MSIX_ENTRY_SIZE, pba + -(-vectors // 64) * pci.MSIX_PBA_UNIT
+    if max(ends) > space.bars[bar].size or (table < ends[1] and pba < ends[0]):
+        raise ValueError(f"MSI-X table and pending bits overlap, or do not fit into BAR {bar}")
+    offset = space.add_capability(pci.CapabilityId.MSIX, pci.MSIX_SIZE)
+    space.define(
+        offset + pci.MSIX_CONTROL, 2, vectors - 1, writable=pci.MSIX_ENABLE | pci.MSIX_FUNCTION_MASK
+    )
+    space.define(offset + pci.MSIX_TABLE, 4, table | bar)
+    space.define(offset + pci.MSIX_PBA, 4, pba | bar)
     return offset
 
 

@@ -205,6 +205,30 @@ MSI_MULTIPLE_ENABLE_SHIFT = 4
 MSI_MULTIPLE_ENABLE_MASK = 0x0070
 MSI_64BIT = 1 << 7
 MSI_MASKABLE = 1 << 8
+#: How many messages a function may offer, or be given; multiple message capable and enable hold the index.
+MSI_MESSAGES = (1, 2, 4, 8, 16, 32)
+
+# --- MSI-X (PCI 3.0 section 6.8.2)
+MSIX_CONTROL = 0x02
+MSIX_TABLE = 0x04
+MSIX_PBA = 0x08
+MSIX_SIZE = 12
+#: Table size holds the number of vectors less one.
+MSIX_TABLE_SIZE_MASK = 0x07FF
+MSIX_FUNCTION_MASK = 1 << 14
+MSIX_ENABLE = 1 << 15
+#: Table and PBA registers: the BAR in bits 2:0, the offset in it above.
+MSIX_BAR_MASK = 0x7
+MSIX_MAX_VECTORS = 2048
+#: A table entry: message address (8 bytes), data (4), vector control (4).
+MSIX_ENTRY_SIZE = 16
+MSIX_ENTRY_ADDRESS = 0
+MSIX_ENTRY_ADDRESS_UPPER = 4
+MSIX_ENTRY_DATA = 8
+MSIX_ENTRY_CONTROL = 12
+MSIX_ENTRY_MASKED = 1 << 0
+#: The pending bits come in qwords.
+MSIX_PBA_UNIT = 8
 
 # --- PCI Express capability (PCIe section 7.5.3), version 2 structure
 EXP_FLAGS = 0x02

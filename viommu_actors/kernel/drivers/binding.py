@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING
@@ -68,18 +68,21 @@ class Buffers:
 
 
 class Binding:
-    """A device in the hands of a driver: bus master, MSI, DMA."""
+    """A device in the hands of a driver: bus master, interrupts, DMA."""
 
     def __init__(
-        self, kernel: Kernel, device: PciDevice, handler: Callable[[], None], dma_bits: int = 64
+        self, kernel: Kernel, device: PciDevice, handlers: Sequence[Callable[[], None]], dma_bits: int = 64
     ) -> None:
-        """Raises OSError where the device cannot be taken into use."""
+        """`handlers` one for each MSI-X vector; all run for the one MSI of a device without.
+
+        Raises OSError where the device cannot be taken into use.
+        """
         self.kernel = kernel
         self.device = device
         self.memory = kernel.machine.memory
         self.dma = kernel.dma(device)
         self.dma.set_mask(dma_bits)
-        self._vector = kernel.irq.request_msi(device, handler)
+        kernel.irq.request_vectors(device, handlers)
         device.set_command(*[pci.Command.MEMORY | pci.Command.BUS_MASTER] * 2)
         self._control: tuple[int, int] | None = None
 
@@ -89,9 +92,9 @@ class Binding:
         self.release_control()
 
     def release(self) -> None:
-        """Gives the device and its vector back."""
+        """Gives the device and its vectors back."""
         self.device.set_bus_master(False)
-        self.kernel.irq.free(self._vector)
+        self.kernel.irq.free_device(self.device)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Takes interrupts until `done()`. Raises TimeoutError (ETIMEDOUT) where the device does not answer."""

@@ -38,7 +38,7 @@ class EduDriver(BoundDriver):
         self._sequence = 0
         self._static = is_static(kernel, device, "edu.static")
         with ExitStack() as undo:
-            self._binding = binding = Binding(kernel, device, self._interrupt, _dma_bits(kernel))
+            self._binding = binding = Binding(kernel, device, [self._interrupt], _dma_bits(kernel))
             undo.callback(binding.release)
             self._identify()
             self._out = Buffers(kernel, binding.dma, 1, Direction.TO_DEVICE, self._static)

@@ -45,7 +45,7 @@ class NicDriver(BoundDriver):
         self._posted: deque[tuple[int, int, int]] = deque()
         self._static = is_static(kernel, device, "nic.static")
         with ExitStack() as undo:
-            self._binding = binding = Binding(kernel, device, self._interrupt)
+            self._binding = binding = Binding(kernel, device, [self._interrupt])
             undo.callback(binding.release)
             self.mac = self._reset()
             self._tx, self._rx = self._ring(undo), self._ring(undo)
