@@ -37,7 +37,9 @@ from viommu_actors.spec.pci import (
     MSI_DATA_64,
     MSI_ENABLE,
     MSI_MULTIPLE_CAPABLE_MASK,
+    MSI_MULTIPLE_CAPABLE_SHIFT,
     MSI_MULTIPLE_ENABLE_MASK,
+    MSI_MULTIPLE_ENABLE_SHIFT,
     PM_CONTROL,
     PM_STATE_MASK,
     ROM_ADDRESS,
@@ -58,11 +60,15 @@ _BAR_REGISTERS = range(BAR0, BAR0 + 4 * ENDPOINT_BARS)
 
 
 class VirtualConfig:
-    """One open device's configuration space. `reset` is called when the user writes the FLR bit."""
+    """One open device's configuration space.
 
-    def __init__(self, device: PciDevice, reset: Callable[[], None]) -> None:
-        self.msi_active = False
-        """MSI is on through VFIO_DEVICE_SET_IRQS: only then does the user see it enabled."""
+    `reset` is called when the user writes the FLR bit. `msi_active` says whether MSI is on through
+    VFIO_DEVICE_SET_IRQS: only then does the user see it enabled. MSI-X needs nothing here: it reads as the kernel
+    has it, and nothing of it is the user's to write.
+    """
+
+    def __init__(self, device: PciDevice, reset: Callable[[], None], msi_active: Callable[[], bool]) -> None:
+        self._msi_active = msi_active
         self._device = device
         self._reset = reset
         self._values = bytearray(CONFIG_SIZE)
@@ -122,10 +128,17 @@ class VirtualConfig:
             mask, flags = self._bar_masks[offset - BAR0 >> 2]
             self._set(offset & ~3, 4, self._get(offset & ~3, 4) & mask | flags)
         if self._msi is not None and _covers(offset, size, self._msi + MSI_CONTROL):
-            control = self._get(self._msi + MSI_CONTROL, 2) & ~MSI_MULTIPLE_ENABLE_MASK
-            self._set(self._msi + MSI_CONTROL, 2, control if self.msi_active else control & ~MSI_ENABLE)
+            self._msi_control(self._msi + MSI_CONTROL)
         if self._express is not None and _covers(offset, size, self._express + EXP_DEVICE_CONTROL):
             self._device_control(self._express + EXP_DEVICE_CONTROL)
+
+    def _msi_control(self, offset: int) -> None:
+        """No more messages than are offered, and enabled only as it is."""
+        control = self._get(offset, 2)
+        offered = (control & MSI_MULTIPLE_CAPABLE_MASK) >> MSI_MULTIPLE_CAPABLE_SHIFT
+        given = min((control & MSI_MULTIPLE_ENABLE_MASK) >> MSI_MULTIPLE_ENABLE_SHIFT, offered)
+        control = control & ~MSI_MULTIPLE_ENABLE_MASK | given << MSI_MULTIPLE_ENABLE_SHIFT
+        self._set(offset, 2, control if self._msi_active() else control & ~MSI_ENABLE)
 
     def _device_control(self, offset: int) -> None:
         """Payload size stays virtual, the read request size has the real payload size as its floor; FLR is done."""
@@ -166,10 +179,10 @@ class VirtualConfig:
             self._keep(self._express + EXP_DEVICE_CONTROL_2, 2, virtual=0, writable=0xFFFF & ~_ARI_FORWARDING)
 
     def _lay_out_msi(self, msi: int) -> None:
-        """Address, data and enable are the kernel's; the user writes a copy. One message is offered."""
+        """Address, data and enable are the kernel's; the user writes a copy."""
         control = self._device.config_read(msi + MSI_CONTROL, 2)
         self._keep(msi + MSI_CONTROL, 2, virtual=0xFFFF, writable=MSI_ENABLE | MSI_MULTIPLE_ENABLE_MASK)
-        offered = control & ~(MSI_ENABLE | MSI_MULTIPLE_ENABLE_MASK | MSI_MULTIPLE_CAPABLE_MASK)
+        offered = control & ~(MSI_ENABLE | MSI_MULTIPLE_ENABLE_MASK)
         self._set(msi + MSI_CONTROL, 2, offered)
         end = MSI_DATA_64 if control & MSI_64BIT else MSI_DATA_32
         for offset in range(msi + MSI_ADDRESS, msi + end + 2, 2):

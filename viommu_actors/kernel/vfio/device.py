@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from errno import EINVAL, EIO
 from typing import TYPE_CHECKING, NamedTuple
 
 from viommu_actors.kernel.process import EventFd
 from viommu_actors.kernel.vfio.config import VirtualConfig, aligned
+from viommu_actors.kernel.vfio.interrupts import DeviceInterrupts, IrqInfo
 from viommu_actors.kernel.vfio.reset import has_flr, reset_function
-from viommu_actors.spec.pci import CONFIG_SIZE, CapabilityId
+from viommu_actors.spec.pci import CONFIG_SIZE
 from viommu_actors.spec.vfio import (
     BAR_REGIONS,
     IRQ_COUNT,
@@ -17,8 +17,6 @@ from viommu_actors.spec.vfio import (
     REGION_COUNT,
     REGION_OFFSET_SHIFT,
     DeviceFlags,
-    IrqFlags,
-    IrqIndex,
     RegionFlags,
     RegionIndex,
 )
@@ -47,14 +45,6 @@ class RegionInfo(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True)
-class IrqInfo:
-    """VFIO_DEVICE_GET_IRQ_INFO."""
-
-    flags: IrqFlags
-    count: int
-
-
 class VfioDevice:
     """A function bound to vfio-pci, from its first open to its last close."""
 
@@ -62,19 +52,18 @@ class VfioDevice:
         self.pci = pci
         self.opens = 0
         self._kernel = kernel
-        self._vector: int | None = None
-        self._trigger: EventFd | None = None
         # Nothing of what the function did before may go on, least of all its DMA.
         pci.set_bus_master(False)
         self._resettable = has_flr(pci)
         if self._resettable:
             reset_function(pci)
-        self._config = VirtualConfig(pci, self._reset_if_possible)
+        self._interrupts = DeviceInterrupts(kernel, pci)
+        self._config = VirtualConfig(pci, self._reset_if_possible, lambda: self._interrupts.msi_active)
 
     def close(self) -> None:
         """The last close: DMA and interrupts stop, and the function is reset."""
         self.pci.set_bus_master(False)
-        self._disable_msi()
+        self._interrupts.disable()
         self._reset_if_possible()
 
     def info(self) -> DeviceInfo:
@@ -88,7 +77,7 @@ class VfioDevice:
             size = CONFIG_SIZE
         elif index in self.pci.bars and index < BAR_REGIONS:
             size = self.pci.bars[index].size
-            if size % PAGE_SIZE == 0:
+            if size % PAGE_SIZE == 0 and not self._interrupts.owns(index, 0, size):
                 flags |= RegionFlags.MMAP
         elif not 0 <= index < REGION_COUNT or index == RegionIndex.VGA:
             raise OSError(EINVAL, f"{self} has no region {index}")
@@ -106,12 +95,14 @@ class VfioDevice:
         return b"".join(read(index, at, n).to_bytes(n, "little") for at, n in aligned(offset, size, _QWORD))
 
     def region_write(self, index: int, offset: int, data: bytes) -> None:
-        """As `region_read`; of what lies beyond the end of a BAR nothing is written."""
+        """As `region_read`; of what lies beyond the end of a BAR, or in the MSI-X table, nothing is written."""
         if index == RegionIndex.CONFIG:
             self._config.write(offset, data)
             return
         size = self._within_bar(index, offset, len(data))
         for at, n in aligned(offset, size, _QWORD):
+            if self._interrupts.owns(index, at, n):
+                continue
             start = at - offset
             self.pci.write(index, at, n, int.from_bytes(data[start : start + n], "little"))
 
@@ -122,59 +113,32 @@ class VfioDevice:
         return self.pci.bars[index]
 
     def irq_info(self, index: int) -> IrqInfo:
-        """Count 0 for a kind that is not offered; raises EINVAL for an index beyond all."""
-        if not 0 <= index < IRQ_COUNT:
-            raise OSError(EINVAL, f"{self} has no interrupt index {index}")
-        if index == IrqIndex.MSI and self.pci.capability(CapabilityId.MSI) is not None:
-            return IrqInfo(IrqFlags.EVENTFD | IrqFlags.NORESIZE, 1)
-        return IrqInfo(IrqFlags(0), 0)
+        """See `DeviceInterrupts.info`."""
+        return self._interrupts.info(index)
 
     def set_irqs(self, index: int, start: int, eventfds: tuple[EventFd | None, ...]) -> None:
-        """VFIO_DEVICE_SET_IRQS, trigger action: None takes an eventfd away, none at all disables the index.
-
-        The kernel programs the function's MSI capability; the user has no hand in address and data.
-        Raises EINVAL for anything but the one MSI.
-        """
-        if index == IrqIndex.INTX:
-            raise OSError(EINVAL, f"{self}: INTx is not offered, use MSI")
-        count = self.irq_info(index).count
-        if start < 0 or start >= count or len(eventfds) > count - start:
-            raise OSError(EINVAL, f"{self}: interrupts {start}+{len(eventfds)} of {count} at index {index}")
-        if not eventfds:
-            self._disable_msi()
-            return
-        (self._trigger,) = eventfds
-        if self._vector is None:
-            self._vector = self._kernel.irq.request_msi(self.pci, self._interrupt)
-            self._config.msi_active = True
+        """See `DeviceInterrupts.set`."""
+        self._interrupts.set(index, start, eventfds)
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET. Raises EINVAL where the function has no reset, ENOTTY where it does not come back."""
         if not self._resettable:
             raise OSError(EINVAL, f"{self} has no function level reset")
-        reset_function(self.pci)
+        self._reset()
 
     def __str__(self) -> str:
         return self.pci.name
 
-    def _interrupt(self) -> None:
-        if self._trigger is not None:
-            self._trigger.signal()
-
-    def _disable_msi(self) -> None:
-        if self._vector is None:
-            return
-        self._trigger = None
-        self._config.msi_active = False
-        self._kernel.irq.free(self._vector)
-        self._vector = None
+    def _reset(self) -> None:
+        reset_function(self.pci)
+        self._interrupts.restore()
 
     def _reset_if_possible(self) -> None:
         """A function that is gone or wedged is left as it is: its DMA is off, and its mappings go next."""
         if not self._resettable:
             return
         try:
-            reset_function(self.pci)
+            self._reset()
         except OSError as error:
             self._kernel.machine.log(f"vfio-pci: {error.strerror}")
 

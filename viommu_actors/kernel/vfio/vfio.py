@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from viommu_actors.kernel.process import EventFd, UserProcess
 from viommu_actors.kernel.vfio.container import Container
-from viommu_actors.kernel.vfio.device import DeviceInfo, IrqInfo, RegionInfo, VfioDevice
+from viommu_actors.kernel.vfio.device import DeviceInfo, RegionInfo, VfioDevice
 from viommu_actors.kernel.vfio.group import Group
+from viommu_actors.kernel.vfio.interrupts import IrqInfo
 from viommu_actors.spec.pci import format_bdf, parse_bdf
 from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
 
@@ -171,7 +172,8 @@ class Vfio:
     def set_irqs(self, process: UserProcess, device: int, index: int, start: int, eventfds: tuple[int, ...]) -> None:
         """Each interrupt from `start` signals its eventfd; -1 takes one away, an empty tuple disables the index.
 
-        EBADF or EINVAL for a descriptor that is no eventfd, EINVAL for interrupts that are not there.
+        EBADF or EINVAL for a descriptor that is no eventfd, EINVAL for interrupts that are not there or while the
+        other kind is on, ENOSPC where the kernel has no vectors for them.
         """
         files = tuple(None if fd == NO_EVENTFD else process.file(fd, EventFd, mismatch=EINVAL) for fd in eventfds)
         self._open(process, device).set_irqs(index, start, files)
