@@ -269,12 +269,12 @@ def test_without_bus_master_nothing_is_sent(bench: Bench) -> None:
     bench.configure(pci.COMMAND, 2, pci.Command.MEMORY)
     bench.endpoint.start(device(bench).fetch(0, 4))
     assert not bench.endpoint.dma_write(0, b"1234")
-    assert not bench.endpoint.msi()
+    assert not bench.endpoint.interrupt()
     assert bench.sent == [] and device(bench).results == [None]
 
 
 def test_an_interrupt_is_a_write_of_the_message(bench: Bench) -> None:
-    assert bench.endpoint.msi()
+    assert bench.endpoint.interrupt()
     data = VECTOR.to_bytes(4, "little")
     assert bench.take() == [tlp.MemWrite(FUNCTION, 0, MESSAGE_ADDRESS, 0xF, 0, data)]
 
@@ -283,5 +283,5 @@ def test_without_msi_there_is_no_interrupt(bench: Bench) -> None:
     msi = bench.endpoint.config.capability(pci.CapabilityId.MSI)
     assert msi is not None
     bench.configure(msi + pci.MSI_CONTROL, 2, 0)
-    assert not bench.endpoint.msi()
+    assert not bench.endpoint.interrupt()
     assert bench.sent == []

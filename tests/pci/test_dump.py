@@ -23,6 +23,7 @@ def spaces() -> dict[str, ConfigSpace]:
     return {
         "edu": Edu(lambda _: None, max_payload=256).config,
         "nic": Nic(lambda _: None, mac=bytes(6)).config,
+        "nic without MSI-X": Nic(lambda _: None, mac=bytes(6), msix=False).config,
         "port": RootPort(PortConfig(3)).config,
         "port without ACS": RootPort(PortConfig(3, acs=False)).config,
     }
@@ -40,7 +41,7 @@ def lspci(folder: Path, space: ConfigSpace) -> str:
 
 
 @pytest.mark.judge("lspci")
-@pytest.mark.parametrize("name", ["edu", "nic", "port", "port without ACS"])
+@pytest.mark.parametrize("name", ["edu", "nic", "nic without MSI-X", "port", "port without ACS"])
 def test_lspci_has_no_complaint(tmp_path: Path, name: str) -> None:
     text = lspci(tmp_path, spaces()[name])
     assert not [line for line in text.splitlines() if COMPLAINTS.search(line)]
@@ -62,6 +63,24 @@ def test_lspci_decodes_an_endpoint(tmp_path: Path) -> None:
         "MaxPayload 256 bytes",
         "FLReset+",
         "MaxReadReq 512 bytes",
+    ):
+        assert expected in text
+
+
+@pytest.mark.judge("lspci")
+def test_lspci_decodes_msix(tmp_path: Path) -> None:
+    space = spaces()["nic"]
+    space.write(pci.BAR0 + 8, 4, 0xC000_1000)
+    offset = space.capability(pci.CapabilityId.MSIX)
+    assert offset is not None
+    space.write(offset + pci.MSIX_CONTROL, 2, pci.MSIX_ENABLE)
+    text = lspci(tmp_path, space)
+    for expected in (
+        "Region 2: Memory at c0001000 (32-bit, non-prefetchable)",
+        "MSI: Enable- Count=1/1 Maskable- 64bit+",
+        "MSI-X: Enable+ Count=3 Masked-",
+        "Vector table: BAR=2 offset=00000000",
+        "PBA: BAR=2 offset=00000800",
     ):
         assert expected in text
 

@@ -98,7 +98,7 @@ class Edu(Endpoint):
     def _raise(self, causes: int) -> None:
         self._interrupts |= causes
         if self._interrupts:
-            self.msi()
+            self.interrupt()
 
     # --- DMA
 

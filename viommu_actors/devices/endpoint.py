@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from viommu_actors.devices.dma_engine import DmaEngine, Transfer
+from viommu_actors.devices.msix import MsixTable
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, MemWrite
@@ -27,6 +28,7 @@ Task = Generator[Transfer, None, None]
 class Endpoint:
     """Type 0 function behind a link. `send` takes what goes upstream; `log` a line for the operator.
 
+    With a MSI-X capability in `config`, the BAR that it names is table and pending bits, served here.
     Subclasses give registers (`bar_read`, `bar_write`) and forget their state in `device_reset`.
     """
 
@@ -42,6 +44,8 @@ class Endpoint:
         self._express = config.capability(pci.CapabilityId.PCI_EXPRESS)
         self._power = config.capability(pci.CapabilityId.POWER_MANAGEMENT)
         self._msi = config.capability(pci.CapabilityId.MSI)
+        msix = config.capability(pci.CapabilityId.MSIX)
+        self._msix = None if msix is None else MsixTable(config, msix, self._send_message)
         self._tasks: set[Task] = set()
         self._latch()
 
@@ -138,20 +142,31 @@ class Endpoint:
         self.engine.write(self.requester, address, data, self.max_payload)
         return True
 
-    def msi(self) -> bool:
-        """Sends the function's message signalled interrupt; False where it is not enabled."""
-        if self._message is None or not self._bus_master:
+    def interrupt(self, vector: int = 0) -> bool:
+        """Raises a message signalled interrupt: by MSI-X where it is enabled, where a masked one stays pending; else
+        by MSI, which has fewer messages. False where neither is enabled."""
+        if self._msix is not None and self._msix.enabled:
+            self._msix.signal(vector)
+            return True
+        if self._message is None:
             self.counters["no interrupt"] += 1
             return False
-        address, data = self._message
-        self.send(MemWrite(self.requester, AddressType.UNTRANSLATED, address, 0xF, 0, data))
+        address, data, messages = self._message
+        return self._send_message(address, data & -messages | (data | vector) & messages - 1)
+
+    def _send_message(self, address: int, data: int) -> bool:
+        if not self._bus_master:
+            self.counters["no interrupt"] += 1
+            return False
+        payload = data.to_bytes(4, "little")
+        self.send(MemWrite(self.requester, AddressType.UNTRANSLATED, address, 0xF, 0, payload))
         return True
 
     # --- registers
 
     def _mmio_read(self, tag: int, address: int, length: int) -> None:
         place = self._decode(address, length)
-        value = self.bar_read(*place, length) if place else None
+        value = self._read_register(*place, length) if place else None
         if value is None:
             self._refuse(tag)
         else:
@@ -160,10 +175,20 @@ class Endpoint:
 
     def _mmio_write(self, address: int, data: bytes) -> None:
         place = self._decode(address, len(data))
-        if place:
-            self.bar_write(*place, len(data), int.from_bytes(data, "little"))
-        else:
+        if place is None:
             self.counters["unsupported"] += 1
+            return
+        bar, offset = place
+        value = int.from_bytes(data, "little")
+        if self._msix is not None and bar == self._msix.bar:
+            self._msix.write(offset, len(data), value)
+        else:
+            self.bar_write(bar, offset, len(data), value)
+
+    def _read_register(self, bar: int, offset: int, size: int) -> int | None:
+        if self._msix is not None and bar == self._msix.bar:
+            return self._msix.read(offset, size)
+        return self.bar_read(bar, offset, size)
 
     def _decode(self, address: int, size: int) -> tuple[int, int] | None:
         """(BAR, offset) of an access; None where memory decoding is off or no BAR holds it."""
@@ -217,6 +242,8 @@ class Endpoint:
     def _reset(self) -> None:
         self.cancel_tasks()
         self.config.reset()
+        if self._msix is not None:
+            self._msix.reset()
         self._latch()
         self.device_reset()
 
@@ -237,13 +264,19 @@ class Endpoint:
         self.max_payload = pci.payload_size(payload)
         self.max_read = pci.payload_size((control & pci.DEVCTL_MAX_READ_MASK) >> pci.DEVCTL_MAX_READ_SHIFT)
         self._message = self._read_message()
+        if self._msix is not None:
+            self._msix.latch()
 
-    def _read_message(self) -> tuple[int, bytes] | None:
-        if self._msi is None or not self.config.read(self._msi + pci.MSI_CONTROL, 2) & pci.MSI_ENABLE:
+    def _read_message(self) -> tuple[int, int, int] | None:
+        """Address, data and number of messages of an enabled MSI."""
+        control = 0 if self._msi is None else self.config.read(self._msi + pci.MSI_CONTROL, 2)
+        if self._msi is None or not control & pci.MSI_ENABLE:
             return None
+        offered = (control & pci.MSI_MULTIPLE_CAPABLE_MASK) >> pci.MSI_MULTIPLE_CAPABLE_SHIFT
+        given = (control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT
         address = self.config.read(self._msi + pci.MSI_ADDRESS, 8)
         data = self.config.read(self._msi + pci.MSI_DATA_64, 2)
-        return address, data.to_bytes(4, "little")
+        return address, data, 1 << min(offered, given)
 
 
 def _config_access(offset: int, size: int) -> bool:

@@ -14,11 +14,12 @@ from viommu_actors.devices.dma_engine import Transfer
 from viommu_actors.devices.endpoint import Endpoint, Task
 from viommu_actors.pci import config_space
 from viommu_actors.spec import nic, pci, tlp
-from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status
+from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status, Vector
 
 #: Frames from the cable that wait for the receive ring; more are dropped.
 _RECEIVE_QUEUE = 64
 _DESCRIPTOR_SIZE = nic.DESCRIPTOR.size
+_VECTORS = {Cause.RX_DONE: Vector.RECEIVE, Cause.TX_DONE: Vector.TRANSMIT}
 
 
 @dataclass
@@ -48,7 +49,10 @@ class _Ring:
 
 
 class Nic(Endpoint):
-    """`send_frame` is its end of a cable (None: no cable); `receive_frame` takes what comes from the other end."""
+    """`send_frame` is its end of a cable (None: no cable); `receive_frame` takes what comes from the other end.
+
+    With `msix` it has three MSI-X vectors beside its MSI.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Nic(Endpoint):
         *,
         mac: bytes,
         max_payload: int = 4096,
+        msix: bool = True,
         send_frame: Callable[[bytes], None] | None = None,
     ) -> None:
         if len(mac) != 6:
@@ -65,6 +70,9 @@ class Nic(Endpoint):
         config.add_bar(nic.BAR, nic.BAR_SIZE)
         config_space.add_power_management(config)
         config_space.add_msi(config)
+        if msix:
+            config.add_bar(nic.MSIX_BAR, nic.MSIX_BAR_SIZE)
+            config_space.add_msix(config, nic.MSIX_BAR, len(nic.Vector), nic.MSIX_TABLE, nic.MSIX_PBA)
         config_space.add_express(config, pci.PortType.ENDPOINT, max_payload)
         super().__init__(config, send, log)
         self._mac = int.from_bytes(mac, "little")
@@ -282,10 +290,10 @@ class Nic(Endpoint):
         self.complain(statistic, line)
         self._raise(Cause.ERROR)
 
-    def _raise(self, cause: int) -> None:
+    def _raise(self, cause: Cause) -> None:
         self._cause |= cause
         if cause & self._cause_enable:
-            self.msi()
+            self.interrupt(_VECTORS.get(cause, Vector.OTHER))
 
     def _has_link(self) -> bool:
         return self._link_up or bool(self._control & Control.LOOPBACK)

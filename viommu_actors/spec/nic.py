@@ -18,6 +18,20 @@ REVISION = 1
 
 BAR = 0
 BAR_SIZE = 0x1000
+#: MSI-X has a BAR of its own: the table from its start, the pending bits in its second half.
+MSIX_BAR = 2
+MSIX_BAR_SIZE = 0x1000
+MSIX_TABLE = 0x000
+MSIX_PBA = 0x800
+
+
+class Vector(IntEnum):
+    """MSI-X vectors. A controller whose interrupts come by MSI has one for all of them."""
+
+    RECEIVE = 0
+    TRANSMIT = 1
+    #: Link changes and errors.
+    OTHER = 2
 
 
 class Reg(IntEnum):
