@@ -20,7 +20,9 @@ from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import PortConfig
 from viommu_actors.spec import pci, platform
+from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
 
 HIGH_BASE = 0x10_0000_0000
@@ -41,6 +43,7 @@ class Rig:
         acs: bool = True,
         max_payload: int = 4096,
         caching_mode: bool = False,
+        intremap: bool = False,
         seed: int | None = None,
         boot: bool = True,
         drivers: Sequence[type[Driver]] = DRIVERS,
@@ -52,12 +55,14 @@ class Rig:
             [Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))]
         )
         self.unit = RemappingUnit(
-            UnitConfig(caching_mode=caching_mode), self.memory, lambda address, data: self._vectors.append(data & 0xFF)
+            UnitConfig(caching_mode=caching_mode, intremap=intremap),
+            self.memory,
+            lambda address, data: self._vectors.append(data & 0xFF),
         )
         self.root = RootComplex(
             self.memory,
             self.unit.translate,
-            lambda requester, address, data: self._vectors.append(data & 0xFF),
+            self._interrupt,
             [PortConfig(slot, acs, max_payload) for slot in devices],
         )
         self._handler: Callable[[int], None] = lambda vector: None
@@ -71,7 +76,9 @@ class Rig:
         install(
             self.memory,
             MachineDescription(
-                ram=((0, len(low)), (HIGH_BASE, len(high))), command_line=cmdline, dmar=remapping_unit(48)
+                ram=((0, len(low)), (HIGH_BASE, len(high))),
+                command_line=cmdline,
+                dmar=remapping_unit(48, interrupt_remapping=intremap),
             ),
         )
         self.kernel = Kernel(self, drivers)
@@ -91,6 +98,13 @@ class Rig:
             return True
 
         self.root.attach(slot, send)
+
+    def _interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
+        outcome = self.unit.remap_interrupt(requester, address, data)
+        if isinstance(outcome, Blocked):
+            return outcome.reason
+        self._vectors.append(outcome.interrupt.vector)
+        return None
 
     def pump(self) -> None:
         """Delivers messages until none is on its way."""

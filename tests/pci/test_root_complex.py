@@ -8,9 +8,9 @@ import pytest
 
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci.root_complex import RootComplex
-from viommu_actors.pci.root_port import PortConfig
+from viommu_actors.pci.root_port import LogEntry, Outcome, PortConfig
 from viommu_actors.spec import pci, tlp
-from viommu_actors.spec.vtd import Access
+from viommu_actors.spec.vtd import Access, FaultReason
 
 DEVICE = pci.bdf(1, 0, 0)
 PEER = pci.bdf(2, 0, 0)
@@ -37,7 +37,8 @@ class Fabric:
         self.sent: dict[int, list[tlp.Downstream]] = {SLOT: [], PEER_SLOT: []}
         self.room = True
         ports = [PortConfig(slot, acs, max_payload) for slot in (SLOT, PEER_SLOT)]
-        self.root = RootComplex(self.memory, self.translate, lambda *it: self.interrupts.append(it), ports)
+        self.blocks: FaultReason | None = None
+        self.root = RootComplex(self.memory, self.translate, self.interrupt, ports)
         for slot in (SLOT, PEER_SLOT):
             self.root.attach(slot, lambda message, slot=slot: self.send(slot, message))
             port = pci.bdf(0, slot, 0)
@@ -57,6 +58,10 @@ class Fabric:
         if self.room:
             self.sent[slot].append(message)
         return self.room
+
+    def interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
+        self.interrupts.append((requester, address, data))
+        return self.blocks
 
     def translate(self, requester: int, address: int, access: Access) -> Target:
         self.asked.append((requester, address, access))
@@ -303,6 +308,28 @@ def test_any_other_write_to_the_interrupt_range_is_none(fabric: Fabric, data: by
     fabric.write(0xFEE0_0000, data, first=first)
     assert fabric.interrupts == []
     assert fabric.counters == {"interrupt range": 1}
+
+
+def test_a_misaligned_write_to_the_interrupt_range_is_none(fabric: Fabric) -> None:
+    for address in (0xFEE0_0001, 0xFEE0_0002, 0xFEE0_0003):
+        fabric.write(address, b"1234")
+    fabric.write(0xFEE0_0000, b"12345678", first=0b1000, last=0b0111)
+    assert fabric.interrupts == []
+    assert fabric.counters == {"malformed": 3, "interrupt range": 1}
+
+
+def test_the_log_says_what_blocked_an_interrupt(fabric: Fabric) -> None:
+    log = fabric.root.start_log(SLOT)
+    fabric.write(0xFEE0_0010, b"1\0\0\0")
+    fabric.blocks = FaultReason.IR_COMPATIBILITY_BLOCKED
+    fabric.write(0xFEE0_0000, b"1\0\0\0")
+    fabric.write(0xFEE0_0000, b"12345678")
+    assert log.entries == [
+        LogEntry("msi", DEVICE, 0xFEE0_0010, 4, True, Outcome.OK, None, None),
+        LogEntry("msi", DEVICE, 0xFEE0_0000, 4, True, Outcome.FAULT, None, 0x25),
+        LogEntry("msi", DEVICE, 0xFEE0_0000, 8, True, Outcome.INTERRUPT_RANGE, None, None),
+    ]
+    assert fabric.counters == {"msi": 1, "fault": 1, "interrupt range": 1}
 
 
 def test_a_read_of_the_interrupt_range_is_unsupported(fabric: Fabric) -> None:

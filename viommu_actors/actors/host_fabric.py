@@ -12,6 +12,7 @@ from viommu_actors.actors.runtime import log
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import Outcome, PortConfig
+from viommu_actors.pci.upstream import Interrupt
 from viommu_actors.spec import pci, platform
 from viommu_actors.vtd.unit import RemappingUnit
 from viommu_actors.wire.codec import MalformedMessage, Message
@@ -34,7 +35,7 @@ class Fabric:
         context: zmq.Context[Any],
         memory: PhysicalMemory,
         unit: RemappingUnit,
-        msi: Callable[[int, int, int], None],
+        msi: Interrupt,
         links: list[dict[str, Any]],
     ) -> None:
         ports = [PortConfig(link["slot"]) for link in links]

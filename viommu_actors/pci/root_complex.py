@@ -19,7 +19,7 @@ class RootComplex:
     """Bus 0 with its host bridge and root ports, and the way from each port to memory.
 
     `translate(requester, address, access)` is asked for each memory transaction, `interrupt(requester,
-    address, data)` gets each message signalled interrupt.
+    address, data)` gets each message signalled interrupt and says what blocked it, if anything did.
     """
 
     def __init__(

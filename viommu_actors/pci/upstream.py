@@ -13,7 +13,7 @@ from viommu_actors.pci.fragment import byte_count, enabled_ranges, well_formed
 from viommu_actors.pci.root_port import Outcome, RootPort
 from viommu_actors.spec import tlp
 from viommu_actors.spec.tlp import Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
-from viommu_actors.spec.vtd import Access
+from viommu_actors.spec.vtd import Access, FaultReason
 
 _ALL_BYTES = 0xF
 _ATOMIC_SIZES = {
@@ -34,7 +34,8 @@ class Translated(Protocol):
 
 
 Translate = Callable[[int, int, Access], Translated]
-Interrupt = Callable[[int, int, int], None]
+#: (requester, address, data) of an interrupt request; what blocked it, or None where it was delivered.
+Interrupt = Callable[[int, int, int], FaultReason | None]
 
 
 class Upstream:
@@ -125,9 +126,12 @@ class Upstream:
         outcome = port.refusal(requester, at)
         if outcome is None and (len(data) != tlp.DWORD or first_be != _ALL_BYTES):
             outcome = Outcome.INTERRUPT_RANGE
-        port.record("msi", requester, address, len(data), outcome or Outcome.OK)
-        if outcome is None:
-            self._interrupt(requester, address, int.from_bytes(data, "little"))
+        if outcome is not None:
+            port.record("msi", requester, address, len(data), outcome)
+            return
+        reason = self._interrupt(requester, address, int.from_bytes(data, "little"))
+        outcome = Outcome.OK if reason is None else Outcome.FAULT
+        port.record("msi", requester, address, len(data), outcome, reason=reason)
 
     def _atomic(self, port: RootPort, request: Atomic) -> None:
         requester, tag, at, kind, address, data = request
