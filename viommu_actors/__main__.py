@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from viommu_actors.cli import topology
+from viommu_actors.cli import inspect, replay, topology
 
-_COMMANDS = {"topology": topology}
+_COMMANDS = {"topology": topology, "replay": replay, "inspect": inspect}
 
 
 def main(arguments: list[str] | None = None) -> int:

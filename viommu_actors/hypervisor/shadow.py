@@ -27,6 +27,7 @@ from viommu_actors.spec.vtd import (
     IotlbGranularity,
 )
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.listener import InvalidationListener
 from viommu_actors.vtd.tables import Context, TableFault, leaves
 
 _LAST_ADDRESS: Final = (1 << 64) - 1
@@ -273,13 +274,25 @@ class Shadow:
         return cropped
 
 
+class DeviceShadow(InvalidationListener, Protocol):
+    """Keeps the container of one requester id."""
+
+    requester: int
+
+    def start(self) -> None:
+        """The device is plugged in."""
+
+    def stop(self) -> None:
+        """The device is unplugged."""
+
+
 class Shadows:
     """The InvalidationListener of a vIOMMU with several assigned devices: each of their shadows hears of everything."""
 
     def __init__(self) -> None:
-        self._shadows: dict[int, Shadow] = {}
+        self._shadows: dict[int, DeviceShadow] = {}
 
-    def add(self, shadow: Shadow) -> None:
+    def add(self, shadow: DeviceShadow) -> None:
         """A device is plugged in: from here on its container is kept."""
         self._shadows[shadow.requester] = shadow
         shadow.start()
@@ -288,7 +301,7 @@ class Shadows:
         """A device is unplugged. Raises KeyError for one that is not there."""
         self._shadows.pop(requester).stop()
 
-    def __iter__(self) -> Iterator[Shadow]:
+    def __iter__(self) -> Iterator[DeviceShadow]:
         return iter(self._shadows.values())
 
     def translation_changed(self, enabled: bool) -> None:

@@ -18,10 +18,9 @@ class Quirk(Enum):
     ENTRIES_UNCACHED = "interrupt remapping entries are read from memory each time"
     POSTED_IGNORED = "the mode bit of an interrupt remapping entry (posted) is ignored"
     BUS_RANGE_SWAPPED = "source validation by bus range takes start and end the wrong way round"
-    IOTLB_BY_SOURCE = (
-        "the IOTLB is tagged by source id and looked at before the context; page-selective invalidation compares page"
-        " numbers modulo 256"
-    )
+    WRITES_ANONYMOUS = "a device's plain write to 0xFEExxxxx tells no requester id, so that its source is not checked"
+    IOTLB_BY_SOURCE = "the IOTLB is tagged by source id and looked at before the context"
+    PAGES_MODULO_256 = "page-selective invalidation compares page numbers modulo 256"
     HIT_DENIAL_LOST = "a permission failure on a cached translation is blocked but not recorded"
     PASS_THROUGH_SETTLED = "pass-through is settled at switches and context invalidations, at any address"
     DOMAIN_CONTEXT_AS_GLOBAL = "a domain-selective context invalidation is carried out as a global one"
@@ -43,6 +42,9 @@ class Quirk(Enum):
 
 #: Not on the project's list of QEMU's deviations: a difference that one of these explains still counts.
 UNLISTED: Final = frozenset({Quirk.ALL_ONES_UNREADABLE, Quirk.ENTRY_INVALIDATION_UNCHECKED})
+
+#: Those that QEMU 11.1 has no more.
+MENDED_IN_11: Final = frozenset({Quirk.PAGES_MODULO_256, Quirk.INTERRUPT_FAULTS_LOST})
 
 #: What a unit is to be: the specification's, QEMU 7.2's, or the specification's with some deviations.
 Quirks = Literal["spec", "qemu"] | frozenset[Quirk]

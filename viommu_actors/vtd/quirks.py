@@ -81,20 +81,24 @@ class _QemuTranslator(Translator):
     """The IOTLB is tagged by source id and comes before the context cache.
 
     Whether a device is passed through is settled when translation is switched or its context invalidated, for each
-    device that there is; here, for each that has been seen.
+    device that there is; here, for each that has been attached or seen.
     """
 
     def __init__(self, memory: Memory, config: UnitConfig, faults: FaultLog, counters: Counter[str]) -> None:
         self._pages: dict[tuple[int, int, int], _Cached] = {}
         self._passing: dict[int, bool] = {}
         quirks = config.quirk_set
-        self._by_source = Quirk.IOTLB_BY_SOURCE in quirks
+        self._by_source = Quirk.IOTLB_BY_SOURCE in quirks or Quirk.PAGES_MODULO_256 in quirks
+        self._modulo = Quirk.PAGES_MODULO_256 in quirks
         self._loses_denials = Quirk.HIT_DENIAL_LOST in quirks
         self._settles = Quirk.PASS_THROUGH_SETTLED in quirks
         self._domain_as_global = Quirk.DOMAIN_CONTEXT_AS_GLOBAL in quirks
         super().__init__(memory, config, faults, counters)
         if Quirk.ALL_ONES_UNREADABLE in quirks:
             self._walk_memory = _AllOnesUnreadable(memory)
+
+    def attach(self, requester: int) -> None:
+        self._is_passing(requester)
 
     def translate(self, requester: int, address: int, access: Access) -> Translation:
         if not self.enabled or is_interrupt(address):
@@ -133,13 +137,13 @@ class _QemuTranslator(Translator):
         return super().invalidate_context(granularity, domain, source, function_mask)
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
-        """Page numbers are compared under a mask of 8 bits, so modulo 256, or not at all."""
+        """Page numbers are compared under a mask, in QEMU 7.2 of 8 bits: modulo 256, or not at all."""
         super().invalidate_iotlb(granularity, domain, address, address_mask)
         if granularity == IotlbGranularity.GLOBAL:
             self._pages.clear()
             return
         everything = granularity == IotlbGranularity.DOMAIN
-        mask = ~((1 << address_mask) - 1) & 0xFF
+        mask = ~((1 << address_mask) - 1) & (0xFF if self._modulo else U64_MASK)
         page = address >> PAGE_SHIFT
         for key, cached in list(self._pages.items()):
             if cached.domain == domain and (

@@ -61,6 +61,9 @@ class Translator:
         self.root = 0
         self.flush()
 
+    def attach(self, requester: int) -> None:
+        """A device is there. Nothing of it is looked at before its first request."""
+
     def translate(self, requester: int, address: int, access: Access) -> Translation:
         """One request that does not cross a 4 KiB boundary. A fault is recorded here."""
         if self.enabled:

@@ -68,6 +68,8 @@ class RemappingUnit:
         #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
         #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
         self.translate: Callable[[int, int, Access], Translation] = self._translator.translate
+        #: attach(requester): a device is there. QEMU settles some things for it before its first request.
+        self.attach: Callable[[int], None] = self._translator.attach
         self._handlers: dict[int, Callable[[], None]] = {
             Reg.GCMD: self._command,
             Reg.CCMD + 4: self._context_command,
