@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
 from errno import EBUSY, EINVAL, ENOSPC, ENOTSUP
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +15,13 @@ from tests.kernel.fake_machine import FakeMachine, endpoint
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.spec import pci, platform
-from viommu_actors.spec.vtd import FaultReason, Reg, Status
+from viommu_actors.spec.vtd import Command, FaultReason, InterruptEntryInvalidate, Reg, Status
 from viommu_actors.spec.vtd_interrupts import InterruptEntry, InterruptRequest
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.interrupts import Blocked
 
 FIRST, SECOND, MANY = 0x20, 0x28, 0x30
+RECORDED = Path(__file__).parents[1] / "transcripts" / "linux" / "boot_sequence.jsonl.gz"
 ENABLED = Status.IRES | Status.IRTPS
 
 
@@ -22,6 +29,17 @@ class Machine(FakeMachine):
     """A machine with interrupt remapping, whose unit may hide it or its queue."""
 
     hide_extended = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: Writes of the unit's registers: (offset, value).
+        self.written: list[tuple[int, int]] = []
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        offset = address - platform.REMAPPING_UNIT_BASE
+        if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            self.written.append((offset, value))
+        super().mmio_write(address, size, value)
 
     def mmio_read(self, address: int, size: int) -> int:
         value = super().mmio_read(address, size)
@@ -144,6 +162,33 @@ def test_without_a_queue_it_is_refused_in_linux_words() -> None:
     ]
     host.irq.request_msi(host.device(SECOND), lambda: host.came.append("came"))
     assert host.send(SECOND, host.msi(SECOND)) is None and host.came == ["came"]
+
+
+def test_the_order_is_that_of_a_recorded_linux() -> None:
+    """Table, SIRTP, all entries invalidated, IRE; as a Linux guest did it on QEMU."""
+    with gzip.open(RECORDED, "rt") as lines:
+        linux = [json.loads(line) for line in lines]
+    writes = [(int(op["offset"], 16), int(op["value"], 16)) for op in linux if op["op"] == "reg_write"]
+    assert steps(writes) == ["IRTA", "SIRTP", "invalidation", "IRE"]
+    host = Host()
+    assert steps(host.machine.written) == ["IRTA", "SIRTP", "invalidation", "IRE"]
+    first = next(op for op in linux if op.get("type") == "iec")
+    assert InterruptEntryInvalidate(indexed=False).encode() == (int(first["lo"], 16), int(first["hi"], 16))
+
+
+def steps(writes: list[tuple[int, int]]) -> list[str]:
+    """What was done to turn interrupt remapping on, the queue's tail written between its bits."""
+    found: list[str] = []
+    for offset, value in writes:
+        if offset == Reg.IRTA:
+            found.append("IRTA")
+        elif offset == Reg.GCMD and value & Command.SIRTP:
+            found.append("SIRTP")
+        elif offset == Reg.IQT and found == ["IRTA", "SIRTP"]:
+            found.append("invalidation")
+        elif offset == Reg.GCMD and value & Command.IRE:
+            return [*found, "IRE"]
+    return found
 
 
 # --- honest interrupts
@@ -372,3 +417,31 @@ def test_entries_run_out_and_come_back(host: Host) -> None:
     assert host.irq.request_vector(lambda: None) == 0x31, "the vector was given back"
     remapping.free(blocks[3], 32)
     assert remapping.allocate(SECOND, [0x40]) == blocks[3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_never_overlap_and_what_is_freed_is_blocked(host: Host, seed: int) -> None:
+    remapping, unit, rng = host.irq.remapping, host.machine.unit, random.Random(seed)
+    assert remapping is not None and unit is not None
+    held: dict[int, tuple[int, list[int]]] = {}
+    for step in range(200):
+        if held and rng.random() < 0.45:
+            first = rng.choice(list(held))
+            remapping.free(first, len(held.pop(first)[1]))
+        else:
+            vectors = [rng.randrange(0x30, 0xF0) for _ in range(rng.choice((1, 1, 2, 3, 5, 8, 32)))]
+            try:
+                held[remapping.allocate(step, vectors)] = step, vectors
+            except OSError as error:
+                assert error.errno == ENOSPC
+        expected = {
+            index: (source, vector)
+            for first, (source, vectors) in held.items()
+            for index, vector in enumerate(vectors, first)
+        }
+        assert sum(len(vectors) for _, vectors in held.values()) == len(expected)
+        for index in rng.sample(range(256), 16):
+            source, vector = expected.get(index, (0, None))
+            outcome = unit.remap_interrupt(source, *remappable(index))
+            found = None if isinstance(outcome, Blocked) else outcome.interrupt.vector
+            assert found == vector

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from errno import EBUSY, ENODEV, ENOSPC
 
+from viommu_actors.kernel.device_scope import in_scope
 from viommu_actors.kernel.domain import AnyDomain, Domain, PassThrough
 from viommu_actors.kernel.faults import FaultHandler, FaultRecord
 from viommu_actors.kernel.interrupt_remapping import InterruptRemapping
@@ -18,7 +19,7 @@ from viommu_actors.kernel.machine import KernelPanic, Machine
 from viommu_actors.kernel.pages import PageAllocator
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.spec import pci
-from viommu_actors.spec.acpi import DeviceScope, Drhd, DrhdFlags, ScopeType
+from viommu_actors.spec.acpi import Drhd, DrhdFlags
 from viommu_actors.spec.vtd import (
     ENTRY_SIZE,
     ONE_SHOT_COMMANDS,
@@ -118,7 +119,7 @@ class IntelIommu:
         """Whether the device is in the unit's scope (VT-d section 8.3.1)."""
         if self._unit.flags & DrhdFlags.INCLUDE_PCI_ALL:
             return True
-        return any(_in_scope(scope, device) for scope in self._unit.scopes)
+        return any(in_scope(scope, device) for scope in self._unit.scopes)
 
     # --- domains
 
@@ -295,14 +296,3 @@ class IntelIommu:
 
     def _log(self, line: str) -> None:
         self._machine.log(f"DMAR: {line}")
-
-
-def _in_scope(scope: DeviceScope, device: PciDevice) -> bool:
-    chain = [device]
-    while chain[0].parent is not None:
-        chain.insert(0, chain[0].parent)
-    steps = [divmod(member.bdf & 0xFF, pci.FUNCTIONS_PER_DEVICE) for member in chain if member.bus >= scope.start_bus]
-    start = len(chain) - len(steps)
-    if not steps or chain[start].bus != scope.start_bus or tuple(steps[: len(scope.path)]) != scope.path:
-        return False
-    return scope.kind == ScopeType.BRIDGE or (scope.kind == ScopeType.ENDPOINT and len(steps) == len(scope.path))
