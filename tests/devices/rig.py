@@ -51,9 +51,7 @@ class Rig:
         self.lines: list[str] = []
         self._vectors: deque[int] = deque()
         low, high = bytearray(16 << 20), bytearray(16 << 20)
-        self.memory = PhysicalMemory(
-            [Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))]
-        )
+        self.memory = PhysicalMemory([Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))])
         self.unit = RemappingUnit(
             UnitConfig(caching_mode=caching_mode, intremap=intremap),
             self.memory,

@@ -69,9 +69,7 @@ def test_interrupts_are_raised_and_acknowledged(bench: Bench) -> None:
     assert bench.read(0x24) == 0 and bench.sent == []
 
 
-@pytest.mark.parametrize(
-    ("offset", "size"), [(0x00, 8), (0x20, 8), (0x00, 2), (0x04, 1), (0x80, 2), (0x98, 1)]
-)
+@pytest.mark.parametrize(("offset", "size"), [(0x00, 8), (0x20, 8), (0x00, 2), (0x04, 1), (0x80, 2), (0x98, 1)])
 def test_other_access_sizes_are_not_answered(bench: Bench, offset: int, size: int) -> None:
     assert bench.read(offset, size) is None
 

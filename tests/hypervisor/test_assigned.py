@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import count
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
 from viommu_actors.hypervisor.parent import Region
 from viommu_actors.hypervisor.routes import Routes
+from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.pci import config_space
 from viommu_actors.spec import pci, vfio
 
@@ -29,6 +31,7 @@ class Parent:
         self.slots: dict[int, tuple[int, int]] = {}
         self.routes: list[tuple[int, int, int]] = []
         self.irqfds: dict[int, int] = {}
+        self.signalled: list[tuple[int, int]] = []
         self.irqs: tuple[int, ...] = ()
         self.writes: list[tuple[int, bytes]] = []
         self.closed: list[int] = []
@@ -68,8 +71,14 @@ class Parent:
     def set_routes(self, vm: int, routes: list[tuple[int, int, int]]) -> None:
         self.routes = routes
 
-    def irqfd(self, vm: int, eventfd: int, gsi: int) -> None:
-        self.irqfds[eventfd] = gsi
+    def irqfd(self, vm: int, eventfd: int, gsi: int, assign: bool) -> None:
+        if assign:
+            self.irqfds[eventfd] = gsi
+        else:
+            assert self.irqfds.pop(eventfd) == gsi
+
+    def signal_msi(self, vm: int, address: int, data: int) -> None:
+        self.signalled.append((address, data))
 
     def set_irqs(self, device: int, index: int, start: int, eventfds: tuple[int, ...]) -> None:
         assert index == vfio.IrqIndex.MSI
@@ -83,7 +92,8 @@ def parent() -> Parent:
 
 def _function(parent: Parent, *edits: Edit) -> AssignedFunction:
     slots = count()
-    return AssignedFunction(parent, 1, 2, Routes(parent, 1), list(edits), lambda: next(slots))  # type: ignore[arg-type]
+    delivery = Delivery(parent, 1, Routes(parent, 1), lambda _r, address, data, _f: (address, data), Counter())  # type: ignore[arg-type]
+    return AssignedFunction(delivery, 2, 0x18, list(edits), lambda: next(slots))
 
 
 def _capabilities(function: AssignedFunction) -> dict[int, int]:
@@ -150,7 +160,7 @@ def test_msi_becomes_an_irqfd_with_a_route(parent: Parent) -> None:
     function.config_write(msi + pci.MSI_DATA_64, 2, 0x32)
     assert parent.routes == [(gsi, 0xFEE0_0000, 0x32)]
     function.config_write(msi + pci.MSI_CONTROL, 2, control & ~pci.MSI_ENABLE)
-    assert parent.irqs == () and parent.routes == [] and len(parent.closed) == 1
+    assert parent.irqs == () and parent.routes == [] and not parent.irqfds and len(parent.closed) == 1
     assert not parent.writes, "the device's own MSI registers are the parent kernel's"
 
 

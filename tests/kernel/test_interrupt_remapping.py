@@ -49,9 +49,7 @@ class Machine(FakeMachine):
 class Host:
     """A booted kernel: 00:04.0 with MSI-X, 00:05.0 with MSI, 00:06.0 with 8 MSI messages."""
 
-    def __init__(
-        self, options: str = "", *, eim: bool = False, intremap: bool = True, hide_extended: int = 0
-    ) -> None:
+    def __init__(self, options: str = "", *, eim: bool = False, intremap: bool = True, hide_extended: int = 0) -> None:
         functions = {FIRST: endpoint(msix=3), SECOND: endpoint(2), MANY: endpoint(3, messages=8)}
         unit = UnitConfig(intremap=intremap, eim=eim)
         self.machine = Machine(f"intel_iommu=on {options}", unit, functions)
@@ -208,9 +206,7 @@ def test_msi(host: Host) -> None:
 def test_several_msi_messages_share_a_block_of_entries(host: Host) -> None:
     host.irq.request_msi(host.device(SECOND), lambda: None)
     names = ["a", "b", "c", "d", "e"]
-    vectors = host.irq.request_messages(
-        host.device(MANY), [lambda name=name: host.came.append(name) for name in names]
-    )
+    vectors = host.irq.request_messages(host.device(MANY), [lambda name=name: host.came.append(name) for name in names])
     address, data = host.msi(MANY)
     assert InterruptRequest.decode(address, data) == (8, 0, True, 0), "naturally aligned"
     for number in range(5):

@@ -301,9 +301,7 @@ def test_a_dword_write_to_the_interrupt_range_is_an_interrupt(fabric: Fabric) ->
     assert fabric.asked == []
 
 
-@pytest.mark.parametrize(
-    ("data", "first"), [(b"12345678", FULL), (b"1234", 0b0011), (b"1234", 0), (bytes(64), FULL)]
-)
+@pytest.mark.parametrize(("data", "first"), [(b"12345678", FULL), (b"1234", 0b0011), (b"1234", 0), (bytes(64), FULL)])
 def test_any_other_write_to_the_interrupt_range_is_none(fabric: Fabric, data: bytes, first: int) -> None:
     fabric.write(0xFEE0_0000, data, first=first)
     assert fabric.interrupts == []
@@ -363,9 +361,7 @@ def test_the_interrupt_range_ends_at_its_last_byte(fabric: Fabric) -> None:
         (tlp.AtomicKind.COMPARE_SWAP, b"????wxyz", b"\x00\x01\x02\x03"),
     ],
 )
-def test_an_atomic_answers_the_old_value(
-    fabric: Fabric, kind: tlp.AtomicKind, operand: bytes, after: bytes
-) -> None:
+def test_an_atomic_answers_the_old_value(fabric: Fabric, kind: tlp.AtomicKind, operand: bytes, after: bytes) -> None:
     fabric.atomic(kind, 0x1000, operand)
     assert fabric.answers == [tlp.Completion(7, 0, 4, bytes(range(4)))]
     assert fabric.ram[0x1000:0x1004] == after

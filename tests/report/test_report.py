@@ -47,7 +47,7 @@ def test_a_stream_that_lacks_the_drawing_characters_gets_ascii() -> None:
 
 def test_the_accesses_tried_with_outcome_and_evidence() -> None:
     text = uncoloured(*sample("assigned-no-viommu"), 100)
-    assert "nic0: DMA tried beyond its mappings (driven by the vm0 guest kernel, setting none)" in text
+    assert "nic0: what it tried beyond what it was given (driven by the vm0 guest kernel, setting none)" in text
     assert re.search(r"A2 arbitrary write +guest memory +16 +corrupted, as expected", text)
     assert "host iommu: fault 0x5 (write permission), write of 0x7f000 by 01:00.0; canary unchanged" in text
 

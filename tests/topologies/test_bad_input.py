@@ -33,7 +33,7 @@ BAD = {
         "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection",
     ),
     "unsafe interrupts": (
-        SMALL.replace('"32M"', '"32M"\ncmdline = "intel_iommu=on"'),
+        SMALL.replace('"32M"', '"32M"\niommu = { intremap = false }'),
         "allow_unsafe_interrupts=1",
     ),
     "no such attack": (SMALL.replace('"A2"', '"A999"'), "A999"),

@@ -151,7 +151,7 @@ CASES = {
         "host.cmdline: VFIO cannot assign a device without the host's IOMMU; add intel_iommu=on",
     ),
     "interrupts not allowed": (
-        TOP + '[host]\ncmdline = "intel_iommu=on"\n' + device() + vm() + assign(),
+        TOP + "[host]\niommu = { intremap = false }\n" + device() + vm() + assign(),
         "host.cmdline: No interrupt remapping support",
     ),
     "vfio-pci.ids by hand": (
@@ -176,7 +176,15 @@ CASES = {
     "peer of an edu": (TOP + device("a", "edu", 'peer = "b"'), "device[0].peer: an edu has no cable"),
     "peer is an edu": (TOP + device("a", "nic", 'peer = "b"') + device("b", "edu"), 'device[0].peer: "b" is an edu'),
     # edits
-    "unknown capability": (edited('{hide = "msix"}'), 'edit[0].hide: "msix" is not known here; did you mean "msi"?'),
+    "unknown capability": (edited('{hide = "msiy"}'), 'edit[0].hide: "msiy" is not known here; did you mean "msi'),
+    "interrupts turned off": (
+        TOP + '[host]\ncmdline = "intel_iommu=on intremap=off"\n' + device() + vm() + assign(),
+        "host.cmdline: No interrupt remapping support",
+    ),
+    "eim without remapping": (
+        TOP + device() + vm() + "[vm.viommu]\nintremap = false\neim = true\n" + assign(),
+        "viommu.eim: is a mode of interrupt remapping",
+    ),
     "edit out of space": (edited("{offset = 0x1000, mask = 1, value = 0}"), "offset: 0x1000 is no dword"),
     "edit unaligned": (edited("{offset = 2, mask = 1, value = 0}"), "edit[0].offset: 0x2 is no dword"),
     "edit outside its mask": (edited("{offset = 0, mask = 1, value = 2}"), "value: 0x2 has bits outside the mask 0x1"),

@@ -74,7 +74,7 @@ class DeviceActor:
             return Edu(self._send, log, max_payload=payload, dma_bits=configuration["dma_mask_bits"])
         mac = bytes.fromhex(configuration["mac"])
         transmit = None if self._cable is None else self._cable.transmit
-        return Nic(self._send, log, mac=mac, max_payload=payload, msix=False, send_frame=transmit)
+        return Nic(self._send, log, mac=mac, max_payload=payload, send_frame=transmit)
 
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does."""

@@ -16,8 +16,10 @@ import zmq
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
+from viommu_actors.kernel.drivers.edu import EduDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.memory import PhysicalMemory
+from viommu_actors.spec import pci
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage
 from viommu_actors.wire.sockets import Channel, Inbox, make_context
@@ -38,6 +40,8 @@ class GuestCpu:
         #: (first, end, token) of each window, as an EPT holds what it was filled with
         self._windows: list[tuple[int, int, bytes]] = []
         self._handler: Callable[[int], None] = lambda vector: None
+        #: when the last interrupt arrived, on the monotonic clock in nanoseconds
+        self.interrupted_at = 0
         #: (peer, frame) of control messages that came while the kernel waited
         self.backlog: deque[bytes] = deque()
 
@@ -93,6 +97,7 @@ class GuestCpu:
             log(f"inject: {error}")
             return False
         self._inject.received[type(message)] += 1
+        self.interrupted_at = time.perf_counter_ns()
         self._handler(message[0])
         return True
 
@@ -111,8 +116,10 @@ class GuestActor:
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         self._cpu = GuestCpu(memory, self._trap, direct, inbox, tallies[2])
         self._control = Control(inbox, name, tallies)
-        commands = KernelCommands(Kernel(self._cpu), self._control.event)
+        self._kernel = Kernel(self._cpu)
+        commands = KernelCommands(self._kernel, self._control.event)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
+        self._control.register({"interrupt_latency": self._interrupt_latency})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -126,6 +133,18 @@ class GuestActor:
                 self._cpu.take()
             except zmq.Again:
                 continue
+
+    def _interrupt_latency(self, bdf: str, count: int) -> list[int]:
+        """Nanoseconds from the write that makes an edu raise its interrupt to its arrival, `count` times."""
+        driver = self._kernel.drivers[pci.parse_bdf(bdf)]
+        if not isinstance(driver, EduDriver):
+            raise ValueError(f"{bdf} is no edu")
+        taken = []
+        for _ in range(count):
+            began = time.perf_counter_ns()
+            driver.ring()
+            taken.append(self._cpu.interrupted_at - began)
+        return taken
 
     def _exits(self) -> dict[str, int]:
         return {"traps": sum(self._trap.tally.sent.values())}

@@ -16,20 +16,26 @@ import zmq
 
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.host_fabric import Fabric
+from viommu_actors.actors.interrupt_targets import InterruptTargets
 from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.lending import Lending
+from viommu_actors.actors.outlet import Outlet
 from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
+from viommu_actors.apic import accepted
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import platform
+from viommu_actors.spec.vtd import FaultReason
+from viommu_actors.spec.vtd_interrupts import Interrupt
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
 from viommu_actors.wire import messages as m
-from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.sockets import Inbox, make_context
 from viommu_actors.wire.tally import Tally
 
 #: Messages taken from one socket before the others get their turn.
@@ -50,6 +56,8 @@ class HostMachine:
         self._pump = pump
         self._handler: Callable[[int], None] = lambda vector: None
         self._vectors: deque[int] = deque()
+        #: interrupts that the local APIC took, by vector
+        self.delivered: Counter[int] = Counter()
         self._taken = 0
 
     def mmio_read(self, address: int, size: int) -> int:
@@ -86,9 +94,12 @@ class HostMachine:
     def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
         self._handler = handler
 
-    def raise_interrupt(self, vector: int) -> None:
-        """The local APIC accepts a vector; taken when the kernel next lets interrupts in."""
-        self._vectors.append(vector)
+    def deliver(self, interrupt: Interrupt) -> None:
+        """An interrupt at the local APIC; taken when the kernel next lets interrupts in."""
+        vector = accepted(interrupt)
+        if vector is not None:
+            self._vectors.append(vector)
+            self.delivered[vector] += 1
 
     def take_interrupts(self) -> None:
         """Runs the handler for what is pending."""
@@ -117,8 +128,9 @@ class HostActor:
         self._kernel = Kernel(self._machine)
         self._lending = Lending(self._fabric, self._inbox, self._inject)
         self._configuration = configuration
-        self._guests: dict[str, Channel] = {}
-        self._coalesced: dict[str, set[int]] = {}
+        #: one-way messages to guests and hypervisors, by name
+        self._outlets: dict[str, Outlet] = {}
+        self._guest_of = {vm["name"]: vm["guest"] for vm in configuration["vms"]}
         #: frames for the kernel, in order of arrival
         self._requests: deque[tuple[bytes, bytes]] = deque()
         self._poller = zmq.Poller()
@@ -132,13 +144,14 @@ class HostActor:
             MachineDescription(
                 ram=tuple((slot.base, slot.size) for slot in own),
                 command_line=configuration["cmdline"],
-                dmar=remapping_unit(configuration["iommu"]["aw_bits"]),
+                dmar=remapping_unit(configuration["iommu"]["aw_bits"], configuration["iommu"]["intremap"]),
             ),
         )
         self._service: KernelService | None = None
         commands = KernelCommands(self._kernel, self._control.event)
         self._commands = commands
-        self._control.register(commands.handlers() | self._fabric.handlers())
+        targets = InterruptTargets(self._kernel, self._machine.delivered)
+        self._control.register(commands.handlers() | self._fabric.handlers() | targets.handlers())
         self._control.register({"boot": self._boot, "counters": self._counters, "gone": self._gone})
 
     def run(self) -> None:
@@ -161,7 +174,8 @@ class HostActor:
                 self._drain_inbox()
             else:
                 self._fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
-        self._send_coalesced()
+        for outlet in self._outlets.values():
+            outlet.flush()
         if idle is not None:
             self._machine.take_interrupts()
 
@@ -188,24 +202,22 @@ class HostActor:
 
     # --- interrupts
 
-    def _msi(self, requester: int, address: int, data: int) -> None:
-        self._machine.raise_interrupt(data & 0xFF)
+    def _msi(self, requester: int, address: int, data: int) -> FaultReason | None:
+        outcome = self._unit.remap_interrupt(requester, address, data)
+        if isinstance(outcome, Blocked):
+            return outcome.reason
+        self._machine.deliver(outcome.interrupt)
+        return None
 
     def _interrupt_message(self, address: int, data: int) -> None:
-        self._machine.raise_interrupt(data & 0xFF)
+        """The unit's own interrupts are not remapped (VT-d section 7.4)."""
+        self._machine.deliver(Interrupt.of_message(address, data))
 
     def _inject(self, vm: str, vector: int) -> None:
-        """Never blocks: a vector that finds no room waits, once, for the next wake."""
-        if not self._guests[vm].offer(m.Inject(vector)):
-            self._coalesced.setdefault(vm, set()).add(vector)
+        self._outlets[self._guest_of[vm]].post(m.Inject(vector))
 
-    def _send_coalesced(self) -> None:
-        for vm, vectors in list(self._coalesced.items()):
-            for vector in list(vectors):
-                if self._guests[vm].offer(m.Inject(vector)):
-                    vectors.discard(vector)
-            if not vectors:
-                del self._coalesced[vm]
+    def _notify(self, process: str, eventfd: int) -> None:
+        self._outlets[process].post(m.EventfdSignal(eventfd))
 
     # --- commands
 
@@ -214,16 +226,18 @@ class HostActor:
         booted = self._commands.boot()
         vfio = Vfio(self._kernel)
         kvm = Kvm(self._lending)
-        self._service = KernelService(self._inbox, vfio, kvm)
+        self._service = KernelService(self._inbox, vfio, kvm, self._notify)
         for vm in self._configuration["vms"]:
             hypervisor, guest = vm["hypervisor"], vm["guest"]
             tally = Tally(f"vfio:{hypervisor}", "host")
             ram = {slot["name"]: (slot["hpa"], slot["size"]) for slot in vm["ram"]}
             self._service.add_process(hypervisor.encode(), tally, ram)
-            inject, direct = Tally(f"inject:{guest}", "host"), Tally(f"direct:{guest}", "host")
-            self._guests[vm["name"]] = Channel(self._context, "host", vm["guest_address"], m.INJECT, m.INJECT, inject)
+            direct = Tally(f"direct:{guest}", "host")
             self._lending.add_guest(guest.encode(), direct)
-            self._tallies += [tally, inject, direct]
+            inject, notify = Tally(f"inject:{guest}", "host"), Tally(f"notify:{hypervisor}", "host")
+            self._outlets[guest] = Outlet(self._context, vm["guest_address"], m.INJECT, inject)
+            self._outlets[hypervisor] = Outlet(self._context, vm["hypervisor_address"], m.NOTIFY, notify)
+            self._tallies += [tally, inject, notify, direct]
         return booted
 
     def _gone(self, name: str) -> None:
@@ -231,9 +245,9 @@ class HostActor:
         peer = name.encode()
         if self._service is not None and self._service.serves(peer):
             self._service.release(peer)
+            self._outlets[name].close()
         elif self._lending.serves(peer):
-            vm = name.removesuffix(".guest")
-            self._coalesced.pop(vm, None)
+            self._outlets[name].close()
         else:
             self._fabric.unplug(name)
 

@@ -20,19 +20,20 @@ from viommu_actors.wire.tally import Tally
 
 
 class HypervisorActor:
-    """Its one inbox brings traps and control."""
+    """Its one inbox brings traps, signals of eventfds, and control."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, parent, guest = configuration["name"], configuration["parent"], configuration["guest"]
         context = make_context()
         self._inbox = Inbox(context, inbox_listener(configuration))
         self._trap = Tally(f"trap:{guest}", name)
+        self._notify = Tally(f"notify:{name}", name)
         vfio = Tally(f"vfio:{name}", name)
         self._channel = Channel(context, name, parent["address"], m.VFIO, m.VFIO_ANSWER, vfio)
-        self._guest = guest.encode()
+        self._guest, self._parent = guest.encode(), parent["name"].encode()
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         self._machine = GuestMachine(_vm_config(configuration), memory, RemoteKernel(self._channel), log)
-        self._control = Control(self._inbox, name, [self._trap, vfio])
+        self._control = Control(self._inbox, name, [self._trap, self._notify, vfio])
         self._control.register(
             {
                 "build": self._build,
@@ -53,6 +54,19 @@ class HypervisorActor:
                 command = self._control.decode(frame)
                 if command is not None:
                     self._control.run(command)
+            elif peer == self._parent:
+                self._serve_signal(frame)
+
+    def _serve_signal(self, frame: bytes) -> None:
+        try:
+            signal = m.NOTIFY.decode(frame)
+        except MalformedMessage as error:
+            self._notify.malformed += 1
+            log(f"notify: {error}")
+            return
+        assert isinstance(signal, m.EventfdSignal)
+        self._notify.received[m.EventfdSignal] += 1
+        self._machine.eventfd_signalled(signal.eventfd)
 
     def _serve_trap(self, frame: bytes) -> None:
         tally = self._trap
@@ -105,6 +119,7 @@ def _vm_config(configuration: dict[str, Any]) -> VmConfig:
         name=vm["name"],
         cmdline=vm["cmdline"],
         viommu=None if viommu is None else UnitConfig(**viommu),
+        irqfd=vm["irqfd"],
         assignments=tuple(
             Assignment(each["host"], each["slot"], tuple(Edit(**edit) for edit in each["edits"]))
             for each in vm["assign"]

@@ -17,6 +17,7 @@ from viommu_actors.kernel.drivers.nic import NicDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
 from viommu_actors.spec import nic, pci, platform
+from viommu_actors.spec.vtd_interrupts import InterruptRequest
 
 _CANARIES = 16
 _CONTROL_BYTES = 64
@@ -46,6 +47,7 @@ class KernelCommands:
             "check_control": self.check_control,
             "end_control": self.end_control,
             "faults": self.faults,
+            "forget_interrupts": self.forget_interrupts,
             "config_space": self.config_space,
             "mapping": self.mapping,
             "listen": self.listen,
@@ -153,7 +155,7 @@ class KernelCommands:
             "records": [
                 {
                     "source": pci.format_bdf(record.source),
-                    "address": record.address,
+                    "place": f"{record.address if record.entry is None else record.entry:#x}",
                     "write": record.write,
                     "reason": int(record.reason),
                     "text": record.reason.text,
@@ -162,6 +164,14 @@ class KernelCommands:
             ],
             "lost": lost,
         }
+
+    def forget_interrupts(self, bdf: str) -> None:
+        """Frees a device's interrupt entries while it still uses them, as a buggy kernel would."""
+        remapping = self._kernel.irq.remapping
+        if remapping is None:
+            raise ValueError("this kernel does not remap interrupts")
+        for _, address, data in self._kernel.irq.messages_of(pci.parse_bdf(bdf)):
+            remapping.free(InterruptRequest.decode(address, data).entry, 1)
 
     def config_space(self, bdf: str) -> bytes:
         """The conventional configuration space of a function, 256 bytes, as this kernel reads it."""

@@ -24,9 +24,11 @@ _DONE = m.Done(0)
 class KernelService:
     """Serves the user processes of one kernel; a peer's name is its process."""
 
-    def __init__(self, inbox: Inbox, vfio: Vfio, kvm: Kvm) -> None:
+    def __init__(self, inbox: Inbox, vfio: Vfio, kvm: Kvm, notify: Callable[[str, int], None]) -> None:
+        """`notify(process, eventfd)` wakes a user process whose eventfd was signalled."""
         self._inbox = inbox
         self._vfio = vfio
+        self._notify = notify
         self._processes: dict[bytes, UserProcess] = {}
         self._ram: dict[bytes, dict[str, tuple[int, int]]] = {}
         self.tallies: dict[bytes, Tally] = {}
@@ -53,13 +55,13 @@ class KernelService:
             m.ResetDevice: lambda p, r: vfio.reset(p, r.device),
             m.CloseHandle: lambda p, r: vfio.close(p, r.handle),
             m.SetRoutes: lambda p, r: kvm.set_routes(p, r.vm, list(r.routes)),
-            m.BindIrqfd: lambda p, r: kvm.irqfd(p, r.vm, r.eventfd, r.gsi),
+            m.BindIrqfd: lambda p, r: kvm.irqfd(p, r.vm, r.eventfd, r.gsi, r.assign),
             m.SignalMsi: lambda p, r: kvm.signal_msi(p, r.vm, r.address, r.data),
         }
 
     def add_process(self, peer: bytes, tally: Tally, ram: dict[str, tuple[int, int]]) -> None:
         """A user process and the memory slots that are its own: name -> (physical address, size)."""
-        self._processes[peer] = UserProcess(peer.decode())
+        self._processes[peer] = UserProcess(peer.decode(), self._notify)
         self._ram[peer] = ram
         self.tallies[peer] = tally
 

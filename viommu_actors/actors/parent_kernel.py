@@ -82,8 +82,8 @@ class RemoteKernel:
     def set_routes(self, vm: int, routes: list[tuple[int, int, int]]) -> None:
         self._ask(m.SetRoutes(vm, tuple(routes)))
 
-    def irqfd(self, vm: int, eventfd: int, gsi: int) -> None:
-        self._ask(m.BindIrqfd(vm, eventfd, gsi))
+    def irqfd(self, vm: int, eventfd: int, gsi: int, assign: bool) -> None:
+        self._ask(m.BindIrqfd(vm, eventfd, gsi, assign))
 
     def signal_msi(self, vm: int, address: int, data: int) -> None:
         self._ask(m.SignalMsi(vm, address, data))

@@ -12,20 +12,29 @@ from typing import Literal
 
 
 class Target(StrEnum):
-    """Whose memory an attack aims at, as seen by who drives the rogue."""
+    """Whose memory or interrupts an attack aims at, as seen by who drives the rogue."""
 
     GUEST_MEMORY = "guest memory"
     HOST_MEMORY = "host memory"
     OTHER_GUEST = "other guest"
     #: Of the kernel that drives the device; the host's own where that kernel has no IOMMU.
     PAGE_TABLES = "page tables"
+    #: A vector of the host's CPU that is no device's.
+    HOST_VECTOR = "host's interrupts"
+    #: The vector of another device, by the handle that this one was given.
+    OTHER_DEVICE = "another device's interrupts"
+    BEYOND_TABLE = "an entry beyond the table"
+    ABSENT_ENTRY = "an entry that is not present"
+
+
+Access = Literal["read", "write", "interrupt"]
 
 
 @dataclass(frozen=True)
 class Attack:
     id: str
     name: str
-    access: Literal["read", "write"]
+    access: Access
     does: str
     stopped_by: str
     targets: tuple[Target, ...]
@@ -73,6 +82,38 @@ CATALOGUE: dict[str, Attack] = {
             "writes to the root table, the context table and the invalidation queue",
             "tables are never mapped for a device",
             (Target.PAGE_TABLES,),
+        ),
+        Attack(
+            "A22",
+            "MSI injection",
+            "interrupt",
+            "writes a compatibility-format message with a vector that is not its own",
+            "interrupt remapping: the format is blocked",
+            (Target.HOST_VECTOR,),
+        ),
+        Attack(
+            "A23",
+            "handle of another device",
+            "interrupt",
+            "writes a remappable message with the handle that another device was given",
+            "interrupt remapping: source validation of the entry",
+            (Target.OTHER_DEVICE,),
+        ),
+        Attack(
+            "A24",
+            "handle of no entry",
+            "interrupt",
+            "writes remappable messages with handles that nobody was given",
+            "interrupt remapping: the table's size, the entry's present bit",
+            (Target.BEYOND_TABLE, Target.ABSENT_ENTRY),
+        ),
+        Attack(
+            "A25",
+            "no dword at the interrupt window",
+            "interrupt",
+            "reads it, and writes it in other sizes and alignments than an interrupt has",
+            "the interrupt window itself",
+            (Target.HOST_VECTOR,),
         ),
     )
 }

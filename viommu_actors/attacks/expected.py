@@ -5,16 +5,17 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
+from itertools import product
 from typing import Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from viommu_actors.attacks.catalogue import Target
 
 Driver = Literal["host", "guest"]
-Setting = Literal["none", "strict", "passthrough"]
-Outcome = Literal["blocked", "leaked", "corrupted", "redirected"]
+Setting = Literal["none", "strict", "passthrough", "ir", "ir-nosid"]
+Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered"]
 
 
 class Cell(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -26,14 +27,19 @@ class Cell(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One attack on one target, by a device that this kernel drives."""
+    """One attack on one target, by a device that one of these kernels drives.
+
+    `ir` and `ir-nosid` tell of attacks on interrupts; whether DMA passes does not depend on them.
+    """
 
     attack: str
-    driver: Driver
+    driver: Driver | Literal["any"]
     target: Target
     none: Cell
     strict: Cell
     passthrough: Cell
+    ir: Cell | None = None
+    ir_nosid: Cell | None = field(default=None, name="ir-nosid")
 
 
 class Key(NamedTuple):
@@ -53,16 +59,20 @@ def matrix() -> dict[Key, Cell]:
     text = resources.files(__package__).joinpath("expected.toml").read_text(encoding="utf-8")
     cells: dict[Key, Cell] = {}
     for row in msgspec.convert(tomllib.loads(text), _File).expected:
-        settings: tuple[tuple[Setting, Cell], ...] = (
-            ("none", row.none),
-            ("strict", row.strict),
-            ("passthrough", row.passthrough),
-        )
-        for setting, cell in settings:
-            key = Key(row.attack, row.driver, row.target, setting)
+        settings: dict[Setting, Cell | None] = {
+            "none": row.none,
+            "strict": row.strict,
+            "passthrough": row.passthrough,
+            "ir": row.ir,
+            "ir-nosid": row.ir_nosid,
+        }
+        drivers: tuple[Driver, ...] = ("host", "guest") if row.driver == "any" else (row.driver,)
+        for driver, (setting, cell) in product(drivers, settings.items()):
+            key = Key(row.attack, driver, row.target, setting)
             if key in cells:
                 raise ValueError(f"expected.toml says two things of {key}")
-            cells[key] = cell
+            if cell is not None:
+                cells[key] = cell
     return cells
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from viommu_actors.attacks.evidence import Evidence
+from viommu_actors.attacks.catalogue import Access
+from viommu_actors.attacks.evidence import Evidence, Fault
 
 #: `unproven`: nothing got through that was seen, but a proof of "blocked" is missing.
 Observed = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded", "unproven"]
 
 
-def observe(access: Literal["read", "write"], source: str, evidence: Evidence) -> Observed:
-    """What became of an attack by the device at `source` (`01:00.0`) on one target."""
+def observe(access: Access, source: str, evidence: Evidence) -> Observed:
+    """What became of an attack by the device at `source` (`01:00.0`) on one target.
+
+    The canary of an attack on interrupts is the victim's count of them.
+    """
     if evidence.canary_before != evidence.canary_after:
-        return "corrupted"
+        return "delivered" if access == "interrupt" else "corrupted"
     if evidence.reached:
         return "leaked" if access == "read" else "corrupted"
     if missing_proofs(access, source, evidence):
@@ -21,7 +25,7 @@ def observe(access: Literal["read", "write"], source: str, evidence: Evidence) -
     return "redirected" if evidence.elsewhere else "blocked"
 
 
-def missing_proofs(access: Literal["read", "write"], source: str, evidence: Evidence) -> tuple[str, ...]:
+def missing_proofs(access: Access, source: str, evidence: Evidence) -> tuple[str, ...]:
     """What is not shown that "blocked" needs, in words; empty when all is there."""
     fault = evidence.fault
     seen = evidence.reached + evidence.elsewhere + evidence.refused
@@ -31,7 +35,12 @@ def missing_proofs(access: Literal["read", "write"], source: str, evidence: Evid
         (bool(evidence.canary_before), "no canary was placed"),
         (fault is not None or not evidence.refused, "no record of what blocked it"),
         (fault is None or fault.source == source, "the record names another source"),
-        (fault is None or fault.write == (access == "write"), "the record is of the other direction"),
+        (_same_direction(access, fault), "the record is of the other direction"),
         (evidence.control, "the positive control failed"),
     )
     return tuple(words for shown, words in checks if not shown)
+
+
+def _same_direction(access: Access, fault: Fault | None) -> bool:
+    # An interrupt's record tells its entry, and neither read nor write.
+    return fault is None or access == "interrupt" or fault.write == (access == "write")

@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
             return Exit.REFUSED
+
         def show(results: Results) -> None:
             progress.rest()
             _show(options, topology, results)

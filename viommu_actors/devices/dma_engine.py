@@ -77,9 +77,7 @@ class DmaEngine:
         _release(transfer)
         return transfer
 
-    def write(
-        self, requester: int, address: int, data: bytes, limit: int, at: int = AddressType.UNTRANSLATED
-    ) -> None:
+    def write(self, requester: int, address: int, data: bytes, limit: int, at: int = AddressType.UNTRANSLATED) -> None:
         """Sends posted writes of at most `limit` bytes each."""
         for piece in fragments(address, len(data), limit):
             part = data[piece.offset : piece.offset + piece.length]

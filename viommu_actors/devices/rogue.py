@@ -106,9 +106,7 @@ class Rogue:
                 return StepResult(number, kind, "sent", length=len(step.data))
             case Interrupt():
                 data = step.data.to_bytes(tlp.DWORD, "little")
-                message = tlp.MemWrite(
-                    self._name(step.requester), AddressType.UNTRANSLATED, step.address, 0xF, 0, data
-                )
+                message = tlp.MemWrite(self._name(step.requester), AddressType.UNTRANSLATED, step.address, 0xF, 0, data)
                 for _ in range(step.times):
                     self._endpoint.send(message)
                 return StepResult(number, kind, "sent", attempts=step.times)

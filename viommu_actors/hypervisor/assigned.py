@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from viommu_actors.hypervisor.bars import Bars
+from viommu_actors.hypervisor.bars import Bars, BarWindow
 from viommu_actors.hypervisor.msi import Msi
+from viommu_actors.hypervisor.msix import Msix
 from viommu_actors.hypervisor.overlay import Decision, Overlay
-from viommu_actors.hypervisor.parent import ParentKernel
-from viommu_actors.hypervisor.routes import Routes
+from viommu_actors.hypervisor.vectors import Delivery, Vectors
 from viommu_actors.spec import pci, vfio
 
 _DWORD = 4
@@ -24,6 +24,7 @@ _NOTE = "a note of the guest to itself"
 _CAPABILITIES = {
     "pm": pci.CapabilityId.POWER_MANAGEMENT,
     "msi": pci.CapabilityId.MSI,
+    "msix": pci.CapabilityId.MSIX,
     "pcie": pci.CapabilityId.PCI_EXPRESS,
 }
 
@@ -43,25 +44,30 @@ class AssignedFunction:
 
     def __init__(
         self,
-        parent: ParentKernel,
-        vm: int,
+        delivery: Delivery,
         device: int,
-        routes: Routes,
+        requester: int,
         edits: list[Edit],
         next_slot: Callable[[], int],
     ) -> None:
-        self._parent = parent
+        """`requester` is its ID in the guest."""
+        self._parent = parent = delivery.parent
         self._device = device
         raw = self._region(0, pci.CONVENTIONAL_SIZE)
         self._command = int.from_bytes(raw[pci.COMMAND : pci.COMMAND + 2], "little")
-        self.bars = Bars(parent, vm, device, raw, next_slot)
-        self._msi: Msi | None = None
+        self.bars = Bars(parent, delivery.vm, device, raw, next_slot)
+        self.interrupts: list[Msi | Msix] = []
+        self._msix: Msix | None = None
         self._overlay = Overlay()
         self._decide_header()
         shown = self._decide_capabilities(raw, {_CAPABILITIES[edit.hide] for edit in edits if edit.hide})
         if (offset := shown.get(pci.CapabilityId.MSI)) is not None:
             control = int.from_bytes(raw[offset + pci.MSI_CONTROL : offset + pci.MSI_CONTROL + 2], "little")
-            self._msi = Msi(parent, vm, device, routes, offset, control)
+            vectors = Vectors(delivery, device, requester, vfio.IrqIndex.MSI)
+            self.interrupts.append(Msi(vectors, offset, control, parent.irq_count(device, vfio.IrqIndex.MSI)))
+        if (offset := shown.get(pci.CapabilityId.MSIX)) is not None:
+            self._msix = Msix(Vectors(delivery, device, requester, vfio.IrqIndex.MSIX), offset, raw)
+            self.interrupts.append(self._msix)
         self._edits = Overlay()
         for edit in edits:
             if edit.hide is None:
@@ -83,7 +89,7 @@ class AssignedFunction:
         bar = self.bars.of(base)
         if bar is not None:
             return self.bars.move(bar, base, bar.register(base) & ~written | value << shift, decoding)
-        if self._msi is not None and self._msi.write(base, written, value << shift):
+        if any(interrupt.write(base, written, value << shift) for interrupt in self.interrupts):
             return False
         if offset == pci.INTERRUPT_LINE:
             self._overlay.decide(offset, 0xFF, value, _NOTE)
@@ -93,6 +99,21 @@ class AssignedFunction:
             return False
         self._command = (self._command & ~written | value << shift & written) & 0xFFFF
         return self.bars.update(bool(self._command & pci.Command.MEMORY))
+
+    # --- MMIO of what is no memory slot
+
+    def mmio_read(self, bar: BarWindow, address: int, size: int) -> int:
+        """Read of a BAR that traps."""
+        if self._msix is not None and self._msix.holds(bar.index, address - bar.address):
+            return self._msix.read(bar.index, address - bar.address, size)
+        return self.bars.read(bar, address, size)
+
+    def mmio_write(self, bar: BarWindow, address: int, size: int, value: int) -> None:
+        """Write of a BAR that traps."""
+        if self._msix is not None and self._msix.holds(bar.index, address - bar.address):
+            self._msix.write_table(bar.index, address - bar.address, size, value)
+        else:
+            self.bars.write(bar, address, size, value)
 
     def decisions(self) -> list[Decision]:
         """Which bits of the conventional header and capabilities are not the device's, and why."""
@@ -105,20 +126,19 @@ class AssignedFunction:
             for bar in self.bars.windows
             if bar.is_64bit
         ]
-        msi = []
-        if self._msi is not None:
-            dwords = (
-                (base, self._msi.dword(base)) for base in range(pci.FIRST_CAPABILITY, pci.CONVENTIONAL_SIZE, _DWORD)
-            )
-            msi = [Decision(base, *dword, "the guest's own MSI") for base, dword in dwords if dword is not None]
+        dwords = (
+            (base, each.dword(base))
+            for each in self.interrupts
+            for base in range(pci.FIRST_CAPABILITY, pci.CONVENTIONAL_SIZE, _DWORD)
+        )
+        msi = [Decision(base, *dword, "the guest's own interrupts") for base, dword in dwords if dword is not None]
         return [*bars, *msi, *self._overlay.decisions(), *self._edits.decisions()]
 
     def _decided(self, base: int) -> tuple[int, int]:
         """(mask, value) of a dword's bits that are not the device's; an edit has the last word."""
         bar = self.bars.of(base)
         mask, value = (_ALL_ONES, bar.register(base)) if bar is not None else self._overlay.at(base)
-        dword = None if self._msi is None else self._msi.dword(base)
-        for upper_mask, upper in filter(None, (dword, self._edits.at(base))):
+        for upper_mask, upper in filter(None, (*(each.dword(base) for each in self.interrupts), self._edits.at(base))):
             mask, value = mask | upper_mask, value & ~upper_mask | upper
         return mask, value
 
@@ -166,4 +186,3 @@ class AssignedFunction:
 
     def _region(self, offset: int, size: int) -> bytes:
         return self._parent.region_read(self._device, vfio.RegionIndex.CONFIG, offset, size)
-

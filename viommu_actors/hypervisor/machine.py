@@ -19,9 +19,11 @@ from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
 
 VTD_BASE = platform.REMAPPING_UNIT_BASE
@@ -48,6 +50,8 @@ class VmConfig:
     name: str
     cmdline: str
     viommu: UnitConfig | None
+    #: False: interrupts of assigned devices go through the hypervisor instead of KVM's irqfd.
+    irqfd: bool
     assignments: tuple[Assignment, ...]
 
 
@@ -70,13 +74,15 @@ class GuestMachine:
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
                 raise ValueError(CACHING_MODE_NEEDED)
-            self.unit = RemappingUnit(config.viommu, memory, self._signal, self._shadows)
+            self.unit = RemappingUnit(config.viommu, memory, self._signal, self._shadows, self._reroute)
 
     def build(self) -> None:
         """Makes the VM and realizes every device, in QEMU's order. Raises OSError of the parent kernel."""
         parent = self._parent
         self._vm = parent.create_vm(self.config.name)
-        self._routes = Routes(parent, self._vm)
+        self._delivery = Delivery(
+            parent, self._vm, Routes(parent, self._vm), self._remap, self.counters, self.config.irqfd
+        )
         self._ram = [Ram(slot.base, slot.size) for slot in self.memory.slots]
         self._vaddrs = [parent.mmap_ram(slot.name) for slot in self.memory.slots]
         for ram, vaddr in zip(self._ram, self._vaddrs, strict=True):
@@ -93,13 +99,13 @@ class GuestMachine:
 
     def _assign(self, assignment: Assignment, container: int | None) -> int:
         parent = self._parent
+        requester = pci.bdf(0, assignment.slot, 0)
         group = parent.open_group(assignment.host)
         if container is None:
             container = parent.open_container()
             parent.set_container(group, container)
             parent.set_iommu(container, vfio.IommuType.TYPE1V2)
             mapping = GuestMapping(parent, container, self._ram, self._vaddrs, self.counters)
-            requester = pci.bdf(0, assignment.slot, 0)
             if self.unit is None:
                 mapping.map_all()
             else:
@@ -107,8 +113,8 @@ class GuestMachine:
         else:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)
-        function = AssignedFunction(parent, self._vm, device, self._routes, list(assignment.edits), self._next_slot)
-        self._functions[pci.bdf(0, assignment.slot, 0)] = function
+        function = AssignedFunction(self._delivery, device, requester, list(assignment.edits), self._next_slot)
+        self._functions[requester] = function
         self._assigned.append(function)
         self._log(f"{assignment.host} assigned as 00:{assignment.slot:02x}.0")
         return container
@@ -143,7 +149,7 @@ class GuestMachine:
         for function in self._assigned:
             window = function.bars.at(address, size)
             if window is not None:
-                return window if window.token else function.bars.read(window, address, size)
+                return window if window.token else function.mmio_read(window, address, size)
         self.counters["unassigned"] += 1
         return (1 << size * 8) - 1
 
@@ -161,7 +167,7 @@ class GuestMachine:
             if window is not None:
                 if window.token:
                     return window
-                assigned.bars.write(window, address, size, value)
+                assigned.mmio_write(window, address, size, value)
                 return False
         self.counters["unassigned"] += 1
         return False
@@ -173,6 +179,25 @@ class GuestMachine:
     def _signal(self, address: int, data: int) -> None:
         """An interrupt that the vIOMMU raises itself."""
         self._parent.signal_msi(self._vm, address, data)
+
+    def eventfd_signalled(self, eventfd: int) -> None:
+        """An interrupt that comes through the hypervisor."""
+        for function in self._assigned:
+            if any(each.vectors.signalled(eventfd) for each in function.interrupts):
+                return
+
+    def _remap(self, requester: int, address: int, data: int, record: bool) -> tuple[int, int] | None:
+        """What the vIOMMU makes of an interrupt message; None where it is blocked."""
+        if self.unit is None:
+            return address, data
+        outcome = self.unit.remap_interrupt(requester, address, data, record)
+        return None if isinstance(outcome, Blocked) else outcome.interrupt.message()
+
+    def _reroute(self, first: int, count: int) -> None:
+        """Interrupt entries changed. As in QEMU, every route is computed anew, whichever entries they were."""
+        for function in self._assigned:
+            for each in function.interrupts:
+                each.vectors.reroute()
 
     def _next_slot(self) -> int:
         self._slots += 1

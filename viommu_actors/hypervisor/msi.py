@@ -1,34 +1,25 @@
-"""MSI of an assigned device: the guest's registers stay here, the device's own are the parent kernel's.
-
-Each vector is an eventfd that VFIO signals and an irqfd of KVM consumes, routed to the message
-that the guest programmed: an interrupt reaches the guest without the hypervisor.
-"""
+"""MSI of an assigned device: the guest's registers stay here, the device's own are the parent kernel's."""
 
 from __future__ import annotations
 
-from viommu_actors.hypervisor.parent import ParentKernel
-from viommu_actors.hypervisor.routes import Routes
-from viommu_actors.spec import pci, vfio
+from viommu_actors.hypervisor.vectors import Vectors
+from viommu_actors.spec import pci
 
 _ALL_ONES = 0xFFFF_FFFF
 _WRITABLE = pci.MSI_ENABLE | pci.MSI_MULTIPLE_ENABLE_MASK
 
 
 class Msi:
-    """The capability at `offset`; `control` is the device's, not enabled."""
+    """The capability at `offset`; `control` is the device's, `count` how many vectors VFIO offers."""
 
-    def __init__(self, parent: ParentKernel, vm: int, device: int, routes: Routes, offset: int, control: int) -> None:
-        self._parent = parent
-        self._vm = vm
-        self._device = device
-        self._routes = routes
+    def __init__(self, vectors: Vectors, offset: int, control: int, count: int) -> None:
+        self.vectors = vectors
         self._offset = offset
         self._control = control & ~_WRITABLE
+        self._count = count
         self._wide = bool(control & pci.MSI_64BIT)
         self._address = 0
         self._data = 0
-        self._eventfds: list[int] = []
-        self._gsis: list[int] = []
 
     def dword(self, base: int) -> tuple[int, int] | None:
         """(mask, value) of a dword of the capability; None where it has none of its registers."""
@@ -61,30 +52,12 @@ class Msi:
 
     def _update(self) -> None:
         if not self._control & pci.MSI_ENABLE:
-            self._disable()
-        elif not self._eventfds:
-            self._enable()
-        else:
-            for vector, gsi in enumerate(self._gsis):
-                self._routes.change(gsi, self._address, self._data + vector)
-
-    def _enable(self) -> None:
-        allotted = 1 << ((self._control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT)
-        for vector in range(min(allotted, self._parent.irq_count(self._device, vfio.IrqIndex.MSI))):
-            eventfd = self._parent.eventfd()
-            gsi = self._routes.add(self._address, self._data + vector)
-            self._parent.irqfd(self._vm, eventfd, gsi)
-            self._eventfds.append(eventfd)
-            self._gsis.append(gsi)
-        self._parent.set_irqs(self._device, vfio.IrqIndex.MSI, 0, tuple(self._eventfds))
-
-    def _disable(self) -> None:
-        if not self._eventfds:
+            self.vectors.disable()
             return
-        self._parent.set_irqs(self._device, vfio.IrqIndex.MSI, 0, ())
-        for gsi in self._gsis:
-            self._routes.remove(gsi)
-        for eventfd in self._eventfds:
-            self._parent.close(eventfd)
-        self._eventfds.clear()
-        self._gsis.clear()
+        allotted = 1 << ((self._control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT)
+        count = min(allotted, self._count)
+        if not self.vectors.enabled:
+            self.vectors.enable(count)
+        for number in range(len(self.vectors.eventfds)):
+            # A device tells its vectors apart in the low bits of the data (PCI 3.0 section 6.8.1.6).
+            self.vectors.program(number, self._address, self._data & -allotted | number, masked=False)

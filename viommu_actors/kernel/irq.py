@@ -140,6 +140,16 @@ class Interrupts:
         self._masked.discard(vector)
         self._pending.discard(vector)
 
+    def messages_of(self, bdf: int) -> list[tuple[int, int, int]]:
+        """(vector, address, data) of each interrupt that a device was given, as programmed into it."""
+        signals = {id(signal): signal for signal in self._signals.values() if signal.device.bdf == bdf}
+        return [
+            (vector, signal.address, signal.data + number)
+            for signal in signals.values()
+            if len(signal.vectors) == signal.messages
+            for number, vector in enumerate(signal.vectors)
+        ]
+
     def free_device(self, device: PciDevice) -> None:
         """Frees every vector of the device, and disables its MSI or MSI-X."""
         for vector in [vector for vector, signal in self._signals.items() if signal.device is device]:

@@ -215,9 +215,7 @@ def add_msix(space: ConfigSpace, bar: int, vectors: int, table: int, pba: int) -
     if max(ends) > space.bars[bar].size or (table < ends[1] and pba < ends[0]):
         raise ValueError(f"MSI-X table and pending bits overlap, or do not fit into BAR {bar}")
     offset = space.add_capability(pci.CapabilityId.MSIX, pci.MSIX_SIZE)
-    space.define(
-        offset + pci.MSIX_CONTROL, 2, vectors - 1, writable=pci.MSIX_ENABLE | pci.MSIX_FUNCTION_MASK
-    )
+    space.define(offset + pci.MSIX_CONTROL, 2, vectors - 1, writable=pci.MSIX_ENABLE | pci.MSIX_FUNCTION_MASK)
     space.define(offset + pci.MSIX_TABLE, 4, table | bar)
     space.define(offset + pci.MSIX_PBA, 4, pba | bar)
     return offset
@@ -257,9 +255,7 @@ def add_slot(space: ConfigSpace, express: int, number: int) -> None:
     space.define(express + pci.EXP_LINK_CAPABILITIES, 4, link | number << pci.LNKCAP_PORT_NUMBER_SHIFT)
     capabilities = pci.SLTCAP_HOTPLUG_SURPRISE | pci.SLTCAP_HOTPLUG_CAPABLE | pci.SLTCAP_NO_COMMAND_COMPLETED
     space.define(express + pci.EXP_SLOT_CAPABILITIES, 4, capabilities | number << pci.SLTCAP_NUMBER_SHIFT)
-    control = (
-        pci.SLTCTL_PRESENCE_CHANGE_ENABLE | pci.SLTCTL_HOTPLUG_INTERRUPT_ENABLE | pci.SLTCTL_LINK_CHANGE_ENABLE
-    )
+    control = pci.SLTCTL_PRESENCE_CHANGE_ENABLE | pci.SLTCTL_HOTPLUG_INTERRUPT_ENABLE | pci.SLTCTL_LINK_CHANGE_ENABLE
     space.define(express + pci.EXP_SLOT_CONTROL, 2, pci.SLTCTL_INDICATORS_OFF, writable=control)
     space.define(express + pci.EXP_SLOT_STATUS, 2, 0, clear=pci.SLTSTA_WRITE_ONE_TO_CLEAR)
     atomics = pci.DEVCAP2_ATOMIC_32 | pci.DEVCAP2_ATOMIC_64 | pci.DEVCAP2_ATOMIC_128_CAS

@@ -22,9 +22,7 @@ class RootComplex:
     address, data)` gets each message signalled interrupt and says what blocked it, if anything did.
     """
 
-    def __init__(
-        self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Sequence[PortConfig]
-    ) -> None:
+    def __init__(self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Sequence[PortConfig]) -> None:
         self.ports = {config.slot: RootPort(config) for config in ports}
         self._upstream = Upstream(memory, translate, interrupt, self.ports)
         self._host_bridge = config_space.endpoint_header(
@@ -90,9 +88,7 @@ class RootComplex:
             bus, devfn = function >> 8, function & 0xFF
             port.request(Outstanding(size, done), lambda tag: tlp.CfgRead(tag, bus, devfn, offset, size))
 
-    def config_write(
-        self, function: int, offset: int, size: int, value: int, done: Callable[[], None]
-    ) -> None:
+    def config_write(self, function: int, offset: int, size: int, value: int, done: Callable[[], None]) -> None:
         """Configuration write of a BDF; `done` is called once the function has taken it, or nobody has."""
         if not _config_access(offset, size):
             done()

@@ -25,9 +25,11 @@ _LABELS: dict[Style, str] = {"safe": "safe", "unsafe": "UNSAFE", "unknown": "not
 # Rows of a band. A guest's box holds its arrows' heads, its vIOMMU and the device as the guest sees it.
 _MEMORY, _TABLES, _VIOMMU, _SEEN, _HYPERVISOR, _GUEST_ROWS = 1, 2, 3, 6, 9, 12
 _HOST = _GUEST_ROWS
-_HOST_MEMORY, _HOST_TABLES, _OTHER, _IOMMU, _PORT, _HOST_ROWS = 1, 2, 3, 4, 7, 9
+_HOST_MEMORY, _HOST_TABLES, _OTHER, _INTERRUPTS, _IOMMU, _PORT, _HOST_ROWS = 1, 2, 3, 4, 5, 8, 10
 _DEVICE = _HOST + _HOST_ROWS
 _DEVICE_ROWS = 5
+
+_INTERRUPT_TARGETS = (Target.HOST_VECTOR, Target.OTHER_DEVICE, Target.BEYOND_TABLE, Target.ABSENT_ENTRY)
 
 
 def picture(topology: ResolvedTopology, results: Results, width: int = 100) -> list[Line]:
@@ -53,9 +55,9 @@ def _columns(topology: ResolvedTopology) -> list[_Column]:
 
 def _legend() -> list[Line]:
     return [
-        line("arrows are DMA, as observed:"),
+        line("arrows are DMA and interrupts, as observed:"),
         line("  ", Span("safe", "safe"), ": all that the device tried beyond its mappings was stopped"),
-        line("  ", Span("UNSAFE", "unsafe"), ": it got at memory that nobody had given to it"),
+        line("  ", Span("UNSAFE", "unsafe"), ": it got at memory, or raised an interrupt, that nobody had given to it"),
         line("  ", Span("not observed", "unknown"), ": nothing was tried, or not all of the proof is there"),
     ]
 
@@ -120,6 +122,8 @@ class _Band:
         canvas = self._canvas
         canvas.box(0, _HOST, width, _HOST_ROWS, self._titled("host", "host"))
         canvas.box(1, _HOST + _IOMMU, width - 2, 3, "IOMMU")
+        remaps = self._topology.host.iommu.intremap
+        canvas.put(WORDS, _HOST + _IOMMU + 1, "remaps interrupts too" if remaps else "remaps no interrupts")
 
     def _device(self, vm: ResolvedVm | None, device: ResolvedDevice, x: int) -> None:
         canvas = self._canvas
@@ -135,10 +139,11 @@ class _Band:
         canvas.put(x + ARROW, _DEVICE, "┴", state)
         self._head(x, top, "memory" if vm is not None else "host memory", state)
         in_guest = vm is not None and self._topology.setting(device.name) != "none"
-        self._branch(device, Target.PAGE_TABLES, x, _TABLES if in_guest else _HOST + _HOST_TABLES)
+        self._branch(device, "page tables", (Target.PAGE_TABLES,), x, _TABLES if in_guest else _HOST + _HOST_TABLES)
         if vm is not None:
-            self._branch(device, Target.HOST_MEMORY, x, _HOST + _HOST_MEMORY)
-        self._branch(device, Target.OTHER_GUEST, x, _HOST + _OTHER)
+            self._branch(device, "host memory", (Target.HOST_MEMORY,), x, _HOST + _HOST_MEMORY)
+        self._branch(device, "other guest", (Target.OTHER_GUEST,), x, _HOST + _OTHER)
+        self._branch(device, "interrupts", _INTERRUPT_TARGETS, x, _HOST + _INTERRUPTS)
         canvas.put(x + WORDS, _HOST + _PORT, f"root port {device.slot}")
 
     def _box_of(self, device: ResolvedDevice, x: int) -> None:
@@ -155,25 +160,25 @@ class _Band:
     def _head(self, x: int, y: int, what: str, state: Style) -> None:
         self._canvas.put(x + ARROW, y, f"▲ {what}: {_LABELS[state]}", state)
 
-    def _branch(self, device: ResolvedDevice, target: Target, x: int, y: int) -> None:
-        state = self._state(device, target)
-        if state != "unknown" or self._tried(device, target):
-            self._canvas.put(x + ARROW, y, f"├▶ {target}: {_LABELS[state]}", state)
+    def _branch(self, device: ResolvedDevice, what: str, targets: tuple[Target, ...], x: int, y: int) -> None:
+        if self._tried(device, *targets):
+            state = self._state(device, *targets)
+            self._canvas.put(x + ARROW, y, f"├▶ {what}: {_LABELS[state]}", state)
 
-    def _tried(self, device: ResolvedDevice, target: Target) -> bool:
-        return any(True for _ in self._observed(device, target))
+    def _tried(self, device: ResolvedDevice, *targets: Target) -> bool:
+        return any(True for _ in self._observed(device, targets))
 
-    def _state(self, device: ResolvedDevice, target: Target) -> Style:
-        observed = set(self._observed(device, target))
+    def _state(self, device: ResolvedDevice, *targets: Target) -> Style:
+        observed = set(self._observed(device, targets))
         if observed & set(_HARM):
             return "unsafe"
         return "safe" if observed and observed <= {"blocked", "redirected"} else "unknown"
 
-    def _observed(self, device: ResolvedDevice, target: Target) -> Iterable[str]:
+    def _observed(self, device: ResolvedDevice, targets: tuple[Target, ...]) -> Iterable[str]:
         return (
             verdict.observed
             for verdict in self._results.verdicts
-            if (verdict.device, verdict.target) == (device.name, target)
+            if verdict.device == device.name and verdict.target in targets
         )
 
     def _titled(self, title: str, actor: str) -> str:

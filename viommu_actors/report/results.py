@@ -47,6 +47,8 @@ class Counts(Struct, kw_only=True, frozen=True):
     pte_writes: int = 0
     invalidations: int = 0
     queue_tail_writes: int = 0
+    interrupts: int = 0
+    interrupts_forwarded: int = 0
 
 
 class Io(Struct, kw_only=True, frozen=True):
@@ -54,6 +56,7 @@ class Io(Struct, kw_only=True, frozen=True):
 
     `operations` are single-page buffers transferred, `bytes` their payload, `verified` whether every byte was as
     sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` those that the invalidation queue caused.
+    `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     """
 
     device: str
@@ -67,6 +70,8 @@ class Io(Struct, kw_only=True, frozen=True):
     pte_writes: int = 0
     invalidations: int = 0
     queue_tail_writes: int = 0
+    interrupts: int = 0
+    interrupts_forwarded: int = 0
     setup: Counts = field(default_factory=Counts)
 
 

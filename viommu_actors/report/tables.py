@@ -21,6 +21,8 @@ _COUNTS = (
     ("vfio_unmaps", "VFIO unmaps"),
     ("pte_writes", "page table writes"),
     ("invalidations", "invalidations"),
+    ("interrupts", "interrupts"),
+    ("interrupts_forwarded", "  of them through the hypervisor"),
 )
 
 
@@ -97,7 +99,7 @@ def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verd
     vm = topology.device(device).vm
     driven = f"driven by the {'host' if vm is None else f'{vm} guest'} kernel, setting {topology.setting(device)}"
     return Table(
-        title=f"{device}: DMA tried beyond its mappings ({driven})",
+        title=f"{device}: what it tried beyond what it was given ({driven})",
         columns=("attack", "target", "accesses", "outcome"),
         rows=tuple(_verdict_row(verdict) for verdict in verdicts),
         numbers=frozenset([2]),

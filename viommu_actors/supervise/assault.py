@@ -17,14 +17,15 @@ from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Verdict
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
-from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.topology.resolve import InterruptSetting, ResolvedDevice, ResolvedTopology
 
 _PAGE = 4096
 #: What the rogue writes: a whole number of dwords that no canary holds.
 _PATTERN = b"\xde\xad\xbe\xef" * 16
 #: A tower of tables may have more pages than one plan has steps.
 _MAX_WRITES = 256
+_INTERRUPTS = 8
 _SETTLE = 2.0
 
 
@@ -32,7 +33,8 @@ class Aim(NamedTuple):
     """What an attack is directed at.
 
     `steps` is the rogue's plan (`devices.rogue`), of so many `accesses`; `pages` are the host-physical
-    pages that must stay out of its reach, guarded by the actor `keeper`.
+    pages that must stay out of its reach, guarded by the actor `keeper`, whose `digest_command` says how
+    they stand. The digest of interrupts is how many of them the victim took.
     """
 
     keeper: str
@@ -40,6 +42,7 @@ class Aim(NamedTuple):
     accesses: int
     pages: set[int]
     digest: str
+    digest_command: str = "digest"
 
 
 class Assault:
@@ -54,7 +57,6 @@ class Assault:
         self._device = device
         self._owner = owner
         self._driver: Driver = "host" if device.vm is None else "guest"
-        self._setting = topology.setting(device.name)
 
     def applicable(self) -> Iterator[tuple[Attack, Target]]:
         """The device's attacks on every target that this topology has."""
@@ -63,8 +65,10 @@ class Assault:
             for target in attack.targets:
                 if target is Target.OTHER_GUEST and self._other_vm() is None:
                     continue
+                if target is Target.OTHER_DEVICE and self._victim() is None:
+                    continue
                 try:
-                    cell = expected(attack.id, self._driver, target, self._setting)
+                    cell = expected(attack.id, self._driver, target, self._setting(attack))
                 except KeyError:
                     continue
                 if cell.verdict is not None:
@@ -81,7 +85,7 @@ class Assault:
         seen = self._settled(aim)
         faults = command("host", "faults")
         # Before the control: its own mapping is a lawful change of tables and queue.
-        after = command(aim.keeper, "digest")
+        after = command(aim.keeper, aim.digest_command)
         control = command(owner.kernel, "offer_control", bdf=owner.bdf)
         command(device.name, "attack", steps=[{"do": "control", "iova": control["iova"], "data": control["data"]}])
         arrived = self._control_arrived()
@@ -93,26 +97,34 @@ class Assault:
             fault=_fault(faults, seen),
             control=arrived,
             reached=hits,
-            elsewhere=outcomes.get("ok", 0) - hits,
+            elsewhere=outcomes.get("ok", 0) - hits if attack.access != "interrupt" else 0,
             refused=sum(n for outcome, n in outcomes.items() if outcome != "ok"),
         )
-        cell = expected(attack.id, self._driver, target, self._setting)
+        setting = self._setting(attack)
+        cell = expected(attack.id, self._driver, target, setting)
         assert cell.verdict is not None
         return Verdict(
             device=device.name,
             driver=self._driver,
             attack=attack.id,
             target=target.value,
-            setting=self._setting,
+            setting=setting,
             expected=cell.verdict,
             observed=observe(attack.access, device.bdf, evidence),
             evidence=evidence,
         )
 
+    def _setting(self, attack: Attack) -> InterruptSetting:
+        if attack.access == "interrupt":
+            return self._topology.interrupt_setting(self._device.name)
+        return self._topology.setting(self._device.name)
+
     # --- aims
 
     def _aim(self, attack: Attack, target: Target) -> Aim:
         command = self._supervisor.command
+        if attack.access == "interrupt":
+            return self._aim_at_interrupts(attack, target)
         if target is Target.PAGE_TABLES:
             return self._aim_at_tables("page tables" if attack.id == "A31" else "root")
         keeper, own = self._keeper(target)
@@ -138,6 +150,37 @@ class Assault:
         addresses = addresses[:_MAX_WRITES]
         steps = [{"do": "write", "address": address, "data": _PATTERN} for address in addresses]
         return Aim(keeper, steps, len(addresses), pages, digest)
+
+    def _aim_at_interrupts(self, attack: Attack, target: Target) -> Aim:
+        command = self._supervisor.command
+        if target is Target.OTHER_DEVICE:
+            victim = self._victim()
+            assert victim is not None
+            told = command("host", "guard_device", bdf=victim.bdf)
+            if told is None:
+                raise CommandFailed(f"{victim.name} has no interrupt that {self._device.name} could forge")
+        elif target is Target.HOST_VECTOR:
+            told = command("host", "guard_vector")
+        else:
+            told = command("host", "guard_entry", beyond=target is Target.BEYOND_TABLE)
+        address, data = told["address"], told["data"].to_bytes(4, "little")
+        steps: list[dict[str, Any]]
+        if attack.id == "A25":
+            steps = [
+                {"do": "read", "address": address, "length": 4},
+                {"do": "write", "address": address, "data": data * 2},
+                {"do": "write", "address": address, "data": data[:2]},
+                {"do": "write", "address": address + 1, "data": data[:2]},
+                {"do": "write", "address": address + 2, "data": data},
+            ]
+        else:
+            steps = [{"do": "interrupt", "address": address, "data": told["data"]} for _ in range(_INTERRUPTS)]
+        return Aim("host", steps, len(steps), set(), told["digest"], "interrupt_digest")
+
+    def _victim(self) -> ResolvedDevice | None:
+        """Another device with a driver, hence with an interrupt."""
+        others = (device for device in self._topology.devices if device.name != self._device.name)
+        return next((device for device in others if device.operations), None)
 
     def _keeper(self, target: Target) -> tuple[str, bool]:
         """(actor that owns the target's memory, whether the device is driven by it)."""
@@ -197,7 +240,7 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any]) -> Fault | None:
             kind="remapping",
             unit="host iommu",
             source=record["source"],
-            address=f"{record['address']:#x}",
+            address=record["place"],
             write=record["write"],
             reason=f"{record['reason']:#x}",
             text=record["text"],
@@ -215,3 +258,4 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any]) -> Fault | None:
         text=refusal["outcome"],
         count=seen["outcomes"][refusal["outcome"]],
     )
+

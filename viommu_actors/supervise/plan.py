@@ -85,7 +85,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
         "high_base": HOST_HIGH_BASE,
         "high_memory": topology.host.memory - HOST_LOW_MEMORY,
         "cmdline": topology.host.cmdline,
-        "iommu": {"aw_bits": topology.host.iommu.aw_bits},
+        "iommu": {"aw_bits": topology.host.iommu.aw_bits, "intremap": topology.host.iommu.intremap},
         "links": [
             {"slot": device.slot, "device": device.name, "address": links[device.name].address}
             for device in topology.devices
@@ -96,6 +96,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
                 "hypervisor": hypervisor.name,
                 "guest": guest.name,
                 "guest_address": guest.inbox.address,
+                "hypervisor_address": hypervisor.inbox.address,
                 "ram": [slot.as_dict() for slot in slots[vm.name]],
             }
             for vm, (hypervisor, guest) in zip(topology.vms, vms, strict=True)
@@ -138,8 +139,15 @@ def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, 
         "vm": {
             "name": vm.name,
             "cmdline": vm.cmdline,
+            "irqfd": vm.irqfd,
             "viommu": viommu
-            and {"aw_bits": viommu.aw_bits, "caching_mode": viommu.caching_mode, "pass_through": viommu.pt},
+            and {
+                "aw_bits": viommu.aw_bits,
+                "caching_mode": viommu.caching_mode,
+                "pass_through": viommu.pt,
+                "intremap": viommu.intremap,
+                "eim": viommu.eim,
+            },
             "assign": [
                 {
                     "host": f"0000:{assign.host_bdf}",

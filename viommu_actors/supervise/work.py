@@ -17,6 +17,8 @@ _COUNTED = {
     "pte_writes": ("kernel", "pte_writes"),
     "invalidations": ("kernel", "invalidations"),
     "queue_tail_writes": ("kernel", "queue_tail_writes"),
+    "interrupts": ("kernel", "interrupts"),
+    "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
 }
 _PAGE = 4096
 #: Frames on their way at a time; a nic's receive ring has room for more.

@@ -36,6 +36,13 @@ class HostIommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             description="Address width of its second-level tables: 39 (3 levels) or 48 (4 levels) bits.", examples=[48]
         ),
     ] = 48
+    intremap: Annotated[
+        bool,
+        Meta(
+            description="ECAP.IR: whether it remaps interrupts too, so that a device cannot forge those of others.",
+            examples=[True],
+        ),
+    ] = True
 
 
 class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -52,9 +59,9 @@ class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         CommandLineText,
         Meta(
             description="Command line of the host kernel; what is left to vfio-pci is added from the assignments.",
-            examples=["intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"],
+            examples=["intel_iommu=on"],
         ),
-    ] = "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"
+    ] = "intel_iommu=on"
     iommu: Annotated[HostIommu, Meta(description="The VT-d unit of the host.")] = HostIommu()
 
 
@@ -140,6 +147,13 @@ class Viommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         bool,
         Meta(description="ECAP.PT: whether it can let a device pass untranslated (iommu=pt uses it).", examples=[True]),
     ] = True
+    intremap: Annotated[
+        bool, Meta(description="ECAP.IR: whether it remaps the interrupts of the guest's devices.", examples=[True])
+    ] = True
+    eim: Annotated[
+        bool,
+        Meta(description="ECAP.EIM: 32-bit interrupt destinations, for a guest with x2apic.", examples=[False]),
+    ] = False
 
 
 class Edit(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -149,7 +163,7 @@ class Edit(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """
 
     hide: Annotated[
-        Literal["pm", "msi", "pcie"] | None,
+        Literal["pm", "msi", "msix", "pcie"] | None,
         Meta(description="Unlinks this capability from the list.", examples=["pm"]),
     ] = None
     offset: Annotated[
@@ -205,6 +219,16 @@ class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     viommu: Annotated[
         Viommu | None, Meta(description="The vIOMMU of the guest; the guest has none where the table is absent.")
     ] = None
+    irqfd: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether interrupts of assigned devices reach the guest by KVM's irqfd alone; false: through the"
+                " hypervisor, which is slower."
+            ),
+            examples=[True],
+        ),
+    ] = True
     assign: Annotated[tuple[Assign, ...], Meta(description="The devices given to this VM, a [[vm.assign]] each.")] = ()
 
 

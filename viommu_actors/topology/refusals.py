@@ -172,6 +172,8 @@ def _edits(topology: Topology) -> None:
 
 def _viommus(topology: Topology) -> None:
     for index, vm in enumerate(topology.vm):
+        if vm.viommu is not None and vm.viommu.eim and not vm.viommu.intremap:
+            raise Refusal(f"vm[{index}].viommu.eim", "is a mode of interrupt remapping", "set intremap = true")
         if vm.viommu is None or not vm.assign:
             continue
         if not vm.viommu.caching_mode:
@@ -200,11 +202,13 @@ def _host_kernel(topology: Topology) -> None:
         return
     if setting_of(options.text, has_iommu=True) == "none":
         raise Refusal(key, "VFIO cannot assign a device without the host's IOMMU", "add intel_iommu=on")
-    if not options.enabled("vfio_iommu_type1.allow_unsafe_interrupts"):
+    remaps = topology.host.iommu.intremap and options.get("intremap") != "off"
+    if not remaps and not options.enabled("vfio_iommu_type1.allow_unsafe_interrupts"):
         raise Refusal(
             key,
             "No interrupt remapping support, so VFIO refuses to assign a device",
-            "add vfio_iommu_type1.allow_unsafe_interrupts=1",
+            "set host.iommu.intremap = true without intremap=off, or accept forged interrupts:"
+            " vfio_iommu_type1.allow_unsafe_interrupts=1",
         )
 
 

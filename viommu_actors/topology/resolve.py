@@ -19,6 +19,8 @@ EDU_DMA_MASK_BITS = 28
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 Setting = Literal["none", "strict", "passthrough"]
+#: On top of those, interrupt remapping, and the same without its check of the source ID.
+InterruptSetting = Literal["none", "strict", "passthrough", "ir", "ir-nosid"]
 
 
 class ResolvedDevice(Struct, kw_only=True, frozen=True):
@@ -53,6 +55,7 @@ class ResolvedVm(Struct, kw_only=True, frozen=True):
     memory: int
     cmdline: str
     viommu: Viommu | None
+    irqfd: bool
     assign: tuple[ResolvedAssign, ...]
 
 
@@ -87,6 +90,13 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
             return setting_of(self.host.cmdline, has_iommu=True)
         machine = self.vm(vm)
         return setting_of(machine.cmdline, has_iommu=machine.viommu is not None)
+
+    def interrupt_setting(self, device: str) -> InterruptSetting:
+        """What stands between the device and the host's interrupt controller. Raises KeyError."""
+        options = CommandLine(self.host.cmdline)
+        if not self.host.iommu.intremap or options.get("intremap") == "off" or options.get("intel_iommu") != "on":
+            return self.setting(device)
+        return "ir-nosid" if options.get("intremap") == "nosid" else "ir"
 
 
 def resolve(topology: Topology) -> ResolvedTopology:
@@ -163,6 +173,7 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
         memory=bytes_of(vm.memory),
         cmdline=_with_parameters(vm.cmdline, assigned=[], masks=[masks[assign.device] for assign in vm.assign]),
         viommu=vm.viommu,
+        irqfd=vm.irqfd,
         assign=tuple(
             ResolvedAssign(
                 device=assign.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec.vtd import FaultReason, Irta, Reg
@@ -58,6 +58,12 @@ class Blocked(NamedTuple):
 
 
 Outcome = Remapped | Compatible | Blocked
+
+
+class Remap(Protocol):
+    """See `InterruptRemapper.remap`."""
+
+    def __call__(self, requester: int | None, address: int, data: int, record: bool = True) -> Outcome: ...
 
 
 class _Fault(Exception):
@@ -145,8 +151,11 @@ class InterruptRemapper:
 
     # --- requests ------------------------------------------------------------------------------------------------
 
-    def remap(self, requester: int | None, address: int, data: int) -> Outcome:
-        """A 32-bit write of `data` to 0xFEExxxxx. A `requester` of None has no id that could be checked."""
+    def remap(self, requester: int | None, address: int, data: int, record: bool = True) -> Outcome:
+        """A 32-bit write of `data` to 0xFEExxxxx. A `requester` of None has no id that could be checked.
+
+        `record` False asks what would become of it, for an interrupt route: no fault is recorded then.
+        """
         if not self._enabled:
             self._counters["interrupts_unremapped"] += 1
             return Compatible(address, data)
@@ -159,7 +168,7 @@ class InterruptRemapper:
             outcome = self._remap(requester, InterruptRequest.decode(address, data))
         except _Fault as fault:
             self._counters["interrupts_blocked"] += 1
-            if self._records:
+            if record and self._records:
                 self._faults.report_interrupt(requester or 0, fault.index, fault.reason, fault.fault_disable)
             return Blocked(fault.reason)
         self._counters["interrupts_remapped"] += 1

@@ -24,7 +24,7 @@ from viommu_actors.spec.vtd import (
 from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
 from viommu_actors.vtd.deviations import Quirk
 from viommu_actors.vtd.events import SendInterrupt
-from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Outcome
+from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Remap
 from viommu_actors.vtd.listener import InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
@@ -63,8 +63,8 @@ class RemappingUnit:
         self._interrupts = InterruptRemapper(
             memory, config, self._registers, self._faults, self._counters, entries_changed
         )
-        #: remap_interrupt(requester, address, data): what becomes of a 32-bit write to 0xFEExxxxx. Faults are recorded.
-        self.remap_interrupt: Callable[[int | None, int, int], Outcome] = self._interrupts.remap
+        #: remap_interrupt(requester, address, data, record=True): what becomes of a 32-bit write to 0xFEExxxxx.
+        self.remap_interrupt: Remap = self._interrupts.remap
         #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
         #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
         self.translate: Callable[[int, int, Access], Translation] = self._translator.translate

@@ -272,11 +272,12 @@ class SetRoutes(NamedTuple):
 
 
 class BindIrqfd(NamedTuple):
-    """KVM_IRQFD."""
+    """KVM_IRQFD; `assign` False is KVM_IRQFD_FLAG_DEASSIGN."""
 
     vm: Handle
     eventfd: Handle
     gsi: U16
+    assign: bool
 
 
 class SignalMsi(NamedTuple):
@@ -287,13 +288,19 @@ class SignalMsi(NamedTuple):
     data: U32
 
 
-# inject: a kernel -> guest, one way.
+# inject: a kernel -> guest, one way; notify: a kernel -> its user process, one way.
 
 
 class Inject(NamedTuple):
     """An interrupt vector at the guest's local APIC."""
 
     vector: U8
+
+
+class EventfdSignal(NamedTuple):
+    """An eventfd that no irqfd consumes was signalled."""
+
+    eventfd: Handle
 
 
 # control: launcher <-> everyone.
@@ -338,5 +345,6 @@ KERNEL_REQUESTS: tuple[type, ...] = (
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
 VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo})
 INJECT = Codec({1: Inject})
+NOTIFY = Codec({1: EventfdSignal})
 CONTROL = Codec({1: Command})
 CONTROL_ANSWER = Codec({1: Reply, 2: Event})

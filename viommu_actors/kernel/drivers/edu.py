@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
     from viommu_actors.kernel.pci import PciDevice
 
+#: A bit of the interrupt status that the device itself never sets.
+_BELL = 1 << 1
 _LIVENESS_PROBE = 0x5AA5_1234
 _NO_DEVICE = 0xFFFF_FFFF
 
@@ -35,6 +37,7 @@ class EduDriver(BoundDriver):
     def __init__(self, kernel: Kernel, device: PciDevice) -> None:
         self._device = device
         self._done = False
+        self._rung = False
         self._sequence = 0
         self._static = is_static(kernel, device, "edu.static")
         with ExitStack() as undo:
@@ -57,6 +60,12 @@ class EduDriver(BoundDriver):
         pairs = -(-operations // 2)
         wrong = sum(not self._round_trip() for _ in range(pairs))
         return IoResult(2 * pairs, 2 * pairs * PAGE, not wrong, "static" if self._static else "dynamic")
+
+    def ring(self) -> None:
+        """Has the device raise an interrupt of no cause, and takes it. Raises OSError(ETIMEDOUT)."""
+        self._rung = False
+        self._device.write(edu.BAR, Reg.INTERRUPT_RAISE, 4, _BELL)
+        self._binding.wait(lambda: self._rung, "interrupt")
 
     def _round_trip(self) -> bool:
         memory = self._binding.memory
@@ -88,6 +97,7 @@ class EduDriver(BoundDriver):
             return
         self._device.write(edu.BAR, Reg.INTERRUPT_ACKNOWLEDGE, 4, causes)
         self._done = self._done or bool(causes & Interrupt.DMA)
+        self._rung = self._rung or bool(causes & _BELL)
 
     def _identify(self) -> None:
         mark = self._device.read(edu.BAR, Reg.IDENTIFICATION, 4)

@@ -61,7 +61,7 @@ class NicDriver(BoundDriver):
 
     @property
     def mapping(self) -> str:
-        """"static" where the pages are mapped once, else "dynamic"."""
+        """ "static" where the pages are mapped once, else "dynamic"."""
         return "static" if self._static else "dynamic"
 
     # --- loopback

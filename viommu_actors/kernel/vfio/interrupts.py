@@ -54,9 +54,7 @@ class DeviceInterrupts:
 
     def owns(self, bar: int, offset: int, size: int) -> bool:
         """Whether an access reaches the MSI-X table or its pending bits, which are the kernel's."""
-        return any(
-            bar == owned and offset < place.stop and place.start < offset + size for owned, place in self._owned
-        )
+        return any(bar == owned and offset < place.stop and place.start < offset + size for owned, place in self._owned)
 
     def info(self, index: int) -> IrqInfo:
         """Count 0 for a kind that is not offered; raises EINVAL for an index beyond all."""
