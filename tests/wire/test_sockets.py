@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +54,7 @@ def test_call_and_answer_are_counted_at_both_ends(context: zmq.Context[Any], lis
     request = TRAP.decode(frame)
     far.received[type(request)] += 1
     assert (peer, request) == (b"guest", TrapWrite(0xFED9_0088, 4, 0x20))
-    assert inbox.send(peer, TRAP_ANSWER.encode(TrapDone(False)))
-    far.sent[TrapDone] += 1
+    assert inbox.send(peer, TrapDone(False), TRAP_ANSWER, far)
     assert channel.receive() == TrapDone(False)
     assert disagreements([near.as_dict(), far.as_dict()]) == []
     far.received[TrapRead] += 1
@@ -129,10 +129,43 @@ def test_an_answer_that_does_not_come_is_an_error(context: zmq.Context[Any], lis
 
 
 def test_sending_to_a_peer_that_is_gone_says_so(context: zmq.Context[Any], listener: Listener) -> None:
-    assert not _inbox(context, listener).send(b"nobody", b"x")
+    tally = Tally("trap", "x")
+    assert not _inbox(context, listener).send(b"nobody", TrapDone(False), TRAP_ANSWER, tally)
+    assert not tally.as_dict()["sent"]
 
 
 def test_a_message_of_another_wire_cannot_be_sent(context: zmq.Context[Any], listener: Listener) -> None:
     channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
     with pytest.raises(KeyError):
         channel.post(HotReset(0))
+
+
+def test_stamps_follow_the_order_of_a_wire_and_stop_when_told(context: zmq.Context[Any], listener: Listener) -> None:
+    inbox = _inbox(context, listener)
+    tally, kinds = Tally("trap", "x"), []
+    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, tally)
+    channel.post(TrapRead(0, 4))
+    assert tally.take_stamps() is None
+    tally.trace(kinds)
+    channel.post(TrapWrite(0, 4, 0))
+    channel.post(TrapRead(0, 4))
+    taken = tally.take_stamps()
+    assert taken is not None
+    stamps = array("q", taken["sent"])
+    assert [kinds[index] for index in stamps[::2]] == [TrapWrite, TrapRead]
+    assert stamps[1] <= stamps[3] and not taken["received"]
+    assert tally.take_stamps() == {"wire": "trap", "end": "x", "sent": b"", "received": b""}
+    tally.trace(None)
+    channel.post(TrapRead(0, 4))
+    assert tally.take_stamps() is None
+    assert tally.as_dict()["sent"] == {"TrapRead": 3, "TrapWrite": 1}
+    assert len([inbox.receive() for _ in range(4)]) == 4
+
+
+def test_what_could_not_be_sent_leaves_no_stamp(context: zmq.Context[Any], listener: Listener) -> None:
+    tally = Tally("inject", "host")
+    channel = Channel(context, "host", listener.address, INJECT, INJECT, tally)
+    tally.trace([])
+    sent = sum(channel.offer(Inject(0x30)) for _ in range(1000))
+    taken = tally.take_stamps()
+    assert taken is not None and len(array("q", taken["sent"])) == 2 * sent == 2 * tally.sent[Inject]

@@ -31,7 +31,13 @@ class Control:
         self._inbox = inbox
         self.tally = Tally(f"control:{name}", name)
         self._tallies = tallies
-        self._handlers: dict[str, Handler] = {"counts": self._counts, "ping": lambda: "pong"}
+        self._handlers: dict[str, Handler] = {
+            "counts": self._counts,
+            "ping": lambda: "pong",
+            "trace": self._trace,
+            "stamps": self._stamps,
+        }
+        self._kinds: list[type] = []
         #: number of the command being handled, for handlers that answer later
         self.number = 0
 
@@ -76,8 +82,17 @@ class Control:
         self._post(Event(name, fields))
 
     def _post(self, message: Reply | Event) -> None:
-        if self._inbox.send(LAUNCHER, CONTROL_ANSWER.encode(message)):
-            self.tally.sent[type(message)] += 1
+        self._inbox.send(LAUNCHER, message, CONTROL_ANSWER, self.tally)
+
+    def _trace(self, on: bool) -> None:
+        """Starts or stops noting when each message crosses this actor's ends of its wires."""
+        for tally in self._tallies:
+            tally.trace(self._kinds if on else None)
+
+    def _stamps(self) -> dict[str, Any]:
+        """What was noted since the last call (`Tally.take_stamps`), and the names of the kinds."""
+        wires = [taken for tally in self._tallies if (taken := tally.take_stamps()) is not None]
+        return {"wires": wires, "kinds": [kind.__name__ for kind in self._kinds]}
 
     def _counts(self) -> list[dict[str, Any]]:
         # The reply that carries these counts is counted by the launcher after it compared them.

@@ -78,8 +78,8 @@ class DeviceActor:
 
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does."""
-        self._link.send(LINK_UP.encode(message))
         self._tally.sent[type(message)] += 1
+        self._link.send(LINK_UP.encode(message))
 
     def _drain_link(self) -> None:
         for _ in range(_DRAIN):

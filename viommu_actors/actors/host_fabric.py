@@ -17,7 +17,7 @@ from viommu_actors.spec import pci, platform
 from viommu_actors.vtd.unit import RemappingUnit
 from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
-from viommu_actors.wire.sockets import connect_link, receive_frame
+from viommu_actors.wire.sockets import connect_link, offer, receive_frame
 from viommu_actors.wire.tally import Tally
 
 _ECAM_SIZE = platform.ECAM_BUSES << 20
@@ -189,20 +189,4 @@ class Fabric:
 
 
 def _sender(socket: zmq.Socket[bytes], tally: Tally) -> Callable[[Message], bool]:
-    encode = LINK_DOWN.encode
-
-    def send(message: Message) -> bool:
-        frame = encode(message)
-        for attempt in (0, 1):
-            try:
-                socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:
-                # pyzmq may say EAGAIN though there is room, until the events are read.
-                if attempt or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
-                    return False
-            else:
-                break
-        tally.sent[type(message)] += 1
-        return True
-
-    return send
+    return lambda message: offer(socket, message, LINK_DOWN.encode, tally)

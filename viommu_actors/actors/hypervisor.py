@@ -85,8 +85,7 @@ class HypervisorActor:
             assert type(trap) is m.TrapRead
             value = self._machine.read(trap.address, trap.size)
             answer = _direct(value) if isinstance(value, BarWindow) else m.TrapValue(value)
-        if self._inbox.send(self._guest, m.TRAP_ANSWER.encode(answer)):
-            tally.sent[type(answer)] += 1
+        self._inbox.send(self._guest, answer, m.TRAP_ANSWER, tally)
 
     def _build(self) -> dict[str, Any]:
         self._machine.build()

@@ -93,8 +93,7 @@ class KernelService:
             answer = m.Failed(error.errno or 5, error.strerror or "")
         except KeyError as error:
             answer = m.Failed(2, f"no such slot {error}")
-        if self._inbox.send(peer, m.VFIO_ANSWER.encode(answer)):
-            tally.sent[type(answer)] += 1
+        self._inbox.send(peer, answer, m.VFIO_ANSWER, tally)
 
     def release(self, peer: bytes) -> None:
         """The process is gone: the kernel takes back all that it held."""

@@ -60,8 +60,7 @@ class Lending:
             self._answer(peer, tally, (1 << size * 8) - 1)
 
     def _answer(self, peer: bytes, tally: Tally, value: int) -> None:
-        if self._inbox.send(peer, m.DIRECT_ANSWER.encode(m.DirectValue(value))):
-            tally.sent[m.DirectValue] += 1
+        self._inbox.send(peer, m.DirectValue(value), m.DIRECT_ANSWER, tally)
 
     def lend_bar(self, physical_address: int, size: int) -> bytes:
         """A new channel to this BAR."""

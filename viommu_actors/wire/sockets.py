@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,23 @@ def receive_frame(source: zmq.Socket[bytes], flags: int = 0) -> bytes | None:
     return None
 
 
+def offer(target: zmq.Socket[bytes], message: Message, encode: Callable[[Message], bytes], tally: Tally) -> bool:
+    """Sends on a DEALER if there is room, never blocks; False where there is none, and the message does not count."""
+    frame = encode(message)
+    tally.sent[type(message)] += 1
+    for _ in range(2):
+        try:
+            target.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            # pyzmq may say EAGAIN though there is room, until the events are read.
+            if not int(target.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+                break
+        else:
+            return True
+    tally.sent[type(message)] -= 1
+    return False
+
+
 class Inbox:
     """A ROUTER that serves all trusted peers of an actor; a peer's routing id is its name."""
 
@@ -106,12 +124,15 @@ class Inbox:
             if frame is not None:
                 return peer, frame
 
-    def send(self, peer: bytes, frame: bytes) -> bool:
-        """False where the peer is gone or takes no more; never blocks."""
+    def send(self, peer: bytes, message: Message, codec: Codec, tally: Tally) -> bool:
+        """False where the peer is gone or takes no more, and the message does not count; never blocks."""
+        frame = codec.encode(message)
+        tally.sent[type(message)] += 1
         try:
             self.socket.send(peer, zmq.SNDMORE | zmq.NOBLOCK)
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:
+            tally.sent[type(message)] -= 1
             return False
         return True
 
@@ -136,26 +157,16 @@ class Channel:
 
     def post(self, message: Message) -> None:
         """Sends and goes on; blocks while the peer takes no more (callers of `call`)."""
+        self.tally.sent[type(message)] += 1
         try:
             self.socket.send(self._encode(message))
         except zmq.Again:
+            self.tally.sent[type(message)] -= 1
             raise PeerGone("the peer takes no more messages") from None
-        self.tally.sent[type(message)] += 1
 
     def offer(self, message: Message) -> bool:
         """Sends if there is room, never blocks; False where there is none."""
-        frame = self._encode(message)
-        for attempt in (0, 1):
-            try:
-                self.socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:
-                # pyzmq may say EAGAIN though there is room, until the events are read.
-                if attempt or not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
-                    return False
-            else:
-                break
-        self.tally.sent[type(message)] += 1
-        return True
+        return offer(self.socket, message, self._encode, self.tally)
 
     def receive(self, flags: int = 0) -> Message:
         """Raises PeerGone on a timeout; with NOBLOCK, zmq.Again."""

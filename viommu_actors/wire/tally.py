@@ -1,10 +1,40 @@
-"""Counts of what crossed a wire, kept at both of its ends independently."""
+"""Counts of what crossed a wire, kept at both of its ends independently; and when, if asked.
+
+A wire is FIFO, so the n-th message sent at one end is the n-th received at the other: what is needed to follow a
+message is its place in the order, and nothing travels with it.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Container
+from time import perf_counter_ns
 from typing import Any
+
+
+class _Stamped(defaultdict[type, int]):
+    """Counts that also note each increment: (index of the kind, nanoseconds of the monotonic clock) in turn.
+
+    Standing in for the plain counts only while a trace is taken, it costs nothing otherwise.
+    """
+
+    def __init__(self, counts: dict[type, int], kinds: list[type]) -> None:
+        super().__init__(int, counts)
+        self._kinds = kinds
+        self.stamps = array("q")
+
+    def __setitem__(self, kind: type, count: int) -> None:
+        now = perf_counter_ns()
+        before = self.get(kind, 0)
+        super().__setitem__(kind, count)
+        if count < before:  # it could not be sent after all
+            del self.stamps[-2:]
+        if count <= before:
+            return
+        if kind not in self._kinds:
+            self._kinds.append(kind)
+        self.stamps.extend((self._kinds.index(kind), now))
 
 
 class Tally:
@@ -19,6 +49,21 @@ class Tally:
         self.malformed = 0
         #: frames sent on purpose that are no message (a rogue's)
         self.raw = 0
+
+    def trace(self, kinds: list[type] | None) -> None:
+        """Notes from here on when each message is sent or received, kinds as indexes into `kinds`; None stops it."""
+        plain = (defaultdict(int, self.sent), defaultdict(int, self.received))
+        self.sent, self.received = plain if kinds is None else tuple(_Stamped(each, kinds) for each in plain)
+
+    def take_stamps(self) -> dict[str, Any] | None:
+        """What was noted since the last call, each direction as the bytes of (kind, time) pairs; None if not traced."""
+        if not isinstance(self.sent, _Stamped) or not isinstance(self.received, _Stamped):
+            return None
+        taken: dict[str, Any] = {"wire": self.wire, "end": self.end}
+        for way, counts in (("sent", self.sent), ("received", self.received)):
+            taken[way] = counts.stamps.tobytes()
+            counts.stamps = array("q")
+        return taken
 
     def as_dict(self) -> dict[str, Any]:
         """For the control wire: {"wire", "end", "sent": {name: n}, "received": {name: n}}."""
