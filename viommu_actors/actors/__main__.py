@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from viommu_actors.actors.runtime import end_with_launcher, ignore_terminal, log, read_configuration
+from viommu_actors.actors.runtime import end_with_launcher, ignore_terminal, log, read_configuration, settle
 
 #: role -> where its actor class stands; imported alone, so that no process carries another's code
 _ACTORS = {
@@ -22,7 +22,10 @@ def main() -> None:
     end_with_launcher(configuration["launcher"], configuration["lifeline"])
     ignore_terminal()
     module, name = _ACTORS[configuration["role"]]
-    actor = getattr(import_module(module), name)(configuration)
+    kind = getattr(import_module(module), name)
+    # After the imports, which all CPUs may share, and before ZeroMQ starts its thread.
+    settle(configuration["cpus"])
+    actor = kind(configuration)
     log(f"{configuration['name']} is up")
     actor.run()
 

@@ -38,6 +38,12 @@ def end_with_launcher(launcher_pid: int, lifeline_fd: int) -> None:
         os._exit(1)
 
 
+def settle(cpus: list[int] | None) -> None:
+    """Runs on these CPUs alone, the threads that come later too; None leaves it to the scheduler."""
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+
+
 def ignore_terminal() -> None:
     """A Ctrl-C reaches the whole process group; only the launcher answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

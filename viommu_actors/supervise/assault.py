@@ -258,4 +258,3 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any]) -> Fault | None:
         text=refusal["outcome"],
         count=seen["outcomes"][refusal["outcome"]],
     )
-

@@ -9,6 +9,7 @@ from typing import Any
 
 from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
+from viommu_actors.supervise.placement import place
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
 from viommu_actors.wire.sockets import Listener
 
@@ -104,6 +105,12 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     }
     host.fds += [slot.fd for vm in topology.vms for slot in slots[vm.name]]
     plan.actors += [host, *(hypervisor for hypervisor, _ in vms), *(guest for _, guest in vms)]
+    available = sorted(os.sched_getaffinity(0))
+    # Topologies that run at the same time start at different CPUs.
+    first = os.getpid() % len(available)
+    cpus = place([actor.role for actor in plan.actors], topology.placement, available[first:] + available[:first])
+    for actor, own in zip(plan.actors, cpus, strict=True):
+        actor.configuration["cpus"] = own
     return plan
 
 

@@ -232,6 +232,9 @@ class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     assign: Annotated[tuple[Assign, ...], Meta(description="The devices given to this VM, a [[vm.assign]] each.")] = ()
 
 
+Placement = Literal["pack", "spread", "free"]
+
+
 class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A whole topology: the host, its devices, its VMs."""
 
@@ -250,6 +253,16 @@ class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=["end"],
         ),
     ] = "end"
+    placement: Annotated[
+        Placement,
+        Meta(
+            description=(
+                "CPUs of the processes: pack each chain of guest, hypervisor and host on one, spread them, or leave"
+                " them free for the scheduler."
+            ),
+            examples=["pack"],
+        ),
+    ] = "pack"
     host: Annotated[Host, Meta(description="The physical machine and its kernel.")] = Host()
     device: Annotated[
         tuple[Device, ...], Meta(max_length=MAX_DEVICES, description="The physical devices, a [[device]] each.")

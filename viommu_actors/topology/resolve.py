@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.spec.pci import bdf, format_bdf
-from viommu_actors.topology.model import Device, Edit, HostIommu, Topology, Viommu, Vm
+from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, Topology, Viommu, Vm
 
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
@@ -71,6 +71,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     name: str
     description: str
     on_death: Literal["end", "contain"]
+    placement: Placement
     host: ResolvedHost
     devices: tuple[ResolvedDevice, ...]
     vms: tuple[ResolvedVm, ...]
@@ -125,6 +126,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
         name=topology.name,
         description=topology.description,
         on_death=topology.on_death,
+        placement=topology.placement,
         host=ResolvedHost(
             memory=bytes_of(topology.host.memory),
             cmdline=_with_parameters(
