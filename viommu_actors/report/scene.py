@@ -1,0 +1,121 @@
+"""What a picture of a topology shows, whatever draws it: columns, boxes' words, arrows and what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from viommu_actors.attacks.catalogue import Target
+from viommu_actors.report.results import Results, Verdict
+from viommu_actors.report.text import Style
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+
+LABELS: dict[Style, str] = {"safe": "safe", "unsafe": "UNSAFE", "unknown": "not observed"}
+#: What the labels mean.
+LEGEND: dict[Style, str] = {
+    "safe": "all that the device tried beyond its mappings was stopped",
+    "unsafe": "it got at memory, or raised an interrupt, that nobody had given to it",
+    "unknown": "nothing was tried, or not all of the proof is there",
+}
+_HARM = ("leaked", "corrupted", "delivered")
+_INTERRUPTS = (Target.HOST_VECTOR, Target.OTHER_DEVICE, Target.BEYOND_TABLE, Target.ABSENT_ENTRY)
+
+Column = tuple[ResolvedVm | None, ResolvedDevice | None]
+Machine = Literal["guest", "host"]
+What = Literal["memory", "host memory", "page tables", "other guest", "interrupts"]
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """From a device to what it got at, or tried to; drawn with `machine`; `verdicts` are why."""
+
+    what: What
+    machine: Machine
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def state(self) -> Style:
+        observed = {verdict.observed for verdict in self.verdicts}
+        if observed & set(_HARM):
+            return "unsafe"
+        return "safe" if observed and observed <= {"blocked", "redirected"} else "unknown"
+
+    @property
+    def label(self) -> str:
+        return f"{self.what}: {LABELS[self.state]}"
+
+
+class Scene:
+    def __init__(self, topology: ResolvedTopology, results: Results) -> None:
+        self.topology = topology
+        self._results = results
+        self._pids = {process.name: process.pid for process in results.processes}
+
+    def columns(self) -> list[Column]:
+        """One for each device beside its VM, one for each VM without any."""
+        columns: list[Column] = []
+        for vm in self.topology.vms:
+            columns += [(vm, self.topology.device(assign.device)) for assign in vm.assign] or [(vm, None)]
+        return columns + [(None, device) for device in self.topology.devices if device.vm is None]
+
+    def own(self, device: ResolvedDevice) -> Arrow:
+        """To the memory of the kernel that drives the device."""
+        if device.vm is None:
+            return self._arrow(device, "host memory", "host", Target.HOST_MEMORY)
+        return self._arrow(device, "memory", "guest", Target.GUEST_MEMORY)
+
+    def others(self, device: ResolvedDevice) -> list[Arrow]:
+        """To what else it tried."""
+        in_guest = device.vm is not None and self.topology.setting(device.name) != "none"
+        arrows = [self._arrow(device, "page tables", "guest" if in_guest else "host", Target.PAGE_TABLES)]
+        if device.vm is not None:
+            arrows.append(self._arrow(device, "host memory", "host", Target.HOST_MEMORY))
+        arrows += [self._arrow(device, "other guest", "host", Target.OTHER_GUEST), self.interrupts(device)]
+        return [arrow for arrow in arrows if arrow.verdicts]
+
+    def interrupts(self, device: ResolvedDevice) -> Arrow:
+        return self._arrow(device, "interrupts", "host", *_INTERRUPTS)
+
+    def against(self, vm: ResolvedVm) -> list[tuple[ResolvedDevice, Arrow]]:
+        """Devices of the only other VM that tried this one, and how it fared."""
+        if len(self.topology.vms) != 2:
+            return []
+        tries = ((each, self._arrow(each, "other guest", "host", Target.OTHER_GUEST)) for each in self.topology.devices)
+        return [(device, arrow) for device, arrow in tries if arrow.verdicts and device.vm != vm.name]
+
+    def titled(self, title: str, actor: str) -> str:
+        """With the process that plays it."""
+        return f"{title}, pid {self._pids[actor]}" if actor in self._pids else title
+
+    def viommu(self, vm: ResolvedVm) -> str:
+        """What the vIOMMU of a VM does."""
+        if vm.viommu is None:
+            return "no vIOMMU"
+        if not vm.assign:
+            return "no device behind it"
+        mode = self.topology.setting(vm.assign[0].device)
+        return {"none": "left off", "strict": "translates, strict", "passthrough": "lets devices pass"}[mode]
+
+    def hypervisor(self, vm: ResolvedVm) -> str:
+        """What a hypervisor does for its guest's devices, "" without any."""
+        if not vm.assign:
+            return ""
+        in_use = vm.viommu is not None and self.topology.setting(vm.assign[0].device) == "strict"
+        return "shadow tables, by VFIO" if in_use else "maps all RAM, by VFIO"
+
+    def iommu(self) -> str:
+        """What the host's IOMMU does beside translation."""
+        return "remaps interrupts too" if self.topology.host.iommu.intremap else "remaps no interrupts"
+
+    def _arrow(self, device: ResolvedDevice, what: What, machine: Machine, *targets: Target) -> Arrow:
+        verdicts = tuple(v for v in self._results.verdicts if v.device == device.name and v.target in targets)
+        return Arrow(what, machine, verdicts)
+
+
+def guest_address(vm: ResolvedVm, device: ResolvedDevice) -> str:
+    """Where the guest sees a device that is assigned to it."""
+    return next(assign.bdf for assign in vm.assign if assign.device == device.name)
+
+
+def manners(device: ResolvedDevice) -> str:
+    return "rogue: " + " ".join(device.rogue) if device.rogue else "honest"
