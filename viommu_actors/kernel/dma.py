@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import IntEnum
-from errno import EIO
+from errno import EINVAL, EIO
 from typing import Protocol
 
 from viommu_actors.kernel.iova import IovaAllocator
@@ -44,6 +45,17 @@ class Dma(Protocol):
         """Ends a mapping; afterwards no access through it can complete. Raises ValueError for what is not mapped."""
         ...
 
+    def map_sg(self, segments: Sequence[tuple[int, int]], direction: Direction) -> list[int]:
+        """Address of each (paddr, size) segment of a scattered buffer, until `unmap_sg` (Linux: dma_map_sg).
+
+        Raises OSError as `map` does, with nothing mapped, and EINVAL where there is no segment.
+        """
+        ...
+
+    def unmap_sg(self, iovas: Sequence[int], sizes: Sequence[int], direction: Direction) -> None:
+        """Ends what `map_sg` gave, as `unmap` does for one buffer."""
+        ...
+
     def alloc_coherent(self, size: int) -> tuple[int, int]:
         """Zeroed memory for both sides, and its address for the device: (paddr, iova)."""
         ...
@@ -57,6 +69,8 @@ class MappedDomain(Protocol):
     """The part of an IOMMU domain that the DMA API uses."""
 
     def map(self, iova: int, paddr: int, size: int, prot: int) -> None: ...
+
+    def map_pieces(self, iova: int, pieces: Sequence[tuple[int, int]], prot: int) -> None: ...
 
     def unmap(self, iova: int, size: int) -> int: ...
 
@@ -79,6 +93,18 @@ class DirectDma:
         return paddr
 
     def unmap(self, iova: int, size: int, direction: Direction) -> None:
+        self._counters["dma_unmaps"] += 1
+
+    def map_sg(self, segments: Sequence[tuple[int, int]], direction: Direction) -> list[int]:
+        if not segments:
+            raise OSError(EINVAL, "a scattered buffer without a segment")
+        for paddr, size in segments:
+            if paddr + size > self._end:
+                raise OSError(EIO, f"segment at {paddr:#x} is beyond the device's DMA mask")
+        self._counters["dma_maps"] += 1
+        return [paddr for paddr, _ in segments]
+
+    def unmap_sg(self, iovas: Sequence[int], sizes: Sequence[int], direction: Direction) -> None:
         self._counters["dma_unmaps"] += 1
 
     def alloc_coherent(self, size: int) -> tuple[int, int]:
@@ -124,6 +150,29 @@ class TranslatedDma:
             raise ValueError(f"unmap of {pages} pages at {iova:#x} that were not all mapped")
         self._iovas.free(iova, pages)
         self._counters["dma_unmaps"] += 1
+
+    def map_sg(self, segments: Sequence[tuple[int, int]], direction: Direction) -> list[int]:
+        """One range for all segments, a page or more each, and one invalidation (Linux: iommu_dma_map_sg)."""
+        if not segments:
+            raise OSError(EINVAL, "a scattered buffer without a segment")
+        pieces = [(paddr & ~_OFFSET, _pages((paddr & _OFFSET) + size) << 12) for paddr, size in segments]
+        pages = sum(size for _, size in pieces) >> 12
+        base = self._iovas.alloc(pages)
+        try:
+            self._domain.map_pieces(base, pieces, _ACCESS[direction])
+        except OSError:
+            self._iovas.free(base, pages)
+            raise
+        self._counters["dma_maps"] += 1
+        iovas = []
+        for (paddr, _), (_, size) in zip(segments, pieces, strict=True):
+            iovas.append(base + (paddr & _OFFSET))
+            base += size
+        return iovas
+
+    def unmap_sg(self, iovas: Sequence[int], sizes: Sequence[int], direction: Direction) -> None:
+        """One unmap from the first segment to the end of the last, as they lie one behind the other."""
+        self.unmap(iovas[0], iovas[-1] + sizes[-1] - iovas[0], direction)
 
     def alloc_coherent(self, size: int) -> tuple[int, int]:
         pages = _pages(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from errno import EFAULT, EINVAL
 from typing import Protocol
 
@@ -96,13 +97,33 @@ class Domain:
         Raises OSError with nothing changed: EINVAL for misaligned or empty ranges and for no access, EFAULT beyond
         the address widths, EEXIST where something is mapped already, ENOMEM without memory for tables.
         """
+        self._enter(iova, paddr, size, prot)
+        if self._flush_maps:
+            self._flush(iova, size)
+
+    def map_pieces(self, iova: int, pieces: Sequence[tuple[int, int]], prot: int) -> None:
+        """Maps (paddr, size) pieces one behind the other from `iova` on, with one invalidation for all of them.
+
+        Raises OSError as `map` does, with nothing mapped (Linux: iommu_map_sg).
+        """
+        end = iova
+        try:
+            for paddr, size in pieces:
+                self._enter(end, paddr, size, prot)
+                end += size
+        except OSError:
+            if end > iova:
+                self.unmap(iova, end - iova)
+            raise
+        if self._flush_maps:
+            self._flush(iova, end - iova)
+
+    def _enter(self, iova: int, paddr: int, size: int, prot: int) -> None:
         if (iova | paddr | size) & PAGE_MASK or size <= 0 or not 0 < prot <= Access.BOTH:
             raise OSError(EINVAL, f"no mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} with access {prot}")
         if iova + size > self._end or paddr + size > self._physical_end:
             raise OSError(EFAULT, f"mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} exceeds the address width")
         self._table.map(iova, paddr, size, int(prot))
-        if self._flush_maps:
-            self._flush(iova, size)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmaps whatever is mapped in the range; returns its bytes. No access through it completes afterwards.
