@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from viommu_actors.cli.exits import Exit
+from viommu_actors.measure.costs import load_costs
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import render
 from viommu_actors.report.results import Results, to_json
@@ -24,18 +25,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object, and nothing else")
     parser.add_argument("--stay", action="store_true", help="keep the topology up after its verdicts, until Ctrl-C")
     parser.add_argument("--run-dir", type=Path, help="folder of this run (default: runs/<time>-<topology>-<pid>)")
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also tell the I/O by the modelled clock of this cost table (configs/costs/*.toml); may be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """See `cli.exits`."""
     try:
         topology = resolve(load(options.config))
+        costs = tuple(load_costs(path) for path in options.costs)
     except TopologyError as error:
         print(error, file=sys.stderr)
         return Exit.REFUSED
     with Progress(sys.stderr) as progress:
         try:
-            live = Run(topology, options.run_dir, progress.tell)
+            live = Run(topology, options.run_dir, progress.tell, costs)
         except OSError as error:
             print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
             return Exit.REFUSED

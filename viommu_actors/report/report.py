@@ -14,6 +14,7 @@ from viommu_actors.report.tables import (
     fault_table,
     interrupt_note,
     io_tables,
+    modelled_table,
     summary,
     verdict_tables,
 )
@@ -73,6 +74,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         *verdict_tables(topology, results),
         assignment_table(results),
         *io_tables(results),
+        modelled_table(results),
         fault_table(results),
     ]
     blocks = [

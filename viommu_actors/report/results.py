@@ -47,6 +47,8 @@ class Counts(Struct, kw_only=True, frozen=True):
     pte_writes: int = 0
     invalidations: int = 0
     queue_tail_writes: int = 0
+    dma_maps: int = 0
+    dma_unmaps: int = 0
     interrupts: int = 0
     interrupts_forwarded: int = 0
 
@@ -56,6 +58,7 @@ class Io(Struct, kw_only=True, frozen=True):
 
     `operations` are single-page buffers transferred, `bytes` their payload, `verified` whether every byte was as
     sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` those that the invalidation queue caused.
+    `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     """
 
@@ -70,6 +73,8 @@ class Io(Struct, kw_only=True, frozen=True):
     pte_writes: int = 0
     invalidations: int = 0
     queue_tail_writes: int = 0
+    dma_maps: int = 0
+    dma_unmaps: int = 0
     interrupts: int = 0
     interrupts_forwarded: int = 0
     setup: Counts = field(default_factory=Counts)
@@ -99,6 +104,27 @@ class Assignment(Struct, kw_only=True, frozen=True):
         return self.second_open == "EBUSY" and all(difference.why for difference in self.differences)
 
 
+class Modelled(Struct, kw_only=True, frozen=True):
+    """One device's row of I/O by the modelled clock: its counts charged with the costs of the table `table`.
+
+    Costs are in `unit`. `steps` are what an operation is charged for each step, `per_operation` their sum,
+    `per_mapping` that of one map or unmap (the published c; None where nothing was mapped), `per_io` with the rest of
+    the I/O on top (A + 2c). `percent_of_line_rate` is the throughput min(1, B / (A + 2c)) in percent of `line_rate`.
+    """
+
+    clock: Literal["modelled"] = "modelled"
+    table: str
+    device: str
+    mapping: Literal["dynamic", "static"]
+    unit: str
+    steps: dict[str, float]
+    per_operation: float
+    per_mapping: float | None
+    per_io: float
+    percent_of_line_rate: float
+    line_rate: str
+
+
 class Results(Struct, kw_only=True, frozen=True):
     """`ok`: every verdict is the expected one, all I/O verified, and what else the launcher checked held."""
 
@@ -109,6 +135,7 @@ class Results(Struct, kw_only=True, frozen=True):
     io: tuple[Io, ...]
     faults: tuple[Fault, ...]
     assignments: tuple[Assignment, ...] = ()
+    modelled: tuple[Modelled, ...] = ()
 
 
 def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:

@@ -8,7 +8,7 @@ from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
-from viommu_actors.report.results import Assignment, Io, Results, Verdict
+from viommu_actors.report.results import Assignment, Io, Modelled, Results, Verdict
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -39,6 +39,18 @@ def io_tables(results: Results) -> list[Table]:
     return [
         _io_table(results.io[start : start + DEVICES_ABREAST]) for start in range(0, len(results.io), DEVICES_ABREAST)
     ]
+
+
+def modelled_table(results: Results) -> Table | None:
+    """The I/O by the modelled clock, a row for each device and cost table; None where no cost table was given."""
+    if not results.modelled:
+        return None
+    return Table(
+        title="The same I/O by the MODELLED clock: the counts above times published costs, no time of this machine",
+        columns=("cost table", "device", "mapping", "an operation", "a map or unmap", "unit", "line rate"),
+        rows=tuple(_modelled_row(each) for each in results.modelled),
+        numbers=frozenset([3, 4]),
+    )
 
 
 def assignment_table(results: Results) -> Table | None:
@@ -192,6 +204,13 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
         rows=tuple((line(words), *cells) for words, cells in lines),
         numbers=frozenset(range(1, len(rows) + 1)),
     )
+
+
+def _modelled_row(each: Modelled) -> tuple[Line, ...]:
+    per_mapping = "none" if each.per_mapping is None else f"{each.per_mapping:,.0f}"
+    percent = f"{each.percent_of_line_rate:.1f} % of {each.line_rate}"
+    cells = (each.table, each.device, each.mapping, f"{each.per_operation:,.0f}", per_mapping, each.unit, percent)
+    return tuple(line(cell) for cell in cells)
 
 
 def _verified(row: Io) -> Line:

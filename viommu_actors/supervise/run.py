@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
+from viommu_actors.measure.clock import charge_all
+from viommu_actors.measure.costs import CostTable
 from viommu_actors.report.results import Results, to_json
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
@@ -27,8 +31,16 @@ class Ended:
 class Run:
     """Makes the run's folder at once; raises OSError where it cannot."""
 
-    def __init__(self, topology: ResolvedTopology, path: Path | None, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        topology: ResolvedTopology,
+        path: Path | None,
+        tell: Callable[[str], None],
+        costs: tuple[CostTable, ...] = (),
+    ) -> None:
+        """`costs`: the tables by which the results tell the modelled clock too."""
         self._topology = topology
+        self._costs = costs
         self._tell = tell
         self.folder = RunFolder(topology, path)
 
@@ -53,6 +65,7 @@ class Run:
         scenario.run()
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
+        results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
         self.folder.write("results.json", to_json(results))
         show(results)
         if wires:

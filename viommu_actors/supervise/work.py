@@ -17,6 +17,8 @@ _COUNTED = {
     "pte_writes": ("kernel", "pte_writes"),
     "invalidations": ("kernel", "invalidations"),
     "queue_tail_writes": ("kernel", "queue_tail_writes"),
+    "dma_maps": ("kernel", "dma_maps"),
+    "dma_unmaps": ("kernel", "dma_unmaps"),
     "interrupts": ("kernel", "interrupts"),
     "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
 }

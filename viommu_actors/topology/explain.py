@@ -33,20 +33,20 @@ _PATTERNS = {
 }
 
 
-def explain(error: msgspec.ValidationError) -> Refusal:
-    """The refusal that tells what msgspec found in a `Topology`."""
+def explain(error: msgspec.ValidationError, kind: type[msgspec.Struct] = Topology) -> Refusal:
+    """The refusal that tells what msgspec found in a file of this type."""
     text, _, path = str(error).partition(" - at `")
     key = path.rstrip("`").removeprefix("$").removeprefix(".")
-    field, described = _lookup(key)
+    field, described = _lookup(kind, key)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL):
         return _unknown_key(key, unknown[1], described)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
         inner = f"{key}.{missing[1]}" if key else missing[1]
-        return Refusal(inner, "is missing", _example(missing[1], _lookup(inner)[0]))
+        return Refusal(inner, "is missing", _example(missing[1], _lookup(kind, inner)[0]))
     if text.startswith("Invalid enum value"):
         return _not_one_of(key, text, described)
     name = re.sub(r"\[\d+\]$", "", key.rpartition(".")[2])
-    return Refusal(key or "the file", _say(text), _remedy(text, key, name, field))
+    return Refusal(key or "the file", _say(text), _remedy(text, key, name, field, described))
 
 
 def _unknown_key(table: str, wrong: str, described: inspect.Type | None) -> Refusal:
@@ -77,7 +77,7 @@ def _say(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _remedy(text: str, key: str, name: str, field: inspect.Field | None) -> str:
+def _remedy(text: str, key: str, name: str, field: inspect.Field | None, described: inspect.Type | None) -> str:
     if "matching regex" in text:
         return _PATTERNS[name]
     if "of length" in text:
@@ -85,7 +85,7 @@ def _remedy(text: str, key: str, name: str, field: inspect.Field | None) -> str:
     table = re.sub(r"\[\d+\]", "", key)
     if name in ("device", "vm", "assign") and not text.startswith("Expected `str`"):
         return f"write [[{table}]] with two brackets"
-    if name in ("host", "iommu", "viommu"):
+    if isinstance(described, inspect.StructType) and not key.endswith("]"):
         return f"write [{table}] and its keys below"
     return _example(name, field)
 
@@ -114,10 +114,10 @@ def _toml(value: Any) -> str:
     return str(value)
 
 
-def _lookup(key: str) -> tuple[inspect.Field | None, inspect.Type | None]:
+def _lookup(kind: type[msgspec.Struct], key: str) -> tuple[inspect.Field | None, inspect.Type | None]:
     """The field of the model that a key path names, and the type of what stands there."""
     field: inspect.Field | None = None
-    described = inspect.type_info(Topology)
+    described = inspect.type_info(kind)
     for name, index in re.findall(r"([a-z_]+)|\[(\d+)\]", key):
         described = _plain(described)
         if index:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import tomllib
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -19,35 +20,43 @@ MAX_LINE = 4096
 _WHOLE_FILE = ""
 _START_FROM = "start from a copy of configs/assigned-viommu.toml"
 
+_Typed = TypeVar("_Typed", bound=msgspec.Struct)
+
 
 def load(path: str | Path) -> Topology:
     """The topology of a TOML file, checked. Raises `TopologyError`."""
     try:
-        return parse(_read(Path(path)))
+        return parse(read_text(Path(path)))
     except Refusal as refusal:
         raise TopologyError(str(path), refusal) from None
 
 
 def parse(text: str) -> Topology:
     """The topology of a TOML text, checked. Raises `Refusal`."""
-    if not text.strip():
-        raise Refusal(_WHOLE_FILE, "is empty", _START_FROM)
-    for number, line in enumerate(text.splitlines(), start=1):
-        if len(line) > MAX_LINE:
-            raise Refusal(f"line {number}", f"is longer than {MAX_LINE} characters", "break it up")
-    try:
-        topology = msgspec.convert(tomllib.loads(text), Topology)
-    except msgspec.ValidationError as error:
-        raise explain(error) from None
-    except RecursionError:
-        raise Refusal(_WHOLE_FILE, "is nested too deeply", _START_FROM) from None
-    except ValueError as error:  # tomllib's own error, and int()'s of too many digits
-        raise Refusal(_WHOLE_FILE, f"is not TOML: {error}", "mend it there, or see https://toml.io") from None
+    topology = convert(text, Topology, _START_FROM)
     check(topology)
     return topology
 
 
-def _read(path: Path) -> str:
+def convert(text: str, kind: type[_Typed], start_from: str) -> _Typed:
+    """A TOML text as a value of this type; `start_from` is the remedy for what is no such file. Raises `Refusal`."""
+    if not text.strip():
+        raise Refusal(_WHOLE_FILE, "is empty", start_from)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if len(line) > MAX_LINE:
+            raise Refusal(f"line {number}", f"is longer than {MAX_LINE} characters", "break it up")
+    try:
+        return msgspec.convert(tomllib.loads(text), kind)
+    except msgspec.ValidationError as error:
+        raise explain(error, kind) from None
+    except RecursionError:
+        raise Refusal(_WHOLE_FILE, "is nested too deeply", start_from) from None
+    except ValueError as error:  # tomllib's own error, and int()'s of too many digits
+        raise Refusal(_WHOLE_FILE, f"is not TOML: {error}", "mend it there, or see https://toml.io") from None
+
+
+def read_text(path: Path) -> str:
+    """A file that a user named, bounded. Raises `Refusal`."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -61,7 +70,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise Refusal(_WHOLE_FILE, f"cannot be read: {error.strerror}", "name a readable file") from None
     if len(data) > MAX_FILE:
-        raise Refusal(_WHOLE_FILE, f"is larger than {MAX_FILE >> 10} KiB", "a topology is a few KiB; name a TOML file")
+        raise Refusal(_WHOLE_FILE, f"is larger than {MAX_FILE >> 10} KiB", "name a TOML file of a few KiB")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,0 +1,1 @@
+"""What a run costs: messages in time, statistics, clocks."""
