@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from topologies.launcher import SMALL, launched, write
+from tests.topologies.launcher import SMALL, launched, write
 
 pytestmark = pytest.mark.topology
 
@@ -75,4 +75,4 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
         finished = running.finish()
     assert finished.status == 2
     [line] = finished.stderr.splitlines()
-    assert "file" in line and "name a folder" in line
+    assert "file" in line and "name a place" in line

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from topologies.launcher import CONFIGS, Finished, launch
+from tests.topologies.launcher import CONFIGS, Finished, launch
 
 pytestmark = pytest.mark.topology
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from topologies.launcher import SMALL, Finished, Launch, assert_gone, launched, write
+from tests.topologies.launcher import SMALL, Finished, Launch, assert_gone, launched, write
 
 pytestmark = pytest.mark.topology
 

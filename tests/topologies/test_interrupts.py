@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from topologies.launcher import CONFIGS, SMALL, launch, write
+from tests.topologies.launcher import CONFIGS, SMALL, launch, write
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario

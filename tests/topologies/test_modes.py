@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from topologies.launcher import SMALL, launch, write
+from tests.topologies.launcher import SMALL, launch, write
 
 pytestmark = pytest.mark.topology
 

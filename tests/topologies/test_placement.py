@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from topologies.launcher import SMALL, launched, write
 
+from tests.topologies.launcher import SMALL, launched, write
 from viommu_actors.supervise.placement import place
 
 ROLES = ["device", "device", "device", "host", "hypervisor", "guest"]

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from topologies.launcher import SMALL
+from tests.topologies.launcher import SMALL
 from viommu_actors.spec.tlp import MemRead, MemWrite
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan

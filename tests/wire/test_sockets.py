@@ -145,21 +145,25 @@ def test_stamps_follow_the_order_of_a_wire_and_stop_when_told(context: zmq.Conte
     tally, kinds = Tally("trap", "x"), []
     channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, tally)
     channel.post(TrapRead(0, 4))
-    assert tally.take_stamps() is None
+    assert tally.take_stamps(1000) is None
     tally.trace(kinds)
     channel.post(TrapWrite(0, 4, 0))
     channel.post(TrapRead(0, 4))
-    taken = tally.take_stamps()
+    taken = tally.take_stamps(1000)
     assert taken is not None
     stamps = array("q", taken["sent"])
     assert [kinds[index] for index in stamps[::2]] == [TrapWrite, TrapRead]
     assert stamps[1] <= stamps[3] and not taken["received"]
-    assert tally.take_stamps() == {"wire": "trap", "end": "x", "sent": b"", "received": b""}
+    assert tally.take_stamps(1000) == {"wire": "trap", "end": "x", "sent": b"", "received": b""}
+    channel.post(TrapRead(0, 4))
+    channel.post(TrapRead(0, 4))
+    parts = [tally.take_stamps(1), tally.take_stamps(1), tally.take_stamps(1)]
+    assert [len(part["sent"]) if part else None for part in parts] == [16, 16, 0]
     tally.trace(None)
     channel.post(TrapRead(0, 4))
-    assert tally.take_stamps() is None
-    assert tally.as_dict()["sent"] == {"TrapRead": 3, "TrapWrite": 1}
-    assert len([inbox.receive() for _ in range(4)]) == 4
+    assert tally.take_stamps(1000) is None
+    assert tally.as_dict()["sent"] == {"TrapRead": 5, "TrapWrite": 1}
+    assert len([inbox.receive() for _ in range(6)]) == 6
 
 
 def test_what_could_not_be_sent_leaves_no_stamp(context: zmq.Context[Any], listener: Listener) -> None:
@@ -167,5 +171,5 @@ def test_what_could_not_be_sent_leaves_no_stamp(context: zmq.Context[Any], liste
     channel = Channel(context, "host", listener.address, INJECT, INJECT, tally)
     tally.trace([])
     sent = sum(channel.offer(Inject(0x30)) for _ in range(1000))
-    taken = tally.take_stamps()
+    taken = tally.take_stamps(1000)
     assert taken is not None and len(array("q", taken["sent"])) == 2 * sent == 2 * tally.sent[Inject]

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from viommu_actors.actors.runtime import log
-from viommu_actors.wire.codec import MalformedMessage
+from viommu_actors.wire.codec import MAX_FRAME, MalformedMessage
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Event, Reply
 from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
 
 LAUNCHER = b"launcher"
+#: Stamps in one reply: half of what a frame holds.
+_STAMPS = MAX_FRAME // 2 // 16
 
 Handler = Callable[..., Any]
 
@@ -90,8 +92,9 @@ class Control:
             tally.trace(self._kinds if on else None)
 
     def _stamps(self) -> dict[str, Any]:
-        """What was noted since the last call (`Tally.take_stamps`), and the names of the kinds."""
-        wires = [taken for tally in self._tallies if (taken := tally.take_stamps()) is not None]
+        """What was noted since the last call (`Tally.take_stamps`), as far as it fits, and the names of the kinds."""
+        limit = _STAMPS // max(1, 2 * len(self._tallies))
+        wires = [taken for tally in self._tallies if (taken := tally.take_stamps(limit)) is not None]
         return {"wires": wires, "kinds": [kind.__name__ for kind in self._kinds]}
 
     def _counts(self) -> list[dict[str, Any]]:

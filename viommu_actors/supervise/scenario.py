@@ -33,8 +33,12 @@ class Scenario:
         self._done = False
 
     def run(self) -> None:
-        """The whole of it. Raises what the supervisor raises; what a contained death took away is left out."""
-        self._boot()
+        """The whole of it. Raises what the supervisor raises."""
+        self.boot()
+        self.play()
+
+    def play(self) -> None:
+        """All that comes after the boot; what a contained death took away is left out."""
         for step in (self._inspect, self._work, self._attack):
             for device in self._topology.devices:
                 try:
@@ -59,7 +63,8 @@ class Scenario:
             assignments=rows[2],
         )
 
-    def _boot(self) -> None:
+    def boot(self) -> None:
+        """Host, hypervisors, guests."""
         supervisor = self._supervisor
         self._tell(f"starting {len(supervisor.actors)} processes")
         supervisor.commands(list(supervisor.actors), "ping")

@@ -235,6 +235,30 @@ class Supervisor:
         self._counts_at.clear()
         return ends
 
+    # --- messages in time
+
+    def trace(self, on: bool) -> None:
+        """Starts or stops noting when each message crosses each end of its wire; to be done while all is quiet."""
+        self.commands(list(self.actors), "trace", on=on)
+
+    def stamps(self) -> list[dict[str, Any]]:
+        """What every actor noted since the trace began or since the last call (`measure.trace.crossings`)."""
+        taken: list[dict[str, Any]] = []
+        for name in list(self.actors):
+            whole: dict[str, dict[str, Any]] = {}
+            while True:
+                part = self.command(name, "stamps")
+                kinds, more = part["kinds"], False
+                for wire in part["wires"]:
+                    held = whole.setdefault(wire["wire"], {**wire, "sent": b"", "received": b""})
+                    for way in ("sent", "received"):
+                        held[way] += wire[way]
+                        more = more or bool(wire[way])
+                if not more:
+                    break
+            taken.append({"wires": list(whole.values()), "kinds": kinds})
+        return taken
+
     # --- stopping
 
     def quiesce(self) -> None:

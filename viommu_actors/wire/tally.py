@@ -55,14 +55,17 @@ class Tally:
         plain = (defaultdict(int, self.sent), defaultdict(int, self.received))
         self.sent, self.received = plain if kinds is None else tuple(_Stamped(each, kinds) for each in plain)
 
-    def take_stamps(self) -> dict[str, Any] | None:
-        """What was noted since the last call, each direction as the bytes of (kind, time) pairs; None if not traced."""
+    def take_stamps(self, limit: int) -> dict[str, Any] | None:
+        """What was noted since the last call, each direction as the bytes of at most `limit` (kind, time) pairs.
+
+        None if not traced. What is beyond the limit comes with the next call.
+        """
         if not isinstance(self.sent, _Stamped) or not isinstance(self.received, _Stamped):
             return None
         taken: dict[str, Any] = {"wire": self.wire, "end": self.end}
         for way, counts in (("sent", self.sent), ("received", self.received)):
-            taken[way] = counts.stamps.tobytes()
-            counts.stamps = array("q")
+            taken[way] = counts.stamps[: 2 * limit].tobytes()
+            del counts.stamps[: 2 * limit]
         return taken
 
     def as_dict(self) -> dict[str, Any]:
