@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", type=Path, default=DEFAULT, help="a topology file (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object, and nothing else")
     parser.add_argument("--stay", action="store_true", help="keep the topology up after its verdicts, until Ctrl-C")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of every message (Perfetto)")
     parser.add_argument("--run-dir", type=Path, help="folder of this run (default: runs/<time>-<topology>-<pid>)")
     parser.add_argument(
         "--costs",
@@ -45,9 +46,11 @@ def run(options: argparse.Namespace) -> int:
         return Exit.REFUSED
     with Progress(sys.stderr) as progress:
         try:
-            live = Run(topology, options.run_dir, progress.tell, costs)
+            if options.trace is not None:
+                options.trace.open("w").close()
+            live = Run(topology, options.run_dir, progress.tell, costs, options.trace)
         except OSError as error:
-            print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
+            print(f"{error.filename}: {error.strerror}; name a place that can be written", file=sys.stderr)
             return Exit.REFUSED
 
         def show(results: Results) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
+from viommu_actors.measure.trace import chrome_trace, crossings
 from viommu_actors.report.results import Results, to_json
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
@@ -37,8 +39,11 @@ class Run:
         path: Path | None,
         tell: Callable[[str], None],
         costs: tuple[CostTable, ...] = (),
+        trace: Path | None = None,
     ) -> None:
-        """`costs`: the tables by which the results tell the modelled clock too."""
+        """`costs`: the tables by which the results tell the modelled clock too; `trace`: a file for a Chrome trace of
+        all messages after the boot."""
+        self._trace = trace
         self._topology = topology
         self._costs = costs
         self._tell = tell
@@ -62,7 +67,13 @@ class Run:
             self.folder.close()
 
     def _played(self, scenario: Scenario, supervisor: Supervisor, show: Callable[[Results], None], stay: bool) -> Ended:
-        scenario.run()
+        scenario.boot()
+        if self._trace is not None:
+            supervisor.trace(True)
+        scenario.play()
+        if self._trace is not None:
+            self._trace.write_text(json.dumps(chrome_trace(crossings(supervisor.stamps()))))
+            supervisor.trace(False)
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
