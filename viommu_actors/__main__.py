@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from viommu_actors.cli import inspect, replay, topology
+from viommu_actors.cli import inspect, record, replay, topology
 
-_COMMANDS = {"topology": topology, "replay": replay, "inspect": inspect}
+_COMMANDS = {"topology": topology, "replay": replay, "record": record, "inspect": inspect}
 
 
 def main(arguments: list[str] | None = None) -> int:

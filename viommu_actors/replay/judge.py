@@ -9,7 +9,7 @@ recording in every operation so far. That unit then runs beside, so that what fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from msgspec import UNSET
 
@@ -19,12 +19,17 @@ from viommu_actors.replay.assigned import AssignedMachine
 from viommu_actors.replay.compare import Difference, difference
 from viommu_actors.replay.machine import Machine
 from viommu_actors.replay.memory import MemoryFull
-from viommu_actors.vtd.deviations import MENDED_IN_11, UNLISTED, Quirk
+from viommu_actors.vtd.deviations import UNLISTED, Quirk, quirks_of
 
 Result = Literal["passed", "failed", "information"]
 Mode = Literal["spec", "qemu"]
 #: Operations with their line numbers.
 Numbered = Sequence[tuple[int, t.Operation]]
+
+
+#: The versions of QEMU that were recorded: transcripts of the unit, and of assigned devices.
+VERSION: Final = (7, 2)
+SHADOW_VERSION: Final = (11, 1)
 
 
 class Advisory(NamedTuple):
@@ -49,14 +54,18 @@ def judge(header: t.Header, operations: Numbered, mode: Mode) -> Outcome:
     return _as_specified(header, operations)
 
 
+def first_difference(header: t.Header, operations: Numbered, quirks: frozenset[Quirk]) -> Difference | None:
+    """Where a unit with these deviations first differs from a recording. Raises Malformed."""
+    return next((found for found, _ in _differences(Machine(header, quirks), operations)), None)
+
+
 def _as_qemu(header: t.Header, operations: Numbered) -> Outcome:
     """All must be the same, but for the messages of plug-in and machine reset."""
-    every = frozenset(Quirk)
     machine: Machine
     if header.of_shadow:
-        machine = AssignedMachine(header, every - MENDED_IN_11, as_qemu=True)
+        machine = AssignedMachine(header, quirks_of(SHADOW_VERSION), as_qemu=True)
     else:
-        machine = Machine(header, every)
+        machine = Machine(header, quirks_of(VERSION))
     first = None
     advisory = []
     for found, operation in _differences(machine, operations):

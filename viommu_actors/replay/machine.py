@@ -66,7 +66,7 @@ class Machine:
             case t.MemRead():
                 return {"expect": self.memory.read(int(operation.addr, 16), operation.len).hex()}
             case t.MemFill():
-                self.memory.write(int(operation.addr, 16), _filled(operation))
+                self.memory.write(int(operation.addr, 16), filled(operation))
             case t.Msi():
                 return self._msi(operation)
             case t.Irqs():
@@ -154,7 +154,8 @@ def pages(address: int, length: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def _filled(operation: t.MemFill) -> bytes:
+def filled(operation: t.MemFill) -> bytes:
+    """The bytes that it writes."""
     word, step = int(operation.word, 16), operation.step
     step = int(step, 16) if isinstance(step, str) else step
     return b"".join((word + index * step).__mod__(_U64).to_bytes(8, "little") for index in range(operation.len // 8))

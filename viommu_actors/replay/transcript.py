@@ -77,18 +77,18 @@ class Header(Struct, tag_field="op", tag="header"):
         return sorted((int(low, 16), int(high, 16)) for low, high in self.ram)
 
 
-class Comment(Struct, tag_field="op", tag="comment"):
+class Comment(Struct, tag_field="op", tag="comment", omit_defaults=True):
     text: str = ""
     impl: Impl = UNSET
 
 
-class MemWrite(Struct, tag_field="op", tag="mem_write"):
+class MemWrite(Struct, tag_field="op", tag="mem_write", omit_defaults=True):
     addr: Hex
     data: str
     impl: Impl = UNSET
 
 
-class MemFill(Struct, tag_field="op", tag="mem_fill"):
+class MemFill(Struct, tag_field="op", tag="mem_fill", omit_defaults=True):
     addr: Hex
     len: Annotated[int, Meta(ge=0, le=_MEMORY_LIMIT, multiple_of=8)]
     word: Hex
@@ -96,21 +96,21 @@ class MemFill(Struct, tag_field="op", tag="mem_fill"):
     impl: Impl = UNSET
 
 
-class MemRead(Struct, tag_field="op", tag="mem_read"):
+class MemRead(Struct, tag_field="op", tag="mem_read", omit_defaults=True):
     addr: Hex
     len: Annotated[int, Meta(ge=1, le=_MEMORY_LIMIT)]
     expect: str
     impl: Impl = UNSET
 
 
-class RegWrite(Struct, tag_field="op", tag="reg_write"):
+class RegWrite(Struct, tag_field="op", tag="reg_write", omit_defaults=True):
     offset: Hex
     size: RegisterSize
     value: Hex
     impl: Impl = UNSET
 
 
-class RegRead(Struct, tag_field="op", tag="reg_read"):
+class RegRead(Struct, tag_field="op", tag="reg_read", omit_defaults=True):
     offset: Hex
     size: RegisterSize
     expect: Hex
@@ -129,7 +129,7 @@ class Delivered(Struct, omit_defaults=True):
     remapped_index: int | UnsetType = UNSET
 
 
-class Segment(Struct):
+class Segment(Struct, omit_defaults=True):
     """What became of one page of a request."""
 
     iova: Hex
@@ -139,8 +139,13 @@ class Segment(Struct):
     msi: list[Delivered] | UnsetType = UNSET
 
 
-class Fault(Struct):
+class Fault(Struct, omit_defaults=True):
+    """What QEMU detected; a fault that FPD suppresses has no reason."""
+
     reason: int | UnsetType = UNSET
+    page: Hex | UnsetType = UNSET
+    write: bool | UnsetType = UNSET
+    disposition: str = ""
 
 
 class Held(Struct):
@@ -153,7 +158,7 @@ class Held(Struct):
 DmaOutcome = Literal["ok", "blocked", "partial", "interrupt", "unclaimed"]
 
 
-class DmaWrite(Struct, tag_field="op", tag="dma_write"):
+class DmaWrite(Struct, tag_field="op", tag="dma_write", omit_defaults=True):
     bdf: Bdf
     addr: Hex
     data: str
@@ -165,7 +170,7 @@ class DmaWrite(Struct, tag_field="op", tag="dma_write"):
     impl: Impl = UNSET
 
 
-class DmaRead(Struct, tag_field="op", tag="dma_read"):
+class DmaRead(Struct, tag_field="op", tag="dma_read", omit_defaults=True):
     bdf: Bdf
     addr: Hex
     len: Annotated[int, Meta(ge=1, le=MESSAGE_LIMIT)]
@@ -178,7 +183,7 @@ class DmaRead(Struct, tag_field="op", tag="dma_read"):
     impl: Impl = UNSET
 
 
-class Msi(Struct, tag_field="op", tag="msi"):
+class Msi(Struct, tag_field="op", tag="msi", omit_defaults=True):
     bdf: Bdf
     addr: Hex
     data: Hex
@@ -193,7 +198,7 @@ class SentInterrupt(Struct):
     data: Hex
 
 
-class Irqs(Struct, tag_field="op", tag="irqs"):
+class Irqs(Struct, tag_field="op", tag="irqs", omit_defaults=True):
     expect: list[SentInterrupt]
     impl: Impl = UNSET
 
@@ -209,25 +214,25 @@ class Message(Struct, omit_defaults=True):
     server_reply: str | UnsetType = UNSET
 
 
-class Shadow(Struct, tag_field="op", tag="shadow"):
+class Shadow(Struct, tag_field="op", tag="shadow", omit_defaults=True):
     bdf: Bdf
     expect: list[Message]
     impl: Impl = UNSET
 
 
-class ShadowOrder(Struct, tag_field="op", tag="shadow_order"):
+class ShadowOrder(Struct, tag_field="op", tag="shadow_order", omit_defaults=True):
     """How the messages of two devices interleaved: differs from run to run, never compared."""
 
     impl: Impl = UNSET
 
 
-class BusMaster(Struct, tag_field="op", tag="bus_master"):
+class BusMaster(Struct, tag_field="op", tag="bus_master", omit_defaults=True):
     bdf: Bdf
     on: bool
     impl: Impl = UNSET
 
 
-class SystemReset(Struct, tag_field="op", tag="system_reset"):
+class SystemReset(Struct, tag_field="op", tag="system_reset", omit_defaults=True):
     impl: Impl = UNSET
 
 
@@ -237,6 +242,12 @@ Operation = Plain | Shadow | ShadowOrder | BusMaster | SystemReset
 _HEADER: Final = msgspec.json.Decoder(Header)
 _OPERATION: Final = msgspec.json.Decoder(Operation)
 _T = TypeVar("_T")
+
+
+def write(header: Header, operations: Iterable[Operation]) -> Iterator[bytes]:
+    """The lines of a transcript, each with its end."""
+    for line in (header, *operations):
+        yield msgspec.json.encode(line) + b"\n"
 
 
 def bdf(text: str) -> int:

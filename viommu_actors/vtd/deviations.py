@@ -27,7 +27,8 @@ class Quirk(Enum):
     QUEUE_STAYS_STOPPED = "clearing IQE does not start the queue again"
     QUEUE_KEEPS_RUNNING = "QIE is cleared only with the queue empty behind a wait"
     QUEUE_ADDRESS_LATCHED = "IQA reads as the base that was latched with QIE"
-    FOREIGN_DESCRIPTORS = "descriptors that a legacy unit does not have are accepted"
+    PASID_DESCRIPTORS = "descriptors for PASIDs (types 6 and 7) are accepted in legacy mode"
+    DEVICE_TLB_ANYWAY = "device-TLB invalidations are accepted without ECAP.DT"
     CONTEXT_RESERVED_RECORDED = "FPD does not suppress fault 0xB"
     EVENT_AWAITS_STATUS = "a pending fault event is looked at again only when FSTS is written"
     PASID_OF_ONES = "a walk's fault record carries a PASID field of ones"
@@ -43,8 +44,18 @@ class Quirk(Enum):
 #: Not on the project's list of QEMU's deviations: a difference that one of these explains still counts.
 UNLISTED: Final = frozenset({Quirk.ALL_ONES_UNREADABLE, Quirk.ENTRY_INVALIDATION_UNCHECKED})
 
-#: Those that QEMU 11.1 has no more.
-MENDED_IN_11: Final = frozenset({Quirk.PAGES_MODULO_256, Quirk.INTERRUPT_FAULTS_LOST})
+#: The first version that was seen without a deviation.
+MENDED: Final = {
+    Quirk.INTERRUPT_FAULTS_LOST: (10, 0),
+    Quirk.PASID_DESCRIPTORS: (10, 0),
+    Quirk.PAGES_MODULO_256: (11, 1),
+}
+
+
+def quirks_of(version: tuple[int, ...]) -> frozenset[Quirk]:
+    """The deviations of a version of QEMU, as far as they are known."""
+    return frozenset(quirk for quirk in Quirk if version < MENDED.get(quirk, (1 << 16,)))
+
 
 #: What a unit is to be: the specification's, QEMU 7.2's, or the specification's with some deviations.
 Quirks = Literal["spec", "qemu"] | frozenset[Quirk]

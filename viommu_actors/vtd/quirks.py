@@ -295,7 +295,7 @@ class _QemuQueue(InvalidationQueue):
 
     def _actions(self) -> dict[int, Action]:
         actions = super()._actions()
-        if self._has(Quirk.FOREIGN_DESCRIPTORS):
+        if self._has(Quirk.PASID_DESCRIPTORS):
             actions[DescriptorType.PASID_IOTLB] = actions[DescriptorType.PASID_CACHE] = self._ignore
         return {kind: self._noting(kind, actions.get(kind, self._refuse)) for kind in range(TYPE_MASK + 1)}
 
@@ -314,7 +314,7 @@ class _QemuQueue(InvalidationQueue):
 
     def _device_tlb(self, low: int, high: int) -> None:
         """Taken also without ECAP.DT."""
-        if not self._has(Quirk.FOREIGN_DESCRIPTORS):
+        if not self._has(Quirk.DEVICE_TLB_ANYWAY):
             super()._device_tlb(low, high)
             return
         if DeviceTlbInvalidate.reserved(low, high):

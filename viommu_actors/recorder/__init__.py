@@ -1,0 +1,1 @@
+"""A real QEMU as the judge of the unit: driven over its qtest socket, recorded, and fuzzed against."""
