@@ -12,6 +12,7 @@ import zmq
 
 from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
+from viommu_actors.actors.latency_commands import DeviceLatency
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
@@ -50,6 +51,7 @@ class DeviceActor:
         self._rogue = Rogue(self._endpoint, self._send_raw)
         self._control = Control(self._inbox, name, tallies)
         self._control.register({"attack": self._attack, "counters": lambda: dict(self._endpoint.counters)})
+        self._control.register(DeviceLatency(self._endpoint, self._control).handlers())
 
     def run(self) -> None:
         """Serves until the process ends."""

@@ -15,6 +15,7 @@ import zmq
 
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.kernel_commands import KernelCommands
+from viommu_actors.actors.latency_commands import KernelLatency
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
 from viommu_actors.kernel.drivers.edu import EduDriver
 from viommu_actors.kernel.kernel import Kernel
@@ -119,7 +120,7 @@ class GuestActor:
         self._kernel = Kernel(self._cpu)
         commands = KernelCommands(self._kernel, self._control.event)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
-        self._control.register({"interrupt_latency": self._interrupt_latency})
+        self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})
 
     def run(self) -> None:
         """Serves until the process ends."""

@@ -19,6 +19,7 @@ from viommu_actors.actors.host_fabric import Fabric
 from viommu_actors.actors.interrupt_targets import InterruptTargets
 from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.latency_commands import KernelLatency, PortClock
 from viommu_actors.actors.lending import Lending
 from viommu_actors.actors.outlet import Outlet
 from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
@@ -152,6 +153,7 @@ class HostActor:
         self._commands = commands
         targets = InterruptTargets(self._kernel, self._machine.delivered)
         self._control.register(commands.handlers() | self._fabric.handlers() | targets.handlers())
+        self._control.register(KernelLatency(self._kernel).handlers() | PortClock(self._fabric.ports).handlers())
         self._control.register({"boot": self._boot, "counters": self._counters, "gone": self._gone})
 
     def run(self) -> None:

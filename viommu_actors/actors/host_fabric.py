@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
@@ -11,7 +11,7 @@ import zmq
 from viommu_actors.actors.runtime import log
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.pci.root_complex import RootComplex
-from viommu_actors.pci.root_port import Outcome, PortConfig
+from viommu_actors.pci.root_port import Outcome, PortConfig, RootPort
 from viommu_actors.pci.upstream import Interrupt
 from viommu_actors.spec import pci, platform
 from viommu_actors.vtd.unit import RemappingUnit
@@ -51,6 +51,11 @@ class Fabric:
             tally = Tally(f"link:{link['device']}", "host")
             self._slots[socket] = slot
             self._tallies[slot] = tally
+
+    @property
+    def ports(self) -> Mapping[int, RootPort]:
+        """The root ports by slot."""
+        return self._complex.ports
 
     @property
     def tallies(self) -> list[Tally]:
