@@ -37,12 +37,18 @@ _ASCII = str.maketrans("─│┌┐└┘├┤┴┼╌╎▲▶…", "-|+++++
 
 def render(topology: ResolvedTopology, results: Results, stream: TextIO) -> str:
     """Coloured for a terminal where rich is installed, plain for anything else."""
+    width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns if stream.isatty() else PLAIN_WIDTH
+    return shown(report(topology, results, width), stream)
+
+
+def shown(lines: list[Line], stream: TextIO) -> str:
+    """Lines as this stream can show them."""
     text = None
     if stream.isatty():
         with suppress(ImportError):
-            text = coloured(topology, results, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
+            text = _painted(lines)
     if text is None:
-        text = uncoloured(topology, results, PLAIN_WIDTH)
+        text = _bare(lines)
     try:
         text.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
@@ -51,17 +57,25 @@ def render(topology: ResolvedTopology, results: Results, stream: TextIO) -> str:
 
 
 def uncoloured(topology: ResolvedTopology, results: Results, width: int) -> str:
-    return "\n".join(plain(each).rstrip() for each in report(topology, results, width))
+    return _bare(report(topology, results, width))
 
 
 def coloured(topology: ResolvedTopology, results: Results, width: int) -> str:
     """Raises ImportError without rich."""
+    return _painted(report(topology, results, width))
+
+
+def _bare(lines: list[Line]) -> str:
+    return "\n".join(plain(each).rstrip() for each in lines)
+
+
+def _painted(lines: list[Line]) -> str:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=io.StringIO(), force_terminal=True, highlight=False)
     with console.capture() as captured:
-        for each in report(topology, results, width):
+        for each in lines:
             text = Text.assemble(*((span.text, _COLOURS[span.style]) for span in each))
             text.rstrip()
             console.print(text, soft_wrap=True)

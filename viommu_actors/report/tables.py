@@ -14,7 +14,8 @@ from viommu_actors.topology.resolve import ResolvedTopology
 
 DEVICES_ABREAST = 4
 MAX_FAULTS = 16
-_COUNTS = (
+#: What a row of I/O counts, in words.
+COUNTS = (
     ("traps", "traps to the hypervisor"),
     ("queue_tail_writes", "  of them queue tail writes"),
     ("vfio_maps", "VFIO maps"),
@@ -79,6 +80,16 @@ def fault_table(results: Results) -> Table | None:
             for f in results.faults[:MAX_FAULTS]
         ),
         numbers=frozenset([5]),
+    )
+
+
+def process_table(results: Results) -> Table:
+    """Who played what."""
+    return Table(
+        title="Processes",
+        columns=("role", "name", "pid"),
+        rows=tuple((line(each.role), line(each.name), line(str(each.pid))) for each in results.processes),
+        numbers=frozenset([2]),
     )
 
 
@@ -194,9 +205,9 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
         ("operations", [line(str(row.operations)) for row in rows]),
         ("bytes", [_verified(row) for row in rows]),
     ]
-    for key, words in _COUNTS:
+    for key, words in COUNTS:
         lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
-    for key, words in _COUNTS[:1] + _COUNTS[2:4]:
+    for key, words in COUNTS[:1] + COUNTS[2:4]:
         lines.append((f"set-up: {words}", [line(str(getattr(row.setup, key))) for row in rows]))
     return Table(
         title="I/O, and what it cost in the steady state (in brackets: for each operation)",
