@@ -144,10 +144,16 @@ def test_qemu_swaps_start_and_end_of_a_bus_range() -> None:
     assert rig.msi(1, requester=0x0200) == remapped(1, 0x40)
 
 
-def test_a_request_without_an_id_is_not_checked() -> None:
+def test_no_devid_dropped() -> None:
+    """OpenVMM's: who has no id passes only where none is checked; in QEMU, everywhere."""
     rig = IrRig()
     rig.entry(1, vector=0x40, validation=1, source=OTHER)
-    assert rig.msi(1, requester=None) == remapped(1, 0x40)
+    rig.entry(2, vector=0x41)
+    assert rig.msi(1, requester=None) == Blocked(FaultReason.IR_SOURCE_ID)
+    assert rig.msi(2, requester=None) == remapped(2, 0x41)
+    qemu = IrRig(quirks="qemu")
+    qemu.entry(1, vector=0x40, validation=1, source=OTHER)
+    assert qemu.msi(1, requester=None) == remapped(1, 0x40)
 
 
 @pytest.mark.parametrize(

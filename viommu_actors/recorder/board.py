@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from viommu_actors.recorder.qtest import PATIENCE, Qemu, QemuError
+from viommu_actors.recorder.qtest import Qemu, QemuError
 from viommu_actors.replay import transcript as t
 from viommu_actors.spec import edu, pci, platform
 
@@ -24,6 +24,8 @@ _ENABLE: Final = 1 << 31
 _PAM: Final = (0x90, 0x94)
 #: Where the video card's window covers RAM.
 VIDEO_WINDOW: Final = (0xA_0000, 0xC_0000)
+#: Seconds. An NMI that a message raised can keep the halted processor busy, and then no timer fires.
+_DMA_PATIENCE: Final = 5.0
 _LOW_LIMIT: Final = 0x8000_0000
 _STAGING: Final = 0x10_0000
 
@@ -144,7 +146,7 @@ class Board:
         write(bar + edu.Reg.DMA_DESTINATION, 8, target)
         write(bar + edu.Reg.DMA_COUNT, 8, length)
         write(bar + edu.Reg.DMA_COMMAND, 8, edu.DmaCommand.START | direction)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + _DMA_PATIENCE
         while self._qemu.read_register(bar + edu.Reg.DMA_COMMAND, 8) & edu.DmaCommand.START:
             if time.monotonic() > deadline:
                 raise QemuError("a DMA does not end")

@@ -384,7 +384,7 @@ class _Generator:
             fault_disable=random.random() < 0.1,
             logical=random.random() < 0.3,
             level=random.random() < 0.2,
-            delivery_mode=random.choice((0, 0, 0, 1, 4)),
+            delivery_mode=random.choice((0, 0, 0, 1)),
             vector=random.randrange(0x20, 0xF0),
             destination=random.randrange(256) << 8,
             source=random.choice((self._source(), 0x0105, 0x0501)),

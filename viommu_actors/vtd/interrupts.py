@@ -97,6 +97,7 @@ class InterruptRemapper:
         self._caches = Quirk.ENTRIES_UNCACHED not in quirks
         self._compatibility_passes = Quirk.COMPATIBILITY_PASSES in quirks
         self._swapped = Quirk.BUS_RANGE_SWAPPED in quirks
+        self._anonymous_pass = Quirk.WRITES_ANONYMOUS in quirks
         self._records = Quirk.INTERRUPT_FAULTS_LOST not in quirks
         self._ignored = INTERRUPT_ENTRY_POSTED if Quirk.POSTED_IGNORED in quirks else 0
         self.reset()
@@ -152,7 +153,7 @@ class InterruptRemapper:
     # --- requests ------------------------------------------------------------------------------------------------
 
     def remap(self, requester: int | None, address: int, data: int, record: bool = True) -> Outcome:
-        """A 32-bit write of `data` to 0xFEExxxxx. A `requester` of None has no id that could be checked.
+        """A 32-bit write of `data` to 0xFEExxxxx. A `requester` of None has no id that an entry could accept.
 
         `record` False asks what would become of it, for an interrupt route: no fault is recorded then.
         """
@@ -181,7 +182,7 @@ class InterruptRemapper:
         entry = self._entries.get(index)
         if entry is None:
             entry = self._read(index)
-        if requester is not None and not self._valid_source(entry, requester):
+        if not self._valid_source(entry, requester):
             raise _Fault(FaultReason.IR_SOURCE_ID, index, entry.fault_disable)
         interrupt = Interrupt(
             apic_destination(entry.destination, self._extended),
@@ -213,10 +214,12 @@ class InterruptRemapper:
             self._entries[index] = entry
         return entry
 
-    def _valid_source(self, entry: InterruptEntry, requester: int) -> bool:
-        """SVT and SQ (section 9.10). The reserved SVT validates nothing, as in QEMU."""
+    def _valid_source(self, entry: InterruptEntry, requester: int | None) -> bool:
+        """SVT and SQ (section 9.10). With the reserved SVT no source is valid, as in QEMU."""
         if entry.validation == SourceValidation.NONE:
             return True
+        if requester is None:
+            return self._anonymous_pass
         if entry.validation == SourceValidation.SOURCE:
             return not (entry.source ^ requester) & SOURCE_QUALIFIERS[entry.qualifier]
         if entry.validation == SourceValidation.BUS_RANGE:
