@@ -22,6 +22,7 @@ from viommu_actors.report.tables import (
     fault_table,
     interrupt_note,
     io_tables,
+    modelled_table,
     process_table,
     summary,
     verdict_tables,
@@ -176,7 +177,8 @@ def _io(results: Results) -> list[Markup]:
         class_="legend",
     )
     intro = element("p", "In the steady state, for each operation: a single-page buffer transferred and verified.")
-    return [intro, key_of, element("div", *panels, class_="panels"), *_tables(*io_tables(results))]
+    figures = _tables(*io_tables(results), modelled_table(results))
+    return [intro, key_of, element("div", *panels, class_="panels"), *figures]
 
 
 def _latency(latencies: Latencies | None) -> list[Markup]:

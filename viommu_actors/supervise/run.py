@@ -13,8 +13,9 @@ import msgspec
 from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
 from viommu_actors.measure.trace import chrome_trace, crossings
-from viommu_actors.report.results import Results, to_json
+from viommu_actors.report.results import Results
 from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.page import write_results
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
@@ -61,7 +62,7 @@ class Run:
                 except (ActorDied, CommandFailed, Interrupted) as error:
                     if isinstance(error, Interrupted):
                         supervisor.quiesce()
-                    self.folder.write("results.json", to_json(scenario.results(ok=False)))
+                    write_results(self.folder, self._topology, scenario.results(ok=False), f"{error.how}: {error}")
                     return Ended(error.how, str(error))
         finally:
             self.folder.close()
@@ -77,7 +78,8 @@ class Run:
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
-        self.folder.write("results.json", to_json(results))
+        trouble = [*wires, *supervisor.lost.values()]
+        write_results(self.folder, self._topology, results, "; ".join(trouble))
         show(results)
         if wires:
             return Ended("failed", "the two ends of a wire counted differently:\n" + "\n".join(wires), results)

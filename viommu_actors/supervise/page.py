@@ -1,0 +1,51 @@
+"""What a run leaves of its results: `results.json`, and `report.html` for a person."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+
+import msgspec
+import zmq
+
+from viommu_actors.report.html import html
+from viommu_actors.report.latency import Latencies, read_latencies
+from viommu_actors.report.results import Results, to_json
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.topology.resolve import ResolvedTopology
+
+
+def write_results(folder: RunFolder, topology: ResolvedTopology, results: Results, ended: str = "") -> None:
+    """Both files; `ended` is why the run did not just finish. A `latency.json` of the run is shown with the rest."""
+    folder.write("results.json", to_json(results))
+    folder.write("report.html", html(topology, results, environment(), _latencies(folder), ended))
+
+
+def environment() -> dict[str, str]:
+    """Where and when a run was made, by name."""
+    return {
+        "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "viommu-actors": _version("viommu-actors"),
+        "Python": platform.python_version(),
+        "ZeroMQ": f"{zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}",
+        "msgpack": _version("msgpack"),
+        "msgspec": msgspec.__version__,
+        "kernel": f"{platform.system()} {platform.release()} on {platform.machine()}",
+        "CPUs": str(len(os.sched_getaffinity(0))),
+    }
+
+
+def _latencies(folder: RunFolder) -> Latencies | None:
+    try:
+        return read_latencies(folder.path / "latency.json")
+    except msgspec.DecodeError:
+        return None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
