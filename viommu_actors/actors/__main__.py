@@ -13,6 +13,7 @@ _ACTORS = {
     "hypervisor": ("viommu_actors.actors.hypervisor", "HypervisorActor"),
     "guest": ("viommu_actors.actors.guest", "GuestActor"),
     "device": ("viommu_actors.actors.device", "DeviceActor"),
+    "floor": ("viommu_actors.actors.floor", "FloorActor"),
 }
 
 

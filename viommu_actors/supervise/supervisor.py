@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, Final
 
@@ -124,7 +124,11 @@ class Supervisor:
 
         Raises CommandFailed, ActorDied, Interrupted.
         """
-        numbers = {actor: self._send(actor, name, arguments) for actor in actors}
+        return self.each(dict.fromkeys(actors, arguments), name)
+
+    def each(self, arguments: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+        """The same with arguments of their own for each of the actors."""
+        numbers = {actor: self._send(actor, name, own) for actor, own in arguments.items()}
         deadline = time.monotonic() + COMMAND_TIMEOUT
         while not all(number in self._replies for number in numbers.values()):
             for actor in numbers:

@@ -1,0 +1,50 @@
+"""Operations of a synchronous chain, split into the work of each process and the way between two. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from viommu_actors.measure.trace import Crossing
+
+Hops = list[tuple[str, int]]
+
+
+def split(messages: Iterable[Crossing], first: str, last: str) -> list[Hops]:
+    """(name, nanoseconds) of each part of every operation: from a message of kind `first` to the next of kind `last`.
+
+    `messages` are ordered by when they were sent. In a chain nobody sends before it has received; a message beside
+    the chain, that has arrived before the chain has come so far, is left out. The parts add up to the time from the
+    sending of the first to the reception of the last.
+    """
+    operations: list[Hops] = []
+    current: Hops | None = None
+    at = 0
+    for message in messages:
+        if message.kind == first:
+            current, at = [], message.sent
+        if current is None or message.received <= at:
+            continue
+        if message.sent > at:
+            current.append((f"{role(message.sender)} work", message.sent - at))
+            at = message.sent
+        current.append((f"wire {role(message.sender)} to {role(message.receiver)}", message.received - at))
+        at = message.received
+        if message.kind == last:
+            operations.append(current)
+            current = None
+    return operations
+
+
+def within(operations: Sequence[Hops], wholes: Sequence[int], actor: str) -> list[Hops]:
+    """Each operation with what its asker did before and after the chain, so that it adds up to `wholes`."""
+    work = f"{actor} work"
+    return [
+        [(work, whole - sum(nanoseconds for _, nanoseconds in hops)), *hops]
+        for hops, whole in zip(operations, wholes, strict=False)
+    ]
+
+
+def role(actor: str) -> str:
+    """What an actor is: `vm0.guest` is a guest; what is of no VM and not the host is a device."""
+    _, dot, kind = actor.partition(".")
+    return kind if dot else "host" if actor == "host" else "device"

@@ -1,0 +1,222 @@
+"""One run of the laboratory at one placement: everything up at once, batches in turn, then what is looked at once.
+
+In each round every batch comes once, in random order, so that whatever the machine does meanwhile meets ours and the
+floor alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from viommu_actors.measure import floors
+from viommu_actors.measure.bench import Bench, Series, System, measured
+from viommu_actors.measure.hops import Hops, split, within
+from viommu_actors.measure.statistics import rounds_of, shares, summarize
+from viommu_actors.measure.trace import Crossing, chrome_trace, crossings
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.plan import Plan, make_plan
+from viommu_actors.supervise.scenario import Scenario
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.topology.resolve import ResolvedTopology
+
+#: Rounds that are measured where time allows.
+ROUNDS: Final = 40
+#: Fewer than these say little about spread; so many are measured even when time is up.
+LEAST_ROUNDS: Final = 5
+_SEED = 0x5EED
+#: Operations of each kind that are traced.
+_TRACED = 40
+#: Packets of a nic whose messages are counted.
+_COUNTED = 16
+
+#: progress(part done, what)
+Progress = Callable[[float, str], None]
+
+
+class Measured(NamedTuple):
+    """What one placement gave. `rounds` holds, for each round, the series of each name in nanoseconds."""
+
+    rounds: list[Series]
+    #: row -> part of the whole -> its share
+    shares: dict[str, dict[str, float]]
+    #: operation -> p50 with a trace on over p50 with it off
+    trace_overhead: dict[str, float]
+    #: setting -> messages of one packet by "wire kind"
+    messages: dict[str, dict[str, float]]
+    cpus: dict[str, list[int] | None]
+
+
+class Laboratory:
+    """A context manager: inside it, all processes are up."""
+
+    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, trace: Path | None) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._trace = trace
+        self._stack = ExitStack()
+        self.cpus: dict[str, list[int] | None] = {}
+
+    def __enter__(self) -> Laboratory:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        plans = {name: make_plan(topology) for name, topology in self._settings.items()}
+        cpus = {name: _cpus(plan) for name, plan in plans.items()}
+        self.cpus = cpus["strict"]
+        folders = {name: RunFolder(topology, self._folder.path / name) for name, topology in self._settings.items()}
+        for folder in folders.values():
+            self._stack.callback(folder.close)
+        running = {name: self._run(plan, folders[name]) for name, plan in plans.items()}
+        floor = self._run(_floors(self._settings, cpus), self._folder)
+        # All processes start at the same time, and only then is anybody waited for.
+        for name, supervisor in running.items():
+            Scenario(self._settings[name], plans[name], supervisor, lambda _: None).boot()
+        floor.commands(list(floor.actors), "ping")
+        self.systems = {name: System(self._settings[name], supervisor) for name, supervisor in running.items()}
+        self.bench = Bench(self.systems, floor)
+
+    def _run(self, plan: Plan, folder: RunFolder) -> Supervisor:
+        return self._stack.enter_context(Supervisor(plan, folder, lambda *_: None))
+
+    def measure(self, rounds: int, seconds: float, progress: Progress) -> Measured:
+        """At most so many rounds, and fewer where they would take longer than `seconds`."""
+        began = time.monotonic()
+        measurements = self.bench.measurements()
+        orders = rounds_of(list(measurements), _SEED)
+        done: list[Series] = []
+        for number in range(rounds + 1):
+            series: Series = {}
+            for name in next(orders):
+                series |= measurements[name]()
+            if number:  # the first one warms up
+                done.append(series)
+            spent = time.monotonic() - began
+            progress(max(number / rounds, min(spent / seconds, 1.0)), f"round {number} of {rounds}")
+            if spent > seconds and number >= LEAST_ROUNDS:
+                break
+        progress(1.0, "messages, hops")
+        hops, overhead = self._hops()
+        return Measured(done, hops, overhead, self._messages(), self.cpus)
+
+    # --- hops
+
+    def _hops(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        bench, supervisor = self.bench, self.systems["strict"].supervisor
+        plain = {"hop": bench.trapped_reads(_TRACED), "map_strict": bench.maps(_TRACED)["map"]}
+        seen: list[Crossing] = []
+
+        def traced() -> list[Crossing]:
+            taken = crossings(supervisor.stamps())
+            seen.extend(taken)
+            return taken
+
+        supervisor.trace(True)
+        reads = bench.trapped_reads(_TRACED)
+        parts = {"hop": within(split(traced(), "TrapRead", "TrapValue"), reads, "guest")}
+        writes = bench.trapped_writes(_TRACED)
+        parts["mmio_trap"] = within(split(traced(), "TrapWrite", "TrapDone"), writes, "guest")
+        chain = bench.config_reads(_TRACED)
+        parts["two_hop_chain"] = within(split(traced(), "TrapRead", "TrapValue"), chain, "guest")
+        maps = bench.maps(_TRACED)
+        traps = split(traced(), "TrapWrite", "TrapDone")
+        parts["map_strict"] = within(traps[::2], maps["map"], "guest")
+        parts["unmap_strict"] = within(traps[1::2], maps["unmap"], "guest")
+        for name, hit in (("dma_read_hit", True), ("dma_read_miss", False)):
+            dma = bench.reads(_TRACED, hit)
+            # The first read of a hit is not one, and was not timed.
+            parts[name] = within(split(traced(), "MemRead", "Completion")[1 if hit else 0 :], dma, "device")
+        parts["dma_write_posted"] = _posted(bench.writes(_TRACED), traced())
+        direct = bench.bar_reads(_TRACED)
+        parts["mmio_direct"] = within(split(traced(), "DirectRead", "DirectValue"), direct, "guest")
+        interrupts = bench.interrupts(_TRACED)
+        parts["interrupt"] = within(split(traced(), "DirectWrite", "Inject"), interrupts, "guest")
+        supervisor.trace(False)
+        if self._trace is not None:
+            self._trace.write_text(json.dumps(chrome_trace(sorted(seen, key=lambda each: each.sent))))
+        overhead = {
+            name: summarize(on).p50 / summarize(plain[name]).p50
+            for name, on in (("hop", reads), ("map_strict", maps["map"]))
+        }
+        return {name: shares(each) for name, each in parts.items()}, overhead
+
+    # --- as on the host
+
+    def _messages(self) -> dict[str, dict[str, float]]:
+        """What one packet of the nic costs in messages, in the settings without a vIOMMU."""
+        return {name: self._messages_of(name) for name in ("host", "none")}
+
+    def _messages_of(self, setting: str) -> dict[str, float]:
+        system = self.systems[setting]
+        system.kernel("nic", "time_packets", count=1)
+        before = self._counts(system)
+        system.kernel("nic", "time_packets", count=_COUNTED)
+        after = self._counts(system)
+        return {kind: (n - before.get(kind, 0)) / _COUNTED for kind, n in after.items() if n != before.get(kind, 0)}
+
+    def _counts(self, system: System) -> dict[str, int]:
+        """Of every wire but control, as the host counted: both ends agree once all is quiet."""
+        if wrong := system.supervisor.reconcile():
+            raise CommandFailed("the two ends of a wire counted differently: " + "; ".join(wrong))
+        counts: dict[str, int] = {}
+        for end in system.supervisor.command("host", "counts"):
+            wire = end["wire"].partition(":")[0]
+            if wire != "control":
+                for way in ("sent", "received"):
+                    for kind, n in end[way].items():
+                        key = f"{wire} {kind} {'to' if way == 'sent' else 'from'} {_OTHER_END[wire]}"
+                        counts[key] = counts.get(key, 0) + n
+        return counts
+
+
+_OTHER_END: Final = {
+    "link": "device",
+    "direct": "guest",
+    "inject": "guest",
+    "vfio": "hypervisor",
+    "notify": "hypervisor",
+    "cable": "device",
+}
+
+
+def _posted(writes: list[tuple[int, int]], messages: list[Crossing]) -> list[Hops]:
+    """Device work, wire, host work of each posted write."""
+    arrived = [message for message in messages if message.kind == "MemWrite"]
+    return [
+        [
+            ("device work", message.sent - began),
+            ("wire device to host", message.received - message.sent),
+            ("host work", done - message.received),
+        ]
+        for (began, done), message in zip(writes, arrived, strict=False)
+    ]
+
+
+def _cpus(plan: Plan) -> dict[str, list[int] | None]:
+    return {actor.name: actor.configuration["cpus"] for actor in plan.actors}
+
+
+def _floors(settings: dict[str, ResolvedTopology], cpus: dict[str, dict[str, list[int] | None]]) -> Plan:
+    """The floors stand where those stand whose floor they are."""
+    strict, many = cpus["strict"], cpus["many"]
+    nic = measured(settings["strict"], "nic")
+    vm = nic.vm
+    places = {
+        floors.GUEST: strict[f"{vm}.guest"],
+        floors.HYPERVISOR: strict[f"{vm}.hypervisor"],
+        floors.HOST: strict["host"],
+        floors.DEVICE: strict[nic.name],
+    }
+    return floors.make_floors(places, many["host"], [many[device.name] for device in settings["many"].devices])
