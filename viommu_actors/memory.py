@@ -105,8 +105,14 @@ class PhysicalMemory:
         slot.view[start : start + len(data)] = data
 
     def read_u64(self, address: int) -> int:
-        index = self._index(address, 8)
-        return self._words[index][(address - self._bases[index]) >> 3]
+        # Page walks live on this: one look, and only what fails is looked at again.
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            try:
+                return self._words[index][address - self._bases[index] >> 3]
+            except IndexError:
+                pass
+        raise Unclaimed(address, 8)
 
     def write_u64(self, address: int, value: int) -> None:
         index = self._index(address, 8)

@@ -20,10 +20,20 @@ _DOMAIN_MASK: Final = (1 << DOMAIN_BITS) - 1
 #: What a cached page grants: physical minus request address, the leave given indexed by Access, the same as Access.
 Grant = tuple[int, tuple[bool, bool, bool, bool], Access]
 
+#: The same for the hot path: physical minus request address, indexed by Access; None where leave is not given.
+Offsets = tuple[int | None, int | None, int | None, int | None]
+
 #: Leave by allowed access, then by wanted access. Who wants nothing gets nothing.
 LEAVE: Final = tuple(
     (False, bool(allowed & Access.READ), bool(allowed & Access.WRITE), allowed == Access.BOTH) for allowed in range(4)
 )
+
+
+def offsets(grant: Grant) -> Offsets:
+    """Of a cached page, by the access wanted."""
+    offset, leave, _ = grant
+    none, read, write, both = (offset if given else None for given in leave)
+    return none, read, write, both
 
 
 class ContextCache:
@@ -55,16 +65,15 @@ class Iotlb:
     """Second-level translations by domain id and page number, one map for each page size."""
 
     def __init__(self) -> None:
-        #: 4 KiB pages: public for the hot path of translation.
-        self.small: dict[int, Grant] = {}
+        self._small: dict[int, Grant] = {}
         self._large: dict[int, dict[int, Grant]] = {level_shift(2): {}, level_shift(3): {}}
-        self._sizes: Final = {PAGE_SHIFT: self.small, **self._large}
+        self._sizes: Final = {PAGE_SHIFT: self._small, **self._large}
 
     def __len__(self) -> int:
         return sum(len(pages) for pages in self._sizes.values())
 
     def find(self, domain: int, address: int) -> Grant | None:
-        grant = self.small.get(address >> PAGE_SHIFT << DOMAIN_BITS | domain)
+        grant = self._small.get(address >> PAGE_SHIFT << DOMAIN_BITS | domain)
         return self.find_large(domain, address) if grant is None else grant
 
     def find_large(self, domain: int, address: int) -> Grant | None:

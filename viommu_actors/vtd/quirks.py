@@ -36,7 +36,7 @@ from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.queue import Action, BadDescriptor, InvalidationQueue
 from viommu_actors.vtd.registers import RegisterFile
 from viommu_actors.vtd.tables import Context, Leaf, TableFault, denied, read_context, walk
-from viommu_actors.vtd.translator import Translation, Translator, UnrecordedFault, is_interrupt
+from viommu_actors.vtd.translator import Translate, Translation, Translator, UnrecordedFault, is_interrupt
 
 
 class Parts(NamedTuple):
@@ -100,7 +100,10 @@ class _QemuTranslator(Translator):
     def attach(self, requester: int) -> None:
         self._is_passing(requester)
 
-    def translate(self, requester: int, address: int, access: Access) -> Translation:
+    def hot_path(self) -> tuple[Translate, Callable[[], int]]:
+        return self._translate, lambda: 0
+
+    def _translate(self, requester: int, address: int, access: Access) -> Translation:
         if not self.enabled or is_interrupt(address):
             self._counters["untranslated"] += 1
             return Translation(address, None)

@@ -23,6 +23,7 @@ from viommu_actors.spec.vtd import (
     PTE_LARGE,
     PTE_READ,
     PTE_SIZE,
+    PTE_WRITE,
     TABLE_ENTRIES,
     Access,
     ContextEntry,
@@ -39,6 +40,12 @@ from viommu_actors.vtd.config import UnitConfig
 #: Source ids are looked up by bus, then by device and function.
 _BUS_SHIFT: Final = 8
 _FUNCTION_MASK: Final = 0xFF
+
+
+_INDEX_MASK: Final = TABLE_ENTRIES - 1
+#: PTE bits that an access needs, by Access; who wants nothing is held to reading.
+_WANTED: Final = (PTE_READ, PTE_READ, PTE_WRITE, PTE_ACCESS)
+_new: Final = tuple.__new__
 
 
 class TableFault(Exception):
@@ -136,13 +143,14 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
         raise TableFault(FaultReason.ADDRESS_BEYOND_WIDTH, context.fault_disable)
     reserved_tables, reserved_leaves = config.reserved_bits
     address_mask = config.address_mask
-    wanted = int(access) or PTE_READ
+    wanted = _WANTED[access]
     allowed = PTE_ACCESS
+    read = memory.read_u64
     table, level = context.table, context.levels
+    shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
     while True:
-        shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
         try:
-            entry = memory.read_u64(table + (address >> shift) % TABLE_ENTRIES * PTE_SIZE)
+            entry = read(table + (address >> shift & _INDEX_MASK) * PTE_SIZE)
         except Unclaimed:
             top = level == context.levels
             reason = FaultReason.CONTEXT_INVALID if top else FaultReason.TABLE_ACCESS
@@ -150,16 +158,19 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
         if wanted & ~entry:
             raise TableFault(denied(wanted & ~entry), context.fault_disable)
         allowed &= entry
-        leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
-        if entry & (reserved_leaves if leaf else reserved_tables)[level]:
+        if level == 1 or (entry & PTE_LARGE and level <= LARGEST_LEAF_LEVEL):
+            if entry & reserved_leaves[level]:
+                raise TableFault(FaultReason.TABLE_RESERVED, context.fault_disable)
+            table = entry & address_mask
+            break
+        if entry & reserved_tables[level]:
             raise TableFault(FaultReason.TABLE_RESERVED, context.fault_disable)
         table = entry & address_mask
-        if leaf:
-            break
         level -= 1
-    if _in_interrupt_range(table, shift):
+        shift -= LEVEL_BITS
+    if table <= INTERRUPT_LAST and table + (1 << shift) > INTERRUPT_FIRST:
         raise TableFault(FaultReason.INTERRUPT_RANGE, context.fault_disable)
-    return Leaf(address >> shift << shift, shift, table, _ACCESS[allowed])
+    return _new(Leaf, (address >> shift << shift, shift, table, _ACCESS[allowed], None))
 
 
 def leaves(memory: Memory, context: Context, first: int, last: int, config: UnitConfig) -> Iterator[Leaf]:

@@ -12,7 +12,6 @@ from typing import Final
 from viommu_actors.memory import Memory
 from viommu_actors.spec.vtd import (
     RTADDR_TABLE,
-    Access,
     Ccmd,
     Command,
     ContextGranularity,
@@ -29,7 +28,6 @@ from viommu_actors.vtd.listener import InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
 from viommu_actors.vtd.tables import Context, read_context
-from viommu_actors.vtd.translator import Translation
 
 _CONTEXT_COUNTERS: Final = ("", "context_global", "context_domain", "context_device")
 _IOTLB_COUNTERS: Final = ("", "iotlb_global", "iotlb_domain", "iotlb_page")
@@ -67,7 +65,7 @@ class RemappingUnit:
         self.remap_interrupt: Remap = self._interrupts.remap
         #: translate(requester, address, access): where one request goes, which must not cross a 4 KiB boundary.
         #: Faults are recorded. Requests to 0xFEExxxxx are given back as they are: ask `is_interrupt` first.
-        self.translate: Callable[[int, int, Access], Translation] = self._translator.translate
+        self.translate, self._hot_hits = self._translator.hot_path()
         #: attach(requester): a device is there. QEMU settles some things for it before its first request.
         self.attach: Callable[[int], None] = self._translator.attach
         self._handlers: dict[int, Callable[[], None]] = {
@@ -93,6 +91,8 @@ class RemappingUnit:
     def counters(self) -> Counter[str]:
         """What the unit has done since it was made, by name."""
         counters = Counter(self._counters)
+        if hits := self._hot_hits():
+            counters["iotlb_hits"] += hits
         counters["translations"] = sum(counters[way] for way in _WAYS)
         return counters
 
