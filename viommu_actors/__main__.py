@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from viommu_actors.cli import inspect, record, replay, topology
+from viommu_actors.cli import inspect, record, replay, shapes, topology
 
-_COMMANDS = {"topology": topology, "replay": replay, "record": record, "inspect": inspect}
+_COMMANDS = {"topology": topology, "replay": replay, "record": record, "inspect": inspect, "shapes": shapes}
 
 
 def main(arguments: list[str] | None = None) -> int:

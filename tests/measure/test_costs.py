@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.topologies.launcher import SMALL, launch, write
 from viommu_actors.__main__ import main
 from viommu_actors.measure.costs import SHIPPED, Figure, load_costs, parse_costs
 from viommu_actors.topology.errors import Refusal, TopologyError
@@ -83,3 +85,15 @@ def test_the_command_refuses_before_anything_starts(tmp_path: Path, capsys: pyte
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="there is no such file"):
         load_costs(tmp_path / "none.toml")
+
+
+@pytest.mark.topology
+def test_a_run_tells_the_modelled_clock_beside_its_counts(tmp_path: Path) -> None:
+    options = ("--costs", str(SHIPPED / "trap-and-emulate.toml"), "--costs", str(SHIPPED / "sidecore.toml"))
+    quick = SMALL.replace('rogue = ["A2"]', "")
+    finished = launch(write(tmp_path, quick), tmp_path / "run", "--json", *options)
+    assert finished.status == 0, finished.stderr
+    trapping, polling = finished.results["modelled"]
+    assert (trapping["clock"], trapping["table"], trapping["per_mapping"]) == ("modelled", "trap-and-emulate", 34969)
+    assert (polling["clock"], polling["table"], polling["per_mapping"]) == ("modelled", "sidecore", 9225)
+    assert json.loads((finished.folder / "results.json").read_text()) == finished.results

@@ -50,15 +50,20 @@ class Run:
         self._tell = tell
         self.folder = RunFolder(topology, path)
 
-    def play(self, show: Callable[[Results], None], stay: bool) -> Ended:
-        """Runs it; `show` is called once, with the results. Nothing is left running when this returns."""
+    def play(
+        self, show: Callable[[Results], None], stay: bool, also: Callable[[Supervisor], None] = lambda supervisor: None
+    ) -> Ended:
+        """Runs it; `show` is called once, with the results. Nothing is left running when this returns.
+
+        `also` is done after the verdicts, before the counts of both ends of every wire are compared.
+        """
         try:
             plan = make_plan(self._topology)
             with Supervisor(plan, self.folder, self._on_event, self._topology.on_death == "contain") as supervisor:
                 self.folder.write_control(supervisor.door.address)
                 scenario = Scenario(self._topology, plan, supervisor, self._note)
                 try:
-                    return self._played(scenario, supervisor, show, stay)
+                    return self._played(scenario, supervisor, show, stay, also)
                 except (ActorDied, CommandFailed, Interrupted) as error:
                     if isinstance(error, Interrupted):
                         supervisor.quiesce()
@@ -67,7 +72,14 @@ class Run:
         finally:
             self.folder.close()
 
-    def _played(self, scenario: Scenario, supervisor: Supervisor, show: Callable[[Results], None], stay: bool) -> Ended:
+    def _played(
+        self,
+        scenario: Scenario,
+        supervisor: Supervisor,
+        show: Callable[[Results], None],
+        stay: bool,
+        also: Callable[[Supervisor], None],
+    ) -> Ended:
         scenario.boot()
         if self._trace is not None:
             supervisor.trace(True)
@@ -75,6 +87,7 @@ class Run:
         if self._trace is not None:
             self._trace.write_text(json.dumps(chrome_trace(crossings(supervisor.stamps()))))
             supervisor.trace(False)
+        also(supervisor)
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
