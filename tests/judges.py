@@ -7,7 +7,12 @@ import shutil
 
 import pytest
 
-PACKAGES = {"iasl": "acpica-tools", "lspci": "pciutils", "qemu-system-x86_64": "qemu-system-x86"}
+PACKAGES = {
+    "chromium": "chromium",
+    "iasl": "acpica-tools",
+    "lspci": "pciutils",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
 
 
 def require(program: str) -> str:

@@ -8,8 +8,9 @@ from viommu_actors.attacks.catalogue import CATALOGUE, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import expected
 from viommu_actors.attacks.verdict import Observed
+from viommu_actors.report.latency import Latencies, LatencyRow
 from viommu_actors.report.results import Counts, Io, Process, Results, Role, Verdict, as_expected
-from viommu_actors.topology.load import load
+from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, resolve
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -21,11 +22,15 @@ def topology(name: str) -> ResolvedTopology:
 
 def sample(name: str) -> tuple[ResolvedTopology, Results]:
     """A shipped topology and results in which all went as expected."""
-    resolved = topology(name)
+    return run_of(topology(name))
+
+
+def run_of(resolved: ResolvedTopology) -> tuple[ResolvedTopology, Results]:
+    """Beside it, results in which all went as expected."""
     verdicts = tuple(v for device in resolved.devices for v in _verdicts(resolved, device))
     rows = tuple(_io(resolved, device) for device in resolved.devices)
     return resolved, Results(
-        topology=name,
+        topology=resolved.name,
         ok=as_expected(verdicts, rows),
         processes=_processes(resolved),
         verdicts=verdicts,
@@ -50,7 +55,8 @@ def _verdicts(resolved: ResolvedTopology, device: ResolvedDevice) -> list[Verdic
                 target is Target.OTHER_GUEST and all(vm.name == device.vm for vm in resolved.vms)
             ):
                 continue
-            setting = resolved.setting(device.name)
+            on_interrupts = attack.access == "interrupt"
+            setting = resolved.interrupt_setting(device.name) if on_interrupts else resolved.setting(device.name)
             driver = "host" if device.vm is None else "guest"
             outcome = expected(attack.id, driver, target, setting).verdict  # type: ignore[arg-type]
             if outcome is not None:
@@ -113,3 +119,38 @@ def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         queue_tail_writes=2 * each,
         setup=Counts(traps=12, vfio_maps=6, vfio_unmaps=4),
     )
+
+
+#: As a `latency.json` has them.
+LATENCIES = Latencies(
+    placement="pack",
+    rows=(
+        LatencyRow(name="hop", n=2000, p50_us=14.2, p90_us=16.0, p99_us=31.5, max_us=220.0, floor_us=13.1, ratio=1.08),
+        LatencyRow(
+            name="map_strict",
+            n=1000,
+            p50_us=62.5,
+            p99_us=140.0,
+            floor_us=28.0,
+            ratio=2.23,
+            hops={"guest work": 9.5, "wire": 25.4, "hypervisor work": 15.1, "host work": 12.5},
+        ),
+        LatencyRow(name="dma_write_posted", clock="modelled", n=1000, p50_us=0.85, p99_us=3.1),
+        LatencyRow(name="pipeline_4k_w64", n=5000, ratio=0.78),
+    ),
+)
+
+
+def crowd() -> tuple[ResolvedTopology, Results]:
+    """All that a topology may have: 16 devices, 8 VMs, long names, every third device a rogue."""
+    names = [f"{'n' * 30 if number == 3 else 'nic'}{number}" for number in range(16)]
+    text = 'name = "crowd"\n'
+    for number, name in enumerate(names):
+        rogue = '["A1", "A2", "A12", "A31", "A32"]' if number % 3 == 0 else "[]"
+        text += f'[[device]]\nname = "{name}"\nmodel = "nic"\nrogue = {rogue}\n'
+    free = iter(names)
+    for number, devices in enumerate((3, 5, 1, 1, 0, 2, 1, 1)):
+        viommu = 'cmdline = "intel_iommu=on"\n[vm.viommu]\n' if number % 2 else ""
+        text += f'[[vm]]\nname = "{"v" * 31 if number == 1 else "vm"}{number}"\nmemory = "16M"\n{viommu}'
+        text += "".join(f'[[vm.assign]]\ndevice = "{next(free)}"\n' for _ in range(devices))
+    return run_of(resolve(parse(text)))

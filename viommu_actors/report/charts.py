@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from viommu_actors.report.canvas import fit
-from viommu_actors.report.markup import Markup, element, escape
+from viommu_actors.report.markup import Markup, element, svg_text
 
 _ROW, _BAR, _BASELINE = 22, 14, 12
 _LABEL, _VALUE = 150, 84
@@ -70,7 +69,7 @@ def ranges(title: str, rows: Sequence[Range], unit: str, width: float = 900) -> 
     for decade in range(first, last + 1):
         x = place(10.0**decade)
         drawn.append(element("path", d=f"M{x:.1f} 0V{height}", class_="grid"))
-        drawn.append(element("text", f"{10.0**decade:g} {unit}", x=f"{x:.1f}", y=height + 14, class_="note middle"))
+        drawn.append(svg_text(x, height + 14, f"{10.0**decade:g} {unit}", "note middle"))
     for index, row in enumerate(rows):
         y, x = index * _ROW, place(row.low)
         drawn.append(_rect(x, y, max(place(row.high) - x, 2.0), "span"))
@@ -104,7 +103,5 @@ def _rect(x: float, y: float, width: float, kind: str) -> Markup:
 
 
 def _words(label: str, y: float, x: float, told: str) -> list[Markup]:
-    return [
-        element("text", escape(fit(label, 22)), x=_LABEL - 8, y=y + _BASELINE + 1, class_="end"),
-        element("text", escape(told), x=f"{x:.1f}", y=y + _BASELINE + 1, class_="value"),
-    ]
+    y += _BASELINE + 1
+    return [svg_text(_LABEL - 8, y, label, "end", _LABEL - 12), svg_text(x, y, told, "value")]

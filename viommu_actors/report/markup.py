@@ -10,6 +10,8 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 #: Elements of HTML that have no end tag.
 _VOID = frozenset(["meta"])
+#: About what a character of an SVG's text takes, in pixels.
+_WIDE = 7.4
 
 
 class Markup(str):
@@ -35,6 +37,13 @@ def element(name: str, /, *children: str, **attributes: str | float | None) -> M
         if value is not None
     )
     return Markup(f"<{name}{said}/>" if name in _VOID else f"<{name}{said}>{join(*children)}</{name}>")
+
+
+def svg_text(x: float, y: float, words: str, kind: str, room: float | None = None) -> Markup:
+    """Squeezed where it would be wider than `room`, in pixels."""
+    squeeze = room is not None and len(words) * _WIDE > room
+    length, adjust = (room, "spacingAndGlyphs") if squeeze else (None, None)
+    return element("text", escape(words), x=x, y=y, class_=kind, textLength=length, lengthAdjust=adjust)
 
 
 def _value(value: str | float) -> str:

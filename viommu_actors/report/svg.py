@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from viommu_actors.report.markup import Markup, element, escape
+from viommu_actors.report.markup import Markup, element, svg_text
 from viommu_actors.report.results import Results
 from viommu_actors.report.scene import (
     LABELS,
@@ -30,8 +30,6 @@ BAND = 4
 _COLUMN, _MARGIN, _GAP, _INSET = 290, 8, 24, 8
 _TITLE, _ROW, _BAR, _SEEN, _STRIP, _PORT, _DEVICE = 26, 28, 42, 30, 40, 24, 70
 _LANE, _LANES_APART, _PILL = 26, 22, 22
-#: About what a character takes.
-_WIDE = 7.4
 #: Where arrows may end, from the top down.
 _ENDS: dict[Machine, tuple[What, ...]] = {
     "guest": ("memory", "page tables"),
@@ -157,7 +155,7 @@ class _Band:
         there = vm.viommu is not None
         drawn = [
             _box(x + 2, top, width - 4, height, "machine"),
-            _text(left + 4, top + 18, scene.titled(f"{vm.name}: guest", f"{vm.name}.guest"), "title", inner - 8),
+            svg_text(left + 4, top + 18, scene.titled(f"{vm.name}: guest", f"{vm.name}.guest"), "title", inner - 8),
             _box(left, self._viommu, inner, _BAR, "unit" if there else "unit absent"),
             *_lines(x + width, self._viommu, "vIOMMU" if there else "", scene.viommu(vm)),
             _box(x + 2, self._hypervisor, width - 4, _STRIP, "strip"),
@@ -175,14 +173,14 @@ class _Band:
     def _victim(self, vm: ResolvedVm, x: float) -> list[Markup]:
         """In a guest without devices: how it fared against those of the only other one."""
         y = self._heads["guest", "memory"] + 15
-        said = [_text(x + 4, y, "memory", "note")]
+        said = [svg_text(x + 4, y, "memory", "note")]
         from_whom: dict[Style, list[str]] = {}
         for device, arrow in self._scene.against(vm):
             from_whom.setdefault(arrow.state, []).append(device.name)
         for row, (state, names) in enumerate(from_whom.items()):
             who = names[0] if len(names) == 1 else f"{len(names)} devices"
             words = f"{_SIGNS[state]} from {who}: {LABELS[state]}"
-            said.append(_text(x + 70, y + row * 16, words, f"words {state}", _COLUMN - 100))
+            said.append(svg_text(x + 70, y + row * 16, words, f"words {state}", _COLUMN - 100))
         return said
 
     def _host_box(self) -> Markup:
@@ -191,7 +189,7 @@ class _Band:
         return element(
             "g",
             _box(_MARGIN + 2, self._host, width - 4, self._port + _PORT + 10 - self._host, "machine"),
-            _text(right - _INSET - 4, self._host + 18, scene.titled("host", "host"), "title end"),
+            svg_text(right - _INSET - 4, self._host + 18, scene.titled("host", "host"), "title end"),
             _box(_MARGIN + _INSET, self._iommu, width - 2 * _INSET, _BAR, "unit"),
             *_lines(right, self._iommu, "IOMMU", scene.iommu()),
             class_="host",
@@ -203,16 +201,16 @@ class _Band:
         named = f"{device.name}: {device.model} at {device.bdf}"
         drawn = [
             _box(left, self._port, inner, _PORT, "port"),
-            _text(end, self._port + 16, f"root port {device.slot}", "note end"),
+            svg_text(end, self._port + 16, f"root port {device.slot}", "note end"),
             _box(x + _INSET, self._device, _COLUMN - 2 * _INSET, _DEVICE, "device rogue" if device.rogue else "device"),
-            _text(left, self._device + 22, named, "title", inner),
-            _text(left, self._device + 40, self._scene.titled("device", device.name), "note"),
-            _text(left, self._device + 58, manners(device), "note", inner),
+            svg_text(left, self._device + 22, named, "title", inner),
+            svg_text(left, self._device + 40, self._scene.titled("device", device.name), "note"),
+            svg_text(left, self._device + 58, manners(device), "note", inner),
         ]
         if vm is not None:
             seen = f"{guest_address(vm, device)} {device.name}"
             drawn.append(_box(left, self._seen, inner, _SEEN, "seen"))
-            drawn.append(_text(end, self._seen + 19, seen, "note end", inner - 3 * _LANES_APART))
+            drawn.append(svg_text(end, self._seen + 19, seen, "note end", inner - 3 * _LANES_APART))
         return element("g", *drawn, class_="device", data_device=device.name)
 
     def _lanes(self, device: ResolvedDevice) -> list[tuple[Arrow, int]]:
@@ -238,7 +236,7 @@ class _Band:
             *shaft,
             element("path", d=head, class_="head"),
             _box(x - 12, label_y, column + _COLUMN - 2 * _INSET - (x - 12), _PILL, "pill"),
-            _text(x - 4, label_y + 15, f"{_SIGNS[arrow.state]} {arrow.label}", "words"),
+            svg_text(x - 4, label_y + 15, f"{_SIGNS[arrow.state]} {arrow.label}", "words"),
             class_=f"arrow {kind} {arrow.state}",
             data_device=device.name,
             data_what=arrow.what,
@@ -265,14 +263,7 @@ def _box(x: float, y: float, width: float, height: float, kind: str) -> Markup:
     return element("rect", x=x, y=y, width=width, height=height, rx=4, class_=kind)
 
 
-def _text(x: float, y: float, words: str, kind: str, room: float | None = None) -> Markup:
-    """Squeezed where there is no room for it."""
-    squeeze = room is not None and len(words) * _WIDE > room
-    length, adjust = (room, "spacingAndGlyphs") if squeeze else (None, None)
-    return element("text", escape(words), x=x, y=y, class_=kind, textLength=length, lengthAdjust=adjust)
-
-
 def _lines(right: float, top: float, first: str, second: str) -> list[Markup]:
     """Two lines at the right edge of a box, clear of the arrows."""
     x = right - _INSET - 8
-    return [_text(x, top + 17, first, "title end"), _text(x, top + 33, second, "note end")]
+    return [svg_text(x, top + 17, first, "title end"), svg_text(x, top + 33, second, "note end")]
