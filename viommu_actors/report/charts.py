@@ -10,6 +10,8 @@ from viommu_actors.report.markup import Markup, element, svg_text
 
 _ROW, _BAR, _BASELINE = 22, 14, 12
 _LABEL, _VALUE = 150, 84
+#: From what width on a part of a bar tells its figure itself.
+_INSIDE = 36
 #: How many kinds of parts have a colour of their own.
 COLOURS = 8
 
@@ -49,6 +51,8 @@ def bars(title: str, rows: Sequence[Bar], width: float = 370) -> Markup:
             size = room * value / longest
             # What is there, but too small to be seen, still shows.
             drawn.append(_rect(x, y, max(size, 1.0) if value else 0.0, kind))
+            if len(row.parts) > 1 and size > _INSIDE:
+                drawn.append(svg_text(x + size / 2, y + _BASELINE + 1, f"{value:.3g}", "inside middle"))
             x += size
         drawn += _words(row.label, y, x + 6, row.told)
     return _chart(title, rows, drawn, width)

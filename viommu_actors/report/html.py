@@ -9,6 +9,7 @@ from pathlib import Path
 from viommu_actors.attacks.catalogue import CATALOGUE, Target
 from viommu_actors.attacks.evidence import Evidence
 from viommu_actors.attacks.expected import expected
+from viommu_actors.report.canvas import fit
 from viommu_actors.report.charts import Bar, bars
 from viommu_actors.report.latency import Latencies, breakdown, distributions, latency_table
 from viommu_actors.report.markup import Markup, element, escape
@@ -159,7 +160,7 @@ def _io(results: Results) -> list[Markup]:
             continue
         rows = [
             Bar(
-                f"{row.device}, {row.mapping}",
+                f"{fit(row.device, 12)}, {row.mapping}",
                 ((row.mapping, count / row.operations if row.operations else 0.0),),
                 f"{count / row.operations:.3g}" if row.operations else "no operation",
             )

@@ -77,7 +77,7 @@ def breakdown(latencies: Latencies) -> Markup | None:
     colours = {hop: f"part{index % COLOURS}" for index, hop in enumerate(hops)}
     rows = [
         Bar(
-            row.name,
+            _name(row),
             tuple((colours[hop], value) for hop, value in row.hops.items() if any(_drawable([value]))),
             f"{_us(sum(_drawable(row.hops.values())))} µs",
         )
@@ -100,7 +100,12 @@ def _range(row: LatencyRow) -> Range | None:
     if not low:
         return None
     told = ", ".join(f"{name} {_us(value)}" for name, value in known if name in ("p50", "p99")) + " µs"
-    return Range(row.name, min(low), max(low), tuple(known), told)
+    return Range(_name(row), min(low), max(low), tuple(known), told)
+
+
+def _name(row: LatencyRow) -> str:
+    """With its clock, where that is not the wall's."""
+    return row.name if row.clock == "wall" else f"{row.name}, {row.clock}"
 
 
 def _drawable(values: Iterable[float | None]) -> list[float]:
