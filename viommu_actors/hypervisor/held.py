@@ -39,6 +39,11 @@ class HeldMappings:
         """The mapping that starts at `iova`."""
         return self._by_iova.get(iova)
 
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether a mapping overlaps first..last (inclusive)."""
+        begin = bisect_right(self._iovas, last)
+        return bool(begin) and self._by_iova[self._iovas[begin - 1]].last >= first
+
     def add(self, mapping: Mapping) -> None:
         """Enters a mapping that overlaps none."""
         self._iovas.insert(bisect_left(self._iovas, mapping.iova), mapping.iova)

@@ -32,6 +32,7 @@ from viommu_actors.spec.vtd import (
 from viommu_actors.vtd.tables import Context, TableFault
 
 _LAST_ADDRESS: Final = (1 << 64) - 1
+_ACCESS: Final = tuple(Access(bits) for bits in range(4))
 #: VFIO's two notifiers, (first, last), in the order in which an event reaches them: the one registered last is first.
 NOTIFIERS: Final = ((INTERRUPT_LAST + 1, _LAST_ADDRESS), (0, INTERRUPT_FIRST - 1))
 
@@ -191,7 +192,12 @@ class QemuShadow:
         except Unclaimed:
             return
         base = first >> shift << shift
-        for number, entry in enumerate(words):
+        numbered = list(enumerate(words))
+        if not self._known.overlaps(base, base + (count << shift) - 1):
+            # Nothing that an absent entry could unmap.
+            numbered = [(number, entry) for number, entry in numbered if entry]
+            self._budget -= 1
+        for number, entry in numbered:
             self._budget -= 1
             if self._budget < 0:
                 return
@@ -205,7 +211,7 @@ class QemuShadow:
                 stop = min(iova + (1 << shift), end)
                 yield from self._entries(target, level - 1, access, max(iova, first), stop)
             else:
-                yield Mapping(iova, target, 1 << shift, Access(access))
+                yield Mapping(iova, target, 1 << shift, _ACCESS[access])
 
     def _leaf(self, leaf: Mapping, replay: tuple[int, int] | None) -> None:
         if self._known.at(leaf.iova) == leaf:

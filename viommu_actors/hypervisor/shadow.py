@@ -33,7 +33,7 @@ from viommu_actors.vtd.tables import Context, TableFault, leaves
 _LAST_ADDRESS: Final = (1 << 64) - 1
 #: Entries that one walk reads before it gives up and leaves the rest unmapped: tables that lead back into themselves
 #: describe more pages than anyone could walk, and VFIO takes 65,535 mappings anyway.
-WALK_LIMIT: Final = 1 << 20
+WALK_LIMIT: Final = 1 << 17
 
 
 class ShadowPorts(Protocol):
@@ -80,7 +80,7 @@ class View(Enum):
 class Shadow:
     """The shadow for one requester id: hears of invalidations, keeps its container like the guest's tables.
 
-    An InvalidationListener of the unit. `counters`: maps, unmaps, walks, map_errors, walks_cut_short, and outside_ram,
+    An InvalidationListener of the unit. `counters`: maps, unmaps (calls) and the mappings_gone by them, walks, map_errors, walks_cut_short, and outside_ram,
     the leaves that lead out of guest memory.
     Memory outside `ram` and the interrupt range are never mapped; a leaf that is partly so is mapped for the rest.
     """
@@ -230,6 +230,7 @@ class Shadow:
             return gone
         self._ports.unmap(gone[0].iova, gone[-1].last + 1 - gone[0].iova)
         self.counters["unmaps"] += 1
+        self.counters["mappings_gone"] += len(gone)
         self._full = False
         return [mapping for mapping in (gone[0], gone[-1]) if mapping.iova < inner or mapping.last > outer]
 
@@ -240,7 +241,7 @@ class Shadow:
         view = self._view
         if isinstance(view, Context):
             self.counters["walks"] += 1
-            walk = leaves(self._memory, view, first, last, self._unit.config)
+            walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
             for leaf in islice(walk, WALK_LIMIT):
                 iova, size = leaf.iova, leaf.size
                 mappings = self._crop(iova, leaf.address, size, leaf.access) if leaf.access else ()

@@ -173,7 +173,7 @@ class Image:
     def ranges(self, context: Context) -> Iterator[MappedRange]:
         """What it maps, ascending, in as few ranges as there are."""
         current: MappedRange | None = None
-        for number, leaf in enumerate(leaves(self.memory, context, 0, _LAST_ADDRESS, self.unit.config)):
+        for number, leaf in enumerate(leaves(self.memory, context, 0, _LAST_ADDRESS, self.unit.config, holes=False)):
             if number >= LEAF_LIMIT:
                 break
             if not leaf.access:

@@ -91,7 +91,7 @@ class Truth:
         container = Container()
         context = self._context(requester)
         if isinstance(context, Context):
-            for leaf in leaves(self._memory, context, first, end - 1, self._unit.config):
+            for leaf in leaves(self._memory, context, first, end - 1, self._unit.config, holes=False):
                 if leaf.access:
                     self._place(container, leaf.iova, leaf.address, leaf.size, leaf.access)
         elif context:

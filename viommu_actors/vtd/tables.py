@@ -6,7 +6,7 @@ permission before reserved bits, an unreadable top-level table as an invalid con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count as count_from
 from struct import unpack
 from typing import Final, NamedTuple
@@ -173,18 +173,21 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
     return _new(Leaf, (address >> shift << shift, shift, table, _ACCESS[allowed], None))
 
 
-def leaves(memory: Memory, context: Context, first: int, last: int, config: UnitConfig) -> Iterator[Leaf]:
+def leaves(
+    memory: Memory, context: Context, first: int, last: int, config: UnitConfig, *, holes: bool = True
+) -> Iterator[Leaf]:
     """What the tables say of every address from `first` to `last` (inclusive), ascending and without a gap.
 
     Each entry is given whole, so the first leaf may begin before `first` and the final one end after `last`; a hole
-    is as large as the entry that makes it. What lies beyond the width of the tables is left out.
+    is as large as the entry that makes it. What lies beyond the width of the tables is left out. Without `holes`
+    so are absent entries, but for a first and a last one that reach out of the range; an empty table gives one.
 
     Tables that lead back to themselves give up to 2^36 leaves: who asks for much has to stop somewhere.
     """
     limit = (1 << context.width) - 1
     if first > limit:
         return
-    yield from _leaves(memory, context.table, context.levels, 0, PTE_ACCESS, first, min(last, limit), config)
+    yield from _leaves(memory, context.table, context.levels, 0, PTE_ACCESS, first, min(last, limit), config, holes)
 
 
 def _leaves(
@@ -196,6 +199,7 @@ def _leaves(
     first: int,
     last: int,
     config: UnitConfig,
+    holes: bool,
 ) -> Iterator[Leaf]:
     """Entries of one table whose first byte maps `base`."""
     shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
@@ -206,7 +210,14 @@ def _leaves(
     except Unclaimed:
         yield Leaf(base, shift + LEVEL_BITS, 0, Access.NONE, FaultReason.TABLE_ACCESS)
         return
-    for iova, entry in zip(count_from(base + (start << shift), 1 << shift), entries, strict=False):
+    begin, size = base + (start << shift), 1 << shift
+    numbered: Iterable[tuple[int, int]] = zip(count_from(begin, size), entries, strict=False)
+    if not holes and begin >= first and begin + count * size - 1 <= last:
+        numbered = [(begin + number * size, entry) for number, entry in enumerate(entries) if entry & allowed]
+        if not numbered:
+            yield Leaf(begin, shift, 0, Access.NONE)
+            return
+    for iova, entry in numbered:
         access = allowed & entry
         if not access:
             yield Leaf(iova, shift, 0, Access.NONE)
@@ -217,7 +228,7 @@ def _leaves(
             continue
         target = entry & config.address_mask
         if not leaf:
-            yield from _leaves(memory, target, level - 1, iova, access, first, last, config)
+            yield from _leaves(memory, target, level - 1, iova, access, first, last, config, holes)
         elif _in_interrupt_range(target, shift):
             yield Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
         else:
