@@ -445,6 +445,16 @@ def test_mmio_goes_down_the_port_whose_window_holds_it(fabric: Fabric) -> None:
     assert fabric.sent[PEER_SLOT] == [tlp.MmioWrite(PEER_BAR, b"\x06" + bytes(7))]
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_cpus_write_carries_the_bytes_of_its_size_only(fabric: Fabric, size: int) -> None:
+    fabric.root.mmio_write(0xC000_0010, size, 1 << 8 * size | 0x7F)
+    fabric.root.config_write(DEVICE, 0x40, size, 1 << 8 * size | 0x7F, lambda: None)
+    data = (0x7F).to_bytes(size, "little")
+    mmio, config = fabric.sent[SLOT]
+    assert mmio == tlp.MmioWrite(0xC000_0010, data)
+    assert isinstance(config, tlp.CfgWrite) and config.data == data
+
+
 def test_an_unsupported_request_reads_all_ones(fabric: Fabric) -> None:
     got: list[int] = []
     fabric.root.mmio_read(0xC000_0000, 4, got.append)

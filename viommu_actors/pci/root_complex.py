@@ -89,7 +89,10 @@ class RootComplex:
             port.request(Outstanding(size, done), lambda tag: tlp.CfgRead(tag, bus, devfn, offset, size))
 
     def config_write(self, function: int, offset: int, size: int, value: int, done: Callable[[], None]) -> None:
-        """Configuration write of a BDF; `done` is called once the function has taken it, or nobody has."""
+        """Configuration write of a BDF; `done` is called once the function has taken it, or nobody has.
+
+        Of `value` the low `size` bytes are written.
+        """
         if not _config_access(offset, size):
             done()
         elif pci.bdf_bus(function) == 0:
@@ -99,7 +102,7 @@ class RootComplex:
             done()
         else:
             bus, devfn = function >> 8, function & 0xFF
-            data = value.to_bytes(size, "little")
+            data = _low_bytes(value, size)
             waiting = Outstanding(0, lambda _: done())
             port.request(waiting, lambda tag: tlp.CfgWrite(tag, bus, devfn, offset, data))
 
@@ -112,10 +115,10 @@ class RootComplex:
             port.request(Outstanding(size, done), lambda tag: tlp.MmioRead(tag, address, size))
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
-        """Posted write of a BAR; lost where nothing answers."""
+        """Posted write of a BAR, of the low `size` bytes of `value`; lost where nothing answers."""
         port = self._port_of_address(address, size)
         if port is not None:
-            port.post(tlp.MmioWrite(address, value.to_bytes(size, "little")))
+            port.post(tlp.MmioWrite(address, _low_bytes(value, size)))
 
     # --- routing
 
@@ -145,6 +148,11 @@ class RootComplex:
         if size not in (1, 2, 4, 8) or address % size:
             return None
         return next((port for port in self.ports.values() if port.forwards_address(address)), None)
+
+
+def _low_bytes(value: int, size: int) -> bytes:
+    """What a bus of `size` bytes carries of a value."""
+    return (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
 
 def _config_access(offset: int, size: int) -> bool:

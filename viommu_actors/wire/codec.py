@@ -2,7 +2,8 @@
 
 A message is one frame: a msgpack array `[tag, field, ...]`. The classes are `NamedTuple`s whose
 annotations carry the bounds (`spec.fields`); nothing else states them. What a decoder hands out
-has the right arity, types (a bool is no int), ranges and lengths, and no trailing bytes.
+has the right arity, types (a bool is no int), ranges and lengths, values that fit the size which an
+earlier field states, and no trailing bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from viommu_actors.spec.fields import Length, Range
+from viommu_actors.spec.fields import Fits, Length, OneOf, Range
 
 Message = tuple[Any, ...]
 #: Longest frame of any wire: a 1 MiB payload and its header. MAXMSGSIZE of every socket.
@@ -70,7 +71,9 @@ def _compile_check(cls: type[Message]) -> Any:
     count = len(hints)
     lines = ["def check(m):", f"    if len(m) != {count + 1}: return 'has %d fields, not {count}' % (len(m) - 1)"]
     for index, (name, hint) in enumerate(hints.items(), start=1):
-        condition = _condition(f"m[{index}]", hint)
+        # A rule about an earlier field may rely on that one's own, which stands before it.
+        earlier = {field: f"m[{at}]" for at, field in enumerate(hints, start=1) if at < index}
+        condition = _condition(f"m[{index}]", hint, earlier)
         if condition:
             lines.append(f"    if not ({condition}): return {f'bad {name}'!r}")
     lines.append("    return ''")
@@ -79,15 +82,15 @@ def _compile_check(cls: type[Message]) -> Any:
     return namespace["check"]
 
 
-def _condition(value: str, hint: Any, depth: int = 0) -> str:
-    """Source of an expression that is true where `value` fits the annotation."""
+def _condition(value: str, hint: Any, earlier: Mapping[str, str], depth: int = 0) -> str:
+    """Source of an expression that is true where `value` fits the annotation; `earlier` has the fields before it."""
     bounds: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *bounds = get_args(hint)
     if any(isinstance(bound, Plain) for bound in bounds):
         return ""
     if get_origin(hint) is tuple:
-        return _tuple_condition(value, get_args(hint), bounds, depth)
+        return _tuple_condition(value, get_args(hint), bounds, earlier, depth)
     if hint not in (int, bytes, str, bool):
         raise TypeError(f"no wire form for {hint!r}")
     parts = [f"type({value}) is {hint.__name__}"]
@@ -96,21 +99,27 @@ def _condition(value: str, hint: Any, depth: int = 0) -> str:
             parts.append(f"{bound.low} <= {value} <= {bound.high}")
         elif isinstance(bound, Length):
             parts.append(f"{bound.low} <= len({value}) <= {bound.high}")
+        elif isinstance(bound, OneOf):
+            parts.append(f"{value} in {bound.values}")
+        elif isinstance(bound, Fits):
+            parts.append(f"0 <= {value} < 1 << 8 * {earlier[bound.size]}")
     return " and ".join(parts)
 
 
-def _tuple_condition(value: str, items: tuple[Any, ...], bounds: list[Any], depth: int) -> str:
+def _tuple_condition(
+    value: str, items: tuple[Any, ...], bounds: list[Any], earlier: Mapping[str, str], depth: int
+) -> str:
     parts = [f"type({value}) is tuple"]
     if len(items) == 2 and items[1] is Ellipsis:
         parts += [f"{b.low} <= len({value}) <= {b.high}" for b in bounds if isinstance(b, Length)]
         each = f"x{depth}"
-        inner = _condition(each, items[0], depth + 1)
+        inner = _condition(each, items[0], earlier, depth + 1)
         if inner:
             parts.append(f"all({inner} for {each} in {value})")
     else:
         parts.append(f"len({value}) == {len(items)}")
         for index, item in enumerate(items):
-            inner = _condition(f"{value}[{index}]", item, depth)
+            inner = _condition(f"{value}[{index}]", item, earlier, depth)
             if inner:
                 parts.append(inner)
     return " and ".join(parts)

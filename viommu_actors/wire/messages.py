@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 from viommu_actors.spec import tlp
-from viommu_actors.spec.fields import U8, U16, U32, U64, Length, Range
+from viommu_actors.spec.fields import U8, U16, U32, U64, AccessSize, Fits, Length, Range
 from viommu_actors.wire.codec import Codec, Plain
 
 Handle = Annotated[int, Range(0, 0x7FFF_FFFF)]
 Name = Annotated[str, Length(1, 64)]
 Text = Annotated[str, Length(0, 4096)]
-Size = Annotated[int, Range(1, 8)]
+#: As many bytes as the `size` before it says.
+Value = Annotated[int, Fits("size")]
 #: An unguessable 16-byte capability to one BAR, or empty where the memory is RAM.
 Token = Annotated[bytes, Length(0, 16)]
 Tree = Annotated[object, Plain()]
@@ -29,15 +30,15 @@ class TrapRead(NamedTuple):
     """MMIO read of an address that the hypervisor emulates."""
 
     address: U64
-    size: Size
+    size: AccessSize
 
 
 class TrapWrite(NamedTuple):
     """MMIO write of an address that the hypervisor emulates."""
 
     address: U64
-    size: Size
-    value: U64
+    size: AccessSize
+    value: Value
 
 
 class TrapValue(NamedTuple):
@@ -71,7 +72,7 @@ class DirectRead(NamedTuple):
 
     token: Token
     offset: U32
-    size: Size
+    size: AccessSize
 
 
 class DirectWrite(NamedTuple):
@@ -79,8 +80,8 @@ class DirectWrite(NamedTuple):
 
     token: Token
     offset: U32
-    size: Size
-    value: U64
+    size: AccessSize
+    value: Value
 
 
 class DirectValue(NamedTuple):
