@@ -8,7 +8,7 @@ from viommu_actors.attacks.catalogue import CATALOGUE, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import expected
 from viommu_actors.attacks.verdict import Observed
-from viommu_actors.report.latency import Latencies, LatencyRow
+from viommu_actors.report.latency import Goal, Latencies, LatencyRow
 from viommu_actors.report.results import Counts, Io, Process, Results, Role, Verdict, as_expected
 from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, resolve
@@ -137,6 +137,10 @@ LATENCIES = Latencies(
         ),
         LatencyRow(name="dma_write_posted", clock="modelled", n=1000, p50_us=0.85, p99_us=3.1),
         LatencyRow(name="pipeline_4k_w64", n=5000, ratio=0.78),
+    ),
+    goals=(
+        Goal(name="hop", ratio=1.08, limit=1.15, met=True),
+        Goal(name="fan_in_16", ratio=0.7, limit=0.8, at_least=True, met=False),
     ),
 )
 

@@ -191,6 +191,22 @@ def test_latencies_where_there_are_any() -> None:
     told = words(html(topology, results, latencies=LATENCIES))
     for each in ("Placement of the processes: pack.", "map_strict", "modelled", "hypervisor work", "15.1", "0.78"):
         assert each in told
+    assert re.search(r"hop ?1\.08 ?at most 1\.15 ?met", told) and re.search(r"at least 0\.8 ?MISSED", told)
+
+
+def test_placements_are_told_apart_where_there_are_several() -> None:
+    rows = tuple(LatencyRow(name="hop", placement=each, p50_us=1.0) for each in ("pack", "free"))
+    topology, results = sample("assigned-viommu")
+    several = words(html(topology, results, latencies=Latencies(placement="all", rows=rows)))
+    assert "hop, pack" in several and "hop, free" in several
+    assert "hop, pack" not in words(html(topology, results, latencies=Latencies(rows=rows[:1])))
+
+
+def test_a_run_that_only_measured() -> None:
+    text = words(html(sample("assigned-viommu")[0], None, latencies=LATENCIES))
+    assert "map_strict" in text and "memory: not observed" in text
+    for each in ("xpected", "What rogue devices tried", "Processes"):
+        assert each not in text.partition("Arrows are")[2]
 
 
 def test_the_file_of_latencies(tmp_path: Path) -> None:

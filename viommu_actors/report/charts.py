@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from viommu_actors.report.markup import Markup, element, svg_text
 
 _ROW, _BAR, _BASELINE = 22, 14, 12
-_LABEL, _VALUE = 150, 84
+_VALUE, _MORE_VALUE = 84, 180
 #: From what width on a part of a bar tells its figure itself.
 _INSIDE = 36
 #: How many kinds of parts have a colour of their own.
@@ -40,13 +40,13 @@ class Range:
     told: str
 
 
-def bars(title: str, rows: Sequence[Bar], width: float = 370) -> Markup:
-    """Horizontal bars from a common zero, the longest as long as there is room."""
-    room = width - _LABEL - _VALUE
+def bars(title: str, rows: Sequence[Bar], width: float = 370, labels: float = 150) -> Markup:
+    """Horizontal bars from a common zero, the longest as long as there is room beside `labels` pixels."""
+    room = width - labels - _VALUE
     longest = max((row.total for row in rows), default=0) or 1
     drawn: list[Markup] = []
     for index, row in enumerate(rows):
-        x, y = float(_LABEL), index * _ROW
+        x, y = labels, index * _ROW
         for kind, value in row.parts:
             size = room * value / longest
             # What is there, but too small to be seen, still shows.
@@ -54,19 +54,19 @@ def bars(title: str, rows: Sequence[Bar], width: float = 370) -> Markup:
             if len(row.parts) > 1 and size > _INSIDE:
                 drawn.append(svg_text(x + size / 2, y + _BASELINE + 1, f"{value:.3g}", "inside middle"))
             x += size
-        drawn += _words(row.label, y, x + 6, row.told)
+        drawn += _words(row.label, labels, y, x + 6, row.told)
     return _chart(title, rows, drawn, width)
 
 
-def ranges(title: str, rows: Sequence[Range], unit: str, width: float = 900) -> Markup:
+def ranges(title: str, rows: Sequence[Range], unit: str, width: float = 1000, labels: float = 210) -> Markup:
     """Horizontal ranges on a common logarithmic scale with its decades marked."""
-    room = width - _LABEL - _VALUE - 94
+    room = width - labels - _MORE_VALUE
     values = [value for row in rows for value in (row.low, row.high, *(mark for _, mark in row.marks))]
     first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     step = room / max(last - first, 1)
 
     def place(value: float) -> float:
-        return _LABEL + (math.log10(value) - first) * step
+        return labels + (math.log10(value) - first) * step
 
     height = len(rows) * _ROW
     drawn: list[Markup] = []
@@ -80,7 +80,9 @@ def ranges(title: str, rows: Sequence[Range], unit: str, width: float = 900) -> 
         drawn += [
             element("path", d=f"M{place(value):.1f} {y}v{_BAR + 4}", class_=f"mark {kind}") for kind, value in row.marks
         ]
-        drawn += _words(row.label, y, place(max(row.high, *(value for _, value in row.marks), row.low)) + 8, row.told)
+        drawn += _words(
+            row.label, labels, y, place(max(row.high, *(value for _, value in row.marks), row.low)) + 8, row.told
+        )
     return _chart(title, rows, drawn, width, below=20)
 
 
@@ -106,6 +108,6 @@ def _rect(x: float, y: float, width: float, kind: str) -> Markup:
     return element("rect", x=f"{x:.1f}", y=y + 2, width=f"{width:.1f}", height=_BAR, class_=f"bar {kind}")
 
 
-def _words(label: str, y: float, x: float, told: str) -> list[Markup]:
+def _words(label: str, room: float, y: float, x: float, told: str) -> list[Markup]:
     y += _BASELINE + 1
-    return [svg_text(_LABEL - 8, y, label, "end", _LABEL - 12), svg_text(x, y, told, "value")]
+    return [svg_text(room - 8, y, label, "end", room - 12), svg_text(x, y, told, "value")]

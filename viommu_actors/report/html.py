@@ -11,7 +11,7 @@ from viommu_actors.attacks.evidence import Evidence
 from viommu_actors.attacks.expected import expected
 from viommu_actors.report.canvas import fit
 from viommu_actors.report.charts import Bar, bars
-from viommu_actors.report.latency import Latencies, breakdown, distributions, latency_table
+from viommu_actors.report.latency import Latencies, breakdown, distributions, goal_table, latency_table
 from viommu_actors.report.markup import Markup, element, escape
 from viommu_actors.report.parts import line_html, table_html
 from viommu_actors.report.results import Results, Verdict
@@ -37,12 +37,16 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def html(
     topology: ResolvedTopology,
-    results: Results,
+    results: Results | None,
     facts: Mapping[str, str] | None = None,
     latencies: Latencies | None = None,
     ended: str = "",
 ) -> str:
-    """The document, readable as XML too. `facts` is the run's environment, `ended` why the run did not just finish."""
+    """The document, readable as XML too. `facts` is the run's environment, `ended` why the run did not just finish.
+
+    `results` is None where nothing was to be tried, but only `latencies` to be measured.
+    """
+    seen = results or Results(topology=topology.name, ok=True, processes=(), verdicts=(), io=(), faults=())
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -53,20 +57,20 @@ def html(
         element("style", Markup(_STYLE)),
     )
     sections = (
-        _section("picture", "Topology, as observed", *_picture(topology, results)),
-        _section("verdicts", "What rogue devices tried", *_verdicts(topology, results)),
-        _section("io", "I/O, and what it cost", *_io(results)),
+        _section("picture", "Topology, as observed", *_picture(topology, seen)),
+        _section("verdicts", "What rogue devices tried", *(_verdicts(topology, results) if results else ())),
+        _section("io", "I/O, and what it cost", *_io(seen)),
         _section("latency", "Latency", *_latency(latencies)),
-        _section("assignments", "Assignments", *_tables(assignment_table(results))),
-        _section("faults", "Faults", *_tables(fault_table(results))),
-        _section("environment", "Environment", *_environment(topology, results, facts or {})),
+        _section("assignments", "Assignments", *_tables(assignment_table(seen))),
+        _section("faults", "Faults", *_tables(fault_table(seen))),
+        _section("environment", "Environment", *_environment(topology, seen, facts or {})),
     )
     there = [section for section in sections if section]
     body = element("body", _header(topology, results, ended), element("main", *there))
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _header(topology: ResolvedTopology, results: Results, ended: str) -> Markup:
+def _header(topology: ResolvedTopology, results: Results | None, ended: str) -> Markup:
     notes = [block_line for block in interrupt_note(topology) for block_line in block]
     if ended:
         notes.insert(0, line(Span(f"This run did not finish: {ended}", "unsafe")))
@@ -74,7 +78,7 @@ def _header(topology: ResolvedTopology, results: Results, ended: str) -> Markup:
         "header",
         element("h1", escape(topology.name)),
         *((element("p", escape(topology.description)),) if topology.description else ()),
-        _told(summary(results), "summary"),
+        *((_told(summary(results), "summary"),) if results else ()),
         *(_told(note, "warning") for note in notes),
     )
 
@@ -195,7 +199,7 @@ def _latency(latencies: Latencies | None) -> list[Markup]:
     return [
         *((element("p", escape(placed)),) if placed else ()),
         *((marks, element("div", drawn, class_="scroll")) if drawn else ()),
-        table_html(latency_table(latencies)),
+        *_tables(latency_table(latencies), goal_table(latencies)),
         *((element("h3", "Hop by hop"), hops) if hops else ()),
     ]
 
@@ -210,7 +214,7 @@ def _environment(topology: ResolvedTopology, results: Results, facts: Mapping[st
         ("host", _machine(topology.host.memory, topology.host.cmdline)),
     ]
     pairs += [(vm.name, _machine(vm.memory, vm.cmdline)) for vm in topology.vms]
-    return [_pairs(pairs), *_tables(process_table(results))]
+    return [_pairs(pairs), *_tables(process_table(results) if results.processes else None)]
 
 
 def _machine(memory: int, cmdline: str) -> str:

@@ -23,6 +23,11 @@ def write_results(folder: RunFolder, topology: ResolvedTopology, results: Result
     folder.write("report.html", html(topology, results, environment(), _latencies(folder), ended))
 
 
+def write_latencies(folder: RunFolder, topology: ResolvedTopology) -> None:
+    """`report.html` of a run that was there to be measured, from its `latency.json`."""
+    folder.write("report.html", html(topology, None, environment(), _latencies(folder)))
+
+
 def environment() -> dict[str, str]:
     """Where and when a run was made, by name."""
     return {
