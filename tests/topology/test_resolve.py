@@ -114,7 +114,7 @@ def test_the_shipped_topologies(path: Path) -> None:
     resolved = resolve(load(path))
     assert resolved.name == path.stem
     processes = 1 + len(resolved.devices) + 2 * len(resolved.vms)
-    assert 2 <= processes <= 7
+    assert 2 <= processes <= 12
     assert path.read_text().startswith("#:schema ./topology.schema.json\n")
 
 

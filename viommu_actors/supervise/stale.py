@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from viommu_actors.measure.shapes import Probes
+from viommu_actors.pci.root_port import Outcome
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice
@@ -17,35 +18,43 @@ _ACCESSES = 2
 
 
 def probe_after_unmap(supervisor: Supervisor, device: ResolvedDevice, owner: Owner, rounds: int) -> Probes:
-    """Maps a page, unmaps it, and has the device write and read it, before and after; so many times."""
+    """Maps a page, unmaps it, and has the device write and read it, before and after; so many times.
+
+    The device must be idle: whatever else it sent would count as a probe.
+    """
     command = supervisor.command
     mapped_hits = stale_hits = stale_blocked = recorded = 0
     command("host", "faults")
     for _ in range(rounds):
         iova = command(owner.kernel, "offer_control", bdf=owner.bdf)["iova"]
-        mapped_hits += _probe(supervisor, device, iova).get("ok", 0)
+        mapped_hits += _probe(supervisor, device, iova)[0]
         command(owner.kernel, "end_control", bdf=owner.bdf)
-        outcomes = _probe(supervisor, device, iova)
-        stale_hits += outcomes.get("ok", 0)
-        stale_blocked += sum(count for outcome, count in outcomes.items() if outcome != "ok")
+        hits, blocked = _probe(supervisor, device, iova)
+        stale_hits += hits
+        stale_blocked += blocked
         faults = command("host", "faults")
         recorded += len(faults["records"]) + faults["lost"]
     return Probes(rounds, rounds * _ACCESSES, mapped_hits, stale_hits, stale_blocked, recorded)
 
 
-def _probe(supervisor: Supervisor, device: ResolvedDevice, iova: int) -> dict[str, int]:
-    """How many of the accesses came to which outcome at the root port."""
-    command = supervisor.command
-    command("host", "watch", slot=device.slot)
+def _probe(supervisor: Supervisor, device: ResolvedDevice, iova: int) -> tuple[int, int]:
+    """How many of the accesses the root port let through, and how many the IOMMU stopped."""
     steps: list[dict[str, Any]] = [
         {"do": "write", "address": iova, "data": _PATTERN},
         {"do": "read", "address": iova, "length": len(_PATTERN)},
     ]
-    command(device.name, "attack", steps=steps)
+    before = _seen(supervisor, device)
+    supervisor.command(device.name, "attack", steps=steps)
     deadline = time.monotonic() + _SETTLE
     while True:
-        outcomes: dict[str, int] = command("host", "evidence", slot=device.slot, pages=[])["outcomes"]
-        if sum(outcomes.values()) >= _ACCESSES or time.monotonic() > deadline:
-            command("host", "unwatch", slot=device.slot)
-            return outcomes
+        now = _seen(supervisor, device)
+        hits, blocked = now[0] - before[0], now[1] - before[1]
+        if hits + blocked >= _ACCESSES or time.monotonic() > deadline:
+            return hits, blocked
         supervisor.poll(0.01)
+
+
+def _seen(supervisor: Supervisor, device: ResolvedDevice) -> tuple[int, int]:
+    """Requests of the device so far that went through, and that faulted."""
+    port: dict[str, int] = supervisor.command("host", "ports")[str(device.slot)]
+    return port.get("read", 0) + port.get("write", 0), port.get(Outcome.FAULT, 0)
