@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from viommu_actors.cli import inspect, record, replay, shapes, topology
+from viommu_actors.cli import inspect, latency, record, replay, shapes, topology
 
-_COMMANDS = {"topology": topology, "replay": replay, "record": record, "inspect": inspect, "shapes": shapes}
+_COMMANDS = {
+    "topology": topology,
+    "latency": latency,
+    "replay": replay,
+    "record": record,
+    "inspect": inspect,
+    "shapes": shapes,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

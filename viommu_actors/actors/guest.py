@@ -13,6 +13,7 @@ from typing import Any
 
 import zmq
 
+from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.latency_commands import KernelLatency
@@ -120,6 +121,7 @@ class GuestActor:
         self._kernel = Kernel(self._cpu)
         commands = KernelCommands(self._kernel, self._control.event)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
+        self._control.register({"books": lambda: kernel_books(self._kernel, None)})
         self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})
 
     def run(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.host_fabric import Fabric
 from viommu_actors.actors.interrupt_targets import InterruptTargets
@@ -154,6 +155,8 @@ class HostActor:
         targets = InterruptTargets(self._kernel, self._machine.delivered)
         self._control.register(commands.handlers() | self._fabric.handlers() | targets.handlers())
         self._control.register(KernelLatency(self._kernel).handlers() | PortClock(self._fabric.ports).handlers())
+        self._vfio: Vfio | None = None
+        self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
         self._control.register({"boot": self._boot, "counters": self._counters, "gone": self._gone})
 
     def run(self) -> None:
@@ -226,7 +229,7 @@ class HostActor:
     def _boot(self) -> dict[str, Any]:
         self._fabric.train()
         booted = self._commands.boot()
-        vfio = Vfio(self._kernel)
+        self._vfio = vfio = Vfio(self._kernel)
         kvm = Kvm(self._lending)
         self._service = KernelService(self._inbox, vfio, kvm, self._notify)
         for vm in self._configuration["vms"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from viommu_actors.actors.books import shadow_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.parent_kernel import RemoteKernel
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
@@ -40,6 +41,7 @@ class HypervisorActor:
                 "counters": self._counters,
                 "decisions": lambda slot: [decision._asdict() for decision in self._machine.decisions(slot)],
                 "open_again": self._open_again,
+                "books": lambda: shadow_books(self._machine.shadows),
             }
         )
 

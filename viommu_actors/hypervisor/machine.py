@@ -69,6 +69,8 @@ class GuestMachine:
         self._functions: dict[int, AssignedFunction | HostBridge] = {}
         self._assigned: list[AssignedFunction] = []
         self._shadows = Shadows()
+        #: of each assigned device, where there is a vIOMMU
+        self.shadows: list[Shadow] = []
         self._slots = 0
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
@@ -109,7 +111,9 @@ class GuestMachine:
             if self.unit is None:
                 mapping.map_all()
             else:
-                self._shadows.add(Shadow(self.unit, requester, mapping, self.memory, self._ram, self._log))
+                shadow = Shadow(self.unit, requester, mapping, self.memory, self._ram, self._log)
+                self._shadows.add(shadow)
+                self.shadows.append(shadow)
         else:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)

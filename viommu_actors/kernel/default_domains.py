@@ -46,6 +46,11 @@ class DefaultDomains:
         domain, iovas = self._group(device)
         return TranslatedDma(domain, iovas, self._pages, self._counters)
 
+    @property
+    def live_buffers(self) -> int | None:
+        """Buffers that have an I/O virtual address; None where none needs one."""
+        return sum(iovas.live for _, iovas in self._groups.values()) if self._identity is None else None
+
     def forget(self, group: int) -> None:
         """The group's last device is gone; so is its domain."""
         entry = self._groups.pop(group, None)

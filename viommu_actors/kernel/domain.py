@@ -74,6 +74,8 @@ class Domain:
         self.reserved = [(INTERRUPT_FIRST, INTERRUPT_LAST)]
         #: Bits of an I/O virtual address.
         self.width = width
+        #: Bytes that were ever mapped, and unmapped again.
+        self.mapped = self.unmapped = 0
         self._end = 1 << width
         self._physical_end = 1 << physical_width
         self._invalidation = invalidation
@@ -124,6 +126,7 @@ class Domain:
         if iova + size > self._end or paddr + size > self._physical_end:
             raise OSError(EFAULT, f"mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} exceeds the address width")
         self._table.map(iova, paddr, size, int(prot))
+        self.mapped += size
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmaps whatever is mapped in the range; returns its bytes. No access through it completes afterwards.
@@ -132,7 +135,14 @@ class Domain:
         """
         if (iova | size) & PAGE_MASK or size <= 0 or iova + size > self._end:
             raise OSError(EINVAL, f"no range of {size:#x} bytes at {iova:#x}")
-        return self._table.unmap(iova, size)
+        gone = self._table.unmap(iova, size)
+        self.unmapped += gone
+        return gone
+
+    @property
+    def live(self) -> int:
+        """Bytes that the tables map, as they say now."""
+        return self._table.mapped_bytes()
 
     def destroy(self) -> None:
         """Gives the tables back; no device is in the domain any more."""

@@ -123,6 +123,11 @@ class IntelIommu:
 
     # --- domains
 
+    @property
+    def domains(self) -> list[Domain]:
+        """Those that were made and not freed."""
+        return list(self._domains)
+
     def new_domain(self) -> Domain:
         """An empty domain. Raises OSError: ENOSPC without a domain id, ENOMEM without memory."""
         capability = self.capability

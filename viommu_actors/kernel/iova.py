@@ -30,6 +30,8 @@ class IovaAllocator:
         self._caches: list[list[int]] = [[] for _ in range(_CACHED_ORDERS)]
         self._mask_end = 1 << width
         self._limit = min(self._mask_end, _LIMIT_32)
+        #: Ranges that are handed out.
+        self.live = 0
 
     def set_mask(self, bits: int) -> None:
         """A device of the domain reaches addresses of `bits` bits only."""
@@ -43,12 +45,16 @@ class IovaAllocator:
         if order < _CACHED_ORDERS:
             cache = self._caches[order]
             if cache:
+                self.live += 1
                 return cache.pop()
             pages = 1 << order
-        return self._search(pages, 1 << order)
+        found = self._search(pages, 1 << order)
+        self.live += 1
+        return found
 
     def free(self, iova: int, pages: int) -> None:
         """Takes back what `alloc(pages)` gave."""
+        self.live -= 1
         order = (pages - 1).bit_length()
         if order < _CACHED_ORDERS:
             cache = self._caches[order]

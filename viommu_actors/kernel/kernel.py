@@ -103,6 +103,11 @@ class Kernel:
                 self._dma[device.bdf] = DirectDma(self.pages, self.counters)
         return self._dma[device.bdf]
 
+    @property
+    def live_buffers(self) -> int | None:
+        """Buffers of the DMA API that are mapped now; None where devices use physical addresses."""
+        return None if self._domains is None else self._domains.live_buffers
+
     def rescan(self) -> list[PciDevice]:
         """Finds devices plugged into empty slots since, and takes them into use."""
         found = self.bus.rescan()

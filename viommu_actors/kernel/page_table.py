@@ -106,6 +106,18 @@ class PageTable:
         self._release(dropped)
         return cleared
 
+    def mapped_bytes(self) -> int:
+        """What all leaves map together, by a walk of the tables."""
+        return self._mapped_below(self.top, self._levels)
+
+    def _mapped_below(self, table: int, level: int) -> int:
+        entries = unpack(f"<{TABLE_ENTRIES}Q", self._memory.read(table, PAGE_SIZE))
+        found = 0
+        for entry in filter(None, entries):
+            leaf = level == 1 or entry & PTE_LARGE
+            found += 1 << level_shift(level) if leaf else self._mapped_below(entry & ADDRESS_FIELD, level - 1)
+        return found
+
     def destroy(self) -> None:
         """Gives every table back. Nothing may use them any more, nor hold them in a cache."""
         self._release(self.tables)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from viommu_actors.measure import floors
 from viommu_actors.measure.bench import Bench, Series, System, measured
@@ -54,7 +54,9 @@ class Measured(NamedTuple):
 class Laboratory:
     """A context manager: inside it, all processes are up."""
 
-    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, trace: Path | None) -> None:
+    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, trace: Path | None, name: str) -> None:
+        """`name` is that of the folder, inside the run's, for what the processes say; `trace` a file to be written."""
+        self._path = folder.path / name
         self._settings = settings
         self._folder = folder
         self._trace = trace
@@ -76,7 +78,7 @@ class Laboratory:
         plans = {name: make_plan(topology) for name, topology in self._settings.items()}
         cpus = {name: _cpus(plan) for name, plan in plans.items()}
         self.cpus = cpus["strict"]
-        folders = {name: RunFolder(topology, self._folder.path / name) for name, topology in self._settings.items()}
+        folders = {name: RunFolder(topology, self._path / name) for name, topology in self._settings.items()}
         for folder in folders.values():
             self._stack.callback(folder.close)
         running = {name: self._run(plan, folders[name]) for name, plan in plans.items()}

@@ -167,3 +167,25 @@ def _spread(ratio: Spread | None) -> dict[str, object]:
     if ratio is None:
         return {"ratio": None, "ratio_low": None, "ratio_high": None}
     return {"ratio": round(ratio.median, 4), "ratio_low": round(ratio.low, 4), "ratio_high": round(ratio.high, 4)}
+
+
+def as_on_the_host(measured: Measured, rows: Sequence[dict[str, object]]) -> dict[str, object]:
+    """The same nic driven by the host's kernel, and assigned without a vIOMMU: messages of a packet, and its time.
+
+    `equal`: as many messages of each kind on the link, which is the data path. What the guest's CPU exchanges with the
+    device by way of the host (doorbells and interrupts) crosses a process here, and stands in `beside`.
+    """
+    p50 = {row["name"]: row["p50_us"] for row in rows}
+    paths = {
+        setting: {kind: n for kind, n in kinds.items() if kind.startswith("link ")}
+        for setting, kinds in measured.messages.items()
+    }
+    return {
+        "equal": paths["host"] == paths["none"],
+        "link": paths,
+        "beside": {
+            setting: {kind: n for kind, n in kinds.items() if kind not in paths[setting]}
+            for setting, kinds in measured.messages.items()
+        },
+        "p50_us": {"host": p50["io_host"], "none": p50["io_none"]},
+    }

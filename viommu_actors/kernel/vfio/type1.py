@@ -42,8 +42,15 @@ class Type1:
         self.iova_ranges = _usable(self._domain.width, self._domain.reserved)
         #: VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL: how many more mappings there may be.
         self.dma_avail = int(kernel.cmdline.get("vfio_iommu_type1.dma_entry_limit", str(DMA_ENTRY_LIMIT)))
+        #: Mappings that were ever made, and taken away again.
+        self.mapped = self.unmapped = 0
         self._starts: list[int] = []
         self._sizes: dict[int, int] = {}
+
+    @property
+    def live(self) -> int:
+        """Mappings that there are now."""
+        return len(self._starts)
 
     def attach(self, devices: list[PciDevice]) -> None:
         """Puts every device of a group into the domain. Raises EPERM where it could forge interrupts."""
@@ -91,6 +98,7 @@ class Type1:
         self._starts.insert(position, iova)
         self._sizes[iova] = size
         self.dma_avail -= 1
+        self.mapped += 1
 
     def unmap(self, iova: int, size: int) -> int:
         """VFIO_IOMMU_UNMAP_DMA: takes away every mapping in the range; the bytes that were mapped, perhaps none.
@@ -145,6 +153,7 @@ class Type1:
         self._domain.unmap(first, end - first)
         del self._starts[begin:stop]
         self.dma_avail += stop - begin
+        self.unmapped += stop - begin
         return unmapped
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from errno import EBADFD, EBUSY, EINVAL, ENODEV, ENOENT
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 from viommu_actors.kernel.process import EventFd, UserProcess
 from viommu_actors.kernel.vfio.container import Container
@@ -18,7 +19,7 @@ from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
 if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
     from viommu_actors.kernel.pci import PciDevice
-    from viommu_actors.kernel.vfio.type1 import Range
+    from viommu_actors.kernel.vfio.type1 import Range, Type1
 
 
 class ContainerInfo(NamedTuple):
@@ -71,6 +72,7 @@ class Vfio:
         self._kernel = kernel
         self._bound = {parse_bdf(name) for name in kernel.cmdline.values("vfio-pci.ids")}
         self._open_groups: set[int] = set()
+        self._containers: WeakSet[Container] = WeakSet()
 
     def bind(self, bdf: int) -> None:
         """Binds vfio-pci to a function, as writing to sysfs does. ENODEV: no such function; EBUSY: it has a driver."""
@@ -90,7 +92,14 @@ class Vfio:
     # --- containers
 
     def open_container(self, process: UserProcess) -> int:
-        return process.install(Container(self._kernel))
+        opened = Container(self._kernel)
+        self._containers.add(opened)
+        return process.install(opened)
+
+    @property
+    def mappings(self) -> list[Type1]:
+        """Of every container that has an IOMMU."""
+        return [container.type1 for container in self._containers if container.has_iommu]
 
     def set_iommu(self, process: UserProcess, container: int, kind: int = IommuType.TYPE1V2) -> None:
         """EINVAL without a group or a second time, ENODEV for another type, EPERM without interrupt remapping."""

@@ -1,0 +1,172 @@
+"""`viommu latency [CONFIG]`: what a trap, a map and a DMA cost, hop by hop, beside the floor of bare ZeroMQ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from viommu_actors.cli.exits import Exit
+from viommu_actors.measure import soak
+from viommu_actors.measure.laboratory import ROUNDS, Laboratory
+from viommu_actors.measure.rows import as_on_the_host, comparisons, goals, table, to_csv
+from viommu_actors.measure.settings import settings_of
+from viommu_actors.measure.surroundings import surroundings
+from viommu_actors.report.bar import ProgressBar
+from viommu_actors.report.latency_text import render, render_soak
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
+from viommu_actors.topology.errors import Refusal, TopologyError
+from viommu_actors.topology.load import load
+from viommu_actors.topology.model import Placement
+from viommu_actors.topology.resolve import ResolvedTopology
+
+HELP = "measure what a trap, a map and a DMA cost, hop by hop, beside the floor of bare ZeroMQ"
+DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "latency.toml"
+#: Seconds until the last placement has measured; what is left of 45 is for hops, messages and the end.
+_TIME = 37.0
+#: Seconds that the start of all processes takes at most, in the plan for the placements to come.
+_START = 5.0
+_MOST_ROUNDS = 10_000
+_PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+_DURATION = re.compile(r"([1-9][0-9]{0,6})(s|m|h)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", type=Path, default=DEFAULT, help="a topology file (default: %(default)s)")
+    parser.add_argument(
+        "--placement",
+        choices=[*_PLACEMENTS, "all"],
+        help="CPUs of each chain: packed on one, spread, left free, or one after another (default: the topology's)",
+    )
+    parser.add_argument("--rounds", type=_rounds, help=f"at most so many rounds (default: {ROUNDS}, as time allows)")
+    parser.add_argument(
+        "--soak", type=_duration, metavar="TIME", help="instead, work for so long, say 10m, and watch every process"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print the results as one JSON object, and nothing else")
+    output.add_argument("--csv", action="store_true", help="print the rows as CSV, and nothing else")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of the traced operations")
+    parser.add_argument("--run-dir", type=Path, help="folder of this run (default: runs/<time>-<topology>-<pid>)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """See `cli.exits`. A goal that is missed is told, and no failure."""
+    try:
+        topology = load(options.config)
+        chosen: Sequence[Placement] = [options.placement or topology.placement]
+        if options.placement == "all":
+            chosen = _PLACEMENTS
+        settings = {placement: settings_of(topology, placement) for placement in chosen}
+    except TopologyError as error:
+        print(error, file=sys.stderr)
+        return Exit.REFUSED
+    except Refusal as refusal:
+        print(TopologyError(str(options.config), refusal), file=sys.stderr)
+        return Exit.REFUSED
+    problem = _contradiction(options)
+    if problem:
+        print(problem, file=sys.stderr)
+        return Exit.REFUSED
+    try:
+        folder = RunFolder(settings[chosen[0]]["strict"], options.run_dir)
+    except OSError as error:
+        print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
+        return Exit.REFUSED
+    bar = ProgressBar(sys.stderr)
+    try:
+        if options.soak is not None:
+            return _soak(options, settings[chosen[0]]["strict"], folder, bar)
+        return _measure(options, settings, folder, bar)
+    except (ActorDied, CommandFailed, Interrupted) as error:
+        bar.clear()
+        print(error, file=sys.stderr)
+        return {"died": Exit.DIED, "failed": Exit.DIFFERS, "interrupted": Exit.INTERRUPTED}[error.how]
+    finally:
+        bar.clear()
+        folder.close()
+        print(f"run folder: {folder.path}", file=sys.stderr)
+
+
+def _measure(
+    options: argparse.Namespace,
+    settings: dict[Placement, dict[str, ResolvedTopology]],
+    folder: RunFolder,
+    bar: ProgressBar,
+) -> Exit:
+    began = time.monotonic()
+    runs: list[dict[str, Any]] = []
+    for number, (placement, topologies) in enumerate(settings.items()):
+
+        def progress(part: float, what: str, number: int = number, placement: str = placement) -> None:
+            bar.show((number + part) / len(settings), f"{placement}: {what}")
+
+        progress(0.0, "starting the processes")
+        with Laboratory(topologies, folder, options.trace if not number else None, placement) as laboratory:
+            left = len(settings) - number
+            spare = _TIME - (time.monotonic() - began) - _START * (left - 1)
+            measured = laboratory.measure(options.rounds or ROUNDS, spare / left, progress)
+        rows, compared = table(measured, placement), comparisons(measured.rounds)
+        runs.append(
+            {
+                "placement": placement,
+                **surroundings(measured.cpus),
+                "rounds": len(measured.rounds),
+                "rows": rows,
+                "comparisons": compared,
+                "goals": goals(rows, compared, placement),
+                "trace_overhead": measured.trace_overhead,
+                "as_on_the_host": as_on_the_host(measured, rows),
+            }
+        )
+    rows = [row for each in runs for row in each["rows"]]
+    result = runs[0] if len(runs) == 1 else {"placement": "all", "rows": rows, "runs": runs}
+    folder.write("latency.json", json.dumps(result, indent=1) + "\n")
+    folder.write("latency.csv", to_csv(rows))
+    bar.clear()
+    if options.json:
+        print(json.dumps(result), flush=True)
+    elif options.csv:
+        print(to_csv(rows), end="", flush=True)
+    else:
+        print("\n\n".join(render(each) for each in runs), flush=True)
+    return Exit.AS_EXPECTED if all(each["as_on_the_host"]["equal"] for each in runs) else Exit.DIFFERS
+
+
+def _soak(options: argparse.Namespace, topology: ResolvedTopology, folder: RunFolder, bar: ProgressBar) -> Exit:
+    result = soak.run(topology, folder, options.soak, bar.show)
+    folder.write("soak.json", json.dumps(result, indent=1) + "\n")
+    bar.clear()
+    print(json.dumps(result) if options.json else render_soak(result), flush=True)
+    return Exit.AS_EXPECTED if result["ok"] else Exit.DIFFERS
+
+
+def _contradiction(options: argparse.Namespace) -> str:
+    if options.soak is not None:
+        for name in ("csv", "trace", "rounds"):
+            if getattr(options, name):
+                return f"--{name}: not with --soak, which measures nothing by round; leave one of them out"
+        if options.placement == "all":
+            return "--placement all: not with --soak; name one of pack, spread and free"
+    if options.trace is not None and (options.trace.is_dir() or not options.trace.absolute().parent.is_dir()):
+        return f"--trace {options.trace}: cannot be written; name a file in a folder that exists"
+    return ""
+
+
+def _rounds(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MOST_ROUNDS or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of rounds from 1 to {_MOST_ROUNDS}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no duration; write 30s, 10m or 2h")
+    return float(int(found[1]) * _SECONDS[found[2]])
