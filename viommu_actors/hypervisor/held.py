@@ -39,10 +39,10 @@ class HeldMappings:
         """The mapping that starts at `iova`."""
         return self._by_iova.get(iova)
 
-    def overlaps(self, first: int, last: int) -> bool:
-        """Whether a mapping overlaps first..last (inclusive)."""
-        begin = bisect_right(self._iovas, last)
-        return bool(begin) and self._by_iova[self._iovas[begin - 1]].last >= first
+    def overlapping(self, first: int, last: int) -> list[Mapping]:
+        """Every mapping that overlaps first..last (inclusive), ascending."""
+        begin, end = self._range(first, last)
+        return [self._by_iova[iova] for iova in self._iovas[begin:end]]
 
     def add(self, mapping: Mapping) -> None:
         """Enters a mapping that overlaps none."""
@@ -51,12 +51,16 @@ class HeldMappings:
 
     def take(self, first: int, last: int) -> list[Mapping]:
         """Takes out and returns every mapping that overlaps first..last (inclusive), ascending."""
-        begin = bisect_right(self._iovas, first)
-        if begin and self._by_iova[self._iovas[begin - 1]].last >= first:
-            begin -= 1
-        end = bisect_right(self._iovas, last, begin)
+        begin, end = self._range(first, last)
         if begin == end:
             return []
         taken = [self._by_iova.pop(iova) for iova in self._iovas[begin:end]]
         del self._iovas[begin:end]
         return taken
+
+    def _range(self, first: int, last: int) -> tuple[int, int]:
+        """Places of the mappings that overlap first..last."""
+        begin = bisect_right(self._iovas, first)
+        if begin and self._by_iova[self._iovas[begin - 1]].last >= first:
+            begin -= 1
+        return begin, bisect_right(self._iovas, last, begin)

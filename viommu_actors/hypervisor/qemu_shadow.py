@@ -192,12 +192,15 @@ class QemuShadow:
         except Unclaimed:
             return
         base = first >> shift << shift
-        numbered = list(enumerate(words))
-        if not self._known.overlaps(base, base + (count << shift) - 1):
-            # Nothing that an absent entry could unmap.
-            numbered = [(number, entry) for number, entry in numbered if entry]
-            self._budget -= 1
-        for number, entry in numbered:
+        # An absent entry is of interest only where it could unmap something.
+        known = self._known.overlapping(base, base + (count << shift) - 1)
+        touched = {
+            number
+            for mapping in known
+            for number in range(max(mapping.iova - base >> shift, 0), min((mapping.last - base >> shift) + 1, count))
+        }
+        self._budget -= 1
+        for number, entry in [(number, entry) for number, entry in enumerate(words) if entry or number in touched]:
             self._budget -= 1
             if self._budget < 0:
                 return
