@@ -13,7 +13,7 @@ _VALUE, _MORE_VALUE = 84, 180
 #: From what width on a part of a bar tells its figure itself.
 _INSIDE = 36
 #: How many kinds of parts have a colour of their own.
-COLOURS = 8
+COLOURS = 14
 
 
 @dataclass(frozen=True)
