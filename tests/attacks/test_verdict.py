@@ -16,7 +16,15 @@ from viommu_actors.attacks.verdict import missing_proofs, observe
 ROGUE = "01:00.0"
 FAULT = Fault(kind="remapping", unit="host iommu", source=ROGUE, address="0x1000", write=True, reason="0x5")
 PROVEN = Evidence(
-    attempts=8, canary_before="c0ffee", canary_after="c0ffee", fault=FAULT, control=True, reached=0, refused=8
+    aimed=8,
+    tried=8,
+    attempts=8,
+    canary_before="c0ffee",
+    canary_after="c0ffee",
+    fault=FAULT,
+    control=True,
+    reached=0,
+    refused=8,
 )
 
 
@@ -39,6 +47,7 @@ class Lacking:
     "case",
     [
         Lacking(changed(attempts=0, refused=0), "no access arrived"),
+        Lacking(changed(tried=7), "1 of 8 were never tried"),
         Lacking(changed(refused=7), "1 of 8 accesses are unaccounted for"),
         Lacking(changed(canary_before="", canary_after=""), "no canary was placed"),
         Lacking(changed(fault=None), "no record of what blocked it"),

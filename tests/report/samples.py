@@ -88,6 +88,8 @@ def evidence(observed: Observed, source: str, write: bool) -> Evidence:
     )
     blocked = observed == "blocked"
     return Evidence(
+        aimed=16,
+        tried=16,
         attempts=16,
         canary_before="5be1a7",
         canary_after="0dd0ab" if observed == "corrupted" else "5be1a7",

@@ -8,16 +8,18 @@ from typing import Any
 
 import msgpack
 import pytest
+import zmq
 
 from tests.topologies.launcher import SMALL
 from viommu_actors.spec.tlp import MemRead, MemWrite
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
-from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor, printable
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
-from viommu_actors.wire.messages import LINK_UP, VFIO, UnmapDma
+from viommu_actors.wire.messages import LINK_UP, VFIO, Reply, UnmapDma
+from viommu_actors.wire.tally import Tally
 
 pytestmark = pytest.mark.topology
 
@@ -123,3 +125,45 @@ def test_wires_that_disagree_are_found(running: tuple[Supervisor, Scenario]) -> 
     tally.sent[next(iter(tally.sent))] += 1
     lines = supervisor.reconcile()
     assert len(lines) == 1 and lines[0].startswith("control:vm0.guest")
+
+
+class _Forger:
+    """A device that answers in others' stead; `counted` stands in for its tally."""
+
+    name = "nic0"
+
+    def __init__(self, replies: list[Reply]) -> None:
+        self.channel = self
+        self.tally = Tally("control:nic0", "launcher")
+        self.heard = 0
+        self._replies = replies
+
+    def receive(self, flags: int) -> Reply:
+        if not self._replies:
+            raise zmq.Again
+        return self._replies.pop(0)
+
+
+def test_an_answer_counts_only_from_the_actor_that_was_asked(
+    running: tuple[Supervisor, Scenario], tmp_path: Path
+) -> None:
+    supervisor, _ = running
+    ahead = supervisor._number + 1
+    forger: Any = _Forger([Reply(number, "", {"forged": True}) for number in range(ahead, ahead + 5)])
+    supervisor._drain(forger)
+    assert "forged" not in supervisor.command("host", "counters")
+    assert forger.heard == 5
+    assert "answered what it was not asked" in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_a_flood_of_events_does_not_fill_the_disk(running: tuple[Supervisor, Scenario], tmp_path: Path) -> None:
+    supervisor, _ = running
+    forger: Any = _Forger([])
+    for number in range(5000):
+        forger._replies.append(Reply(number + 10**6, "", {b"no": "text"}))
+    supervisor._drain(forger)
+    assert (tmp_path / "run" / "events.jsonl").read_text().count("answered what it was not asked") == 1000
+
+
+def test_an_actors_words_cannot_move_the_terminals_cursor() -> None:
+    assert printable("a\x1b[2J\nAs expected\u202e") == "a\\x1b[2J\\nAs expected\\u202e"

@@ -8,12 +8,13 @@ from typing import Any
 
 import zmq
 
+from viommu_actors.actors.attack_watch import AttackWatch
 from viommu_actors.actors.runtime import log
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import Outcome, PortConfig, RootPort
 from viommu_actors.pci.upstream import Interrupt
-from viommu_actors.spec import pci, platform
+from viommu_actors.spec import platform
 from viommu_actors.vtd.unit import RemappingUnit
 from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
@@ -141,49 +142,9 @@ class Fabric:
         self._deadlines = {key: deadline for key, deadline in waiting.items() if deadline > now}
         return int((min(self._deadlines.values(), default=now) - now) * 1000) + 1
 
-    # --- evidence, for the launcher
-
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Control commands."""
-        return {
-            "watch": self._watch,
-            "unwatch": self._complex.stop_log,
-            "unplug": self.unplug,
-            "evidence": self._evidence,
-            "ports": self._ports,
-        }
-
-    def _watch(self, slot: int) -> None:
-        self._complex.start_log(slot, capacity=1 << 17)
-
-    def _evidence(self, slot: int, pages: tuple[int, ...]) -> dict[str, Any]:
-        """What the device in `slot` did since `watch`: outcomes, first refusal, accesses to these physical pages."""
-        port = self._complex.ports[slot]
-        entries, lost = (port.log.entries, port.log.lost) if port.log is not None else ([], 0)
-        outcomes: dict[str, int] = {}
-        for entry in entries:
-            outcomes[entry.outcome.value] = outcomes.get(entry.outcome.value, 0) + 1
-        refused = next((entry for entry in entries if entry.outcome is not Outcome.OK), None)
-        guarded = set(pages)
-        passed = [entry.physical for entry in entries if entry.outcome is Outcome.OK]
-        reached = sum(physical is not None and physical & ~0xFFF in guarded for physical in passed)
-        return {
-            "outcomes": outcomes,
-            "lost": lost,
-            "reached": reached,
-            "first_refusal": refused
-            and {
-                "outcome": refused.outcome.value,
-                "source": pci.format_bdf(refused.requester),
-                "address": refused.address,
-                "write": refused.write,
-                "reason": refused.reason,
-            },
-        }
-
-    def _ports(self) -> dict[str, dict[str, int]]:
-        ports = self._complex.ports
-        return {str(slot): {str(kind): n for kind, n in port.counters.items()} for slot, port in ports.items()}
+        return AttackWatch(self._complex).handlers() | {"unplug": self.unplug}
 
     def _malformed(self, slot: int, tally: Tally, error: MalformedMessage) -> None:
         tally.malformed += 1

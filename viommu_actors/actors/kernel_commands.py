@@ -6,11 +6,11 @@ whether they still stand.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
 
+from viommu_actors.attacks.guard import Guard
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
@@ -19,9 +19,6 @@ from viommu_actors.kernel.pages import PAGE
 from viommu_actors.spec import nic, pci, platform
 from viommu_actors.spec.vtd_interrupts import InterruptRequest
 
-_CANARIES = 16
-_CONTROL_BYTES = 64
-
 
 class KernelCommands:
     """Commands of one kernel. BDFs are texts like `00:03.0`, addresses this kernel's physical ones."""
@@ -29,9 +26,7 @@ class KernelCommands:
     def __init__(self, kernel: Kernel, event: Callable[..., None]) -> None:
         self._kernel = kernel
         self._event = event
-        self._canaries: list[int] = []
-        self._guarded: list[tuple[int, int]] = []
-        self._controls: dict[int, tuple[int, bytes]] = {}
+        self._guard = Guard(kernel, os.urandom)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -40,9 +35,10 @@ class KernelCommands:
             "io": self.io,
             "rebind": self.rebind,
             "counters": self.counters,
-            "place_canaries": self.place_canaries,
-            "guard_tables": self.guard_tables,
-            "digest": self.digest,
+            "guard": self.guard,
+            "digest": self._guard.digest,
+            "restore": self._guard.restore,
+            "mapped": self.mapped,
             "offer_control": self.offer_control,
             "check_control": self.check_control,
             "end_control": self.end_control,
@@ -101,49 +97,32 @@ class KernelCommands:
 
     # --- what a rogue is after
 
-    def place_canaries(self) -> dict[str, Any]:
-        """Random pages in this kernel's own memory, once; their addresses and digest."""
-        if not self._canaries:
-            for _ in range(_CANARIES):
-                page = self._kernel.pages.alloc()
-                self._kernel.machine.memory.write(page, os.urandom(PAGE))
-                self._canaries.append(page)
-        self._guarded = [(page, PAGE) for page in self._canaries]
-        return {"pages": list(self._canaries), "digest": self.digest()}
+    def guard(self, what: str) -> dict[str, Any]:
+        """Guards "canaries", "page tables" or "structures" for an attack: their pages, and how they stand."""
+        choices = {
+            "canaries": self._guard.place_canaries,
+            "page tables": self._guard.guard_page_tables,
+            "structures": self._guard.guard_structures,
+        }
+        return {"pages": choices[what](), "digest": self._guard.digest()}
 
-    def guard_tables(self, kind: str) -> dict[str, Any]:
-        """The translation structures as a target: "page tables", or "root" for root, context and queue."""
-        iommu = self._kernel.iommu
-        pages = [] if iommu is None else iommu.table_pages() if kind == "page tables" else iommu.structure_pages()
-        self._guarded = [(page, PAGE) for page in pages]
-        return {"pages": pages, "digest": self.digest() if pages else ""}
-
-    def digest(self) -> str:
-        """SHA-256 over what is guarded, as it stands in memory now."""
-        content = hashlib.sha256()
-        for page, size in self._guarded:
-            content.update(self._kernel.machine.memory.read(page, size))
-        return content.hexdigest()
+    def mapped(self, bdf: str) -> list[tuple[int, int]]:
+        """See `Guard.mapped`."""
+        return self._guard.mapped(pci.parse_bdf(bdf))
 
     def offer_control(self, bdf: str) -> dict[str, Any]:
         """A page legally mapped for the device, for its positive control: where to write what."""
-        device = pci.parse_bdf(bdf)
-        iova, paddr, _ = self._driver(bdf).control_mapping()
-        secret = os.urandom(_CONTROL_BYTES)
-        self._kernel.machine.memory.write(paddr, bytes(_CONTROL_BYTES))
-        self._controls[device] = (paddr, secret)
-        return {"iova": iova, "data": secret}
+        self._driver(bdf)
+        iova, data = self._guard.offer_control(pci.parse_bdf(bdf))
+        return {"iova": iova, "data": data}
 
     def check_control(self, bdf: str) -> bool:
         """Whether the device's legal write has arrived."""
-        paddr, secret = self._controls[pci.parse_bdf(bdf)]
-        return self._kernel.machine.memory.read(paddr, _CONTROL_BYTES) == secret
+        return self._guard.control_arrived(pci.parse_bdf(bdf))
 
     def end_control(self, bdf: str) -> None:
         """Unmaps the control page."""
-        device = pci.parse_bdf(bdf)
-        del self._controls[device]
-        self._kernel.drivers[device].release_control()
+        self._guard.end_control(pci.parse_bdf(bdf))
 
     def faults(self) -> dict[str, Any]:
         """Fault records since the last call, and how many were lost."""
@@ -156,6 +135,7 @@ class KernelCommands:
                 {
                     "source": pci.format_bdf(record.source),
                     "place": f"{record.address if record.entry is None else record.entry:#x}",
+                    "interrupt": record.entry is not None,
                     "write": record.write,
                     "reason": int(record.reason),
                     "text": record.reason.text,

@@ -31,12 +31,15 @@ class Fault(Struct, kw_only=True, frozen=True):
 class Evidence(Struct, kw_only=True, frozen=True):
     """Proofs of one verdict.
 
-    `attempts` is how many accesses arrived at the root port; each of them was let through to the target
-    (`reached`), let through to other memory (`elsewhere`) or refused (`refused`). The canaries are digests
-    over the target's canary pages, taken by the memory's owner. `fault` is a record of what refused,
-    `control` whether a legal DMA of the same device went through afterwards.
+    Of the `aimed` addresses that were to be tried, `tried` were seen at the root port, in `attempts` accesses; each of
+    those was refused (`refused`), let through to other memory (`elsewhere`), or let through to the target. `reached`
+    counts accesses that got to the target at whatever address they were made. The canaries are digests over the
+    target's canary pages, taken by the memory's owner; for interrupts, the victim's count of them. `fault` is a record
+    of what refused, `control` whether a legal DMA of the same device went through afterwards.
     """
 
+    aimed: int
+    tried: int
     attempts: int
     canary_before: str
     canary_after: str

@@ -31,6 +31,7 @@ def missing_proofs(access: Access, source: str, evidence: Evidence) -> tuple[str
     seen = evidence.reached + evidence.elsewhere + evidence.refused
     checks = (
         (evidence.attempts > 0, "no access arrived"),
+        (evidence.tried == evidence.aimed, f"{evidence.aimed - evidence.tried} of {evidence.aimed} were never tried"),
         (seen == evidence.attempts, f"{evidence.attempts - seen} of {evidence.attempts} accesses are unaccounted for"),
         (bool(evidence.canary_before), "no canary was placed"),
         (fault is not None or not evidence.refused, "no record of what blocked it"),

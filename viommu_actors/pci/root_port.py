@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from viommu_actors.pci import config_space
 from viommu_actors.spec import pci
@@ -58,6 +58,12 @@ class LogEntry(NamedTuple):
     outcome: Outcome
     physical: int | None
     reason: int | None
+
+
+class Log(Protocol):
+    """Hears of each transaction of a port."""
+
+    def add(self, entry: LogEntry) -> None: ...
 
 
 @dataclass
@@ -113,7 +119,7 @@ class RootPort:
         config_space.add_slot(self.config, self._express, config.slot)
         self._acs = config_space.add_acs(self.config, _SERVICES, _SERVICES) if config.acs else None
         self.counters: Counter[str] = Counter()
-        self.log: PortLog | None = None
+        self.log: Log | None = None
         self.outstanding: dict[Tag, Outstanding] = {}
         self.send: Callable[[Downstream], bool] | None = None
         self._next_tag = 0

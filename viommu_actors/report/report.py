@@ -10,6 +10,7 @@ from typing import TextIO
 from viommu_actors.report.picture import picture
 from viommu_actors.report.results import Results
 from viommu_actors.report.tables import (
+    absent_table,
     assignment_table,
     fault_table,
     interrupt_note,
@@ -90,6 +91,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         *io_tables(results),
         modelled_table(results),
         fault_table(results),
+        absent_table(results),
     ]
     blocks = [
         picture(topology, results, width),

@@ -125,6 +125,15 @@ class Modelled(Struct, kw_only=True, frozen=True):
     line_rate: str
 
 
+class Absent(Struct, kw_only=True, frozen=True):
+    """An attack that was asked for and does not apply, and why."""
+
+    device: str
+    attack: str
+    target: str
+    reason: str
+
+
 class Results(Struct, kw_only=True, frozen=True):
     """`ok`: every verdict is the expected one, all I/O verified, and what else the launcher checked held."""
 
@@ -135,6 +144,7 @@ class Results(Struct, kw_only=True, frozen=True):
     io: tuple[Io, ...]
     faults: tuple[Fault, ...]
     assignments: tuple[Assignment, ...] = ()
+    absent: tuple[Absent, ...] = ()
     modelled: tuple[Modelled, ...] = ()
 
 

@@ -93,6 +93,17 @@ def process_table(results: Results) -> Table:
     )
 
 
+def absent_table(results: Results) -> Table | None:
+    """Attacks that were asked for and do not apply; None where there are none."""
+    if not results.absent:
+        return None
+    return Table(
+        title="Attacks left out",
+        columns=("device", "attack", "target", "because"),
+        rows=tuple(tuple(line(cell) for cell in (a.device, a.attack, a.target, a.reason)) for a in results.absent),
+    )
+
+
 def interrupt_note(topology: ResolvedTopology) -> list[list[Line]]:
     """A block that warns of interrupts that nothing checks; none where all is well."""
     parameter = "vfio_iommu_type1.allow_unsafe_interrupts"

@@ -12,6 +12,7 @@ from viommu_actors.spec import platform
 from viommu_actors.supervise.placement import place
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
 from viommu_actors.wire.sockets import Listener
+from viommu_actors.wire.tally import CABLE
 
 _GIB = 1 << 30
 #: The host's RAM: what its firmware needs below 1 MiB, and the rest far above every guest-physical
@@ -205,7 +206,7 @@ def _cables(devices: tuple[ResolvedDevice, ...]) -> dict[str, dict[str, Any]]:
     ends: dict[str, dict[str, Any]] = {}
     for device in devices:
         if device.peer is not None and device.name not in ends:
-            wire = f"cable:{device.name}-{device.peer}"
+            wire = f"cable:{device.name}{CABLE}{device.peer}"
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             for name, end in zip((device.name, device.peer), pair, strict=True):
                 ends[name] = {"fd": end.detach(), "wire": wire}

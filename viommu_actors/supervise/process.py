@@ -27,6 +27,8 @@ class Actor:
         self.name = plan.name
         self.vm = plan.vm
         self.last_did = "was started"
+        #: how often it has said something unasked
+        self.heard = 0
         self._log = log.name
         configuration = plan.configuration | {"launcher": os.getpid(), "lifeline": lifeline}
         self._process = _spawn(configuration, [*plan.fds, lifeline], log)

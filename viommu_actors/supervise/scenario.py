@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from viommu_actors.report.results import Assignment, Io, Process, Results, Verdict, as_expected
+from viommu_actors.report.results import Absent, Assignment, Io, Process, Results, Verdict, as_expected
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
@@ -30,6 +30,7 @@ class Scenario:
         self._io: list[Io] = []
         self._verdicts: list[Verdict] = []
         self._assignments: list[Assignment] = []
+        self._absent: list[Absent] = []
         self._done = False
 
     def run(self) -> None:
@@ -61,21 +62,22 @@ class Scenario:
             io=rows[1],
             faults=tuple(verdict.evidence.fault for verdict in rows[0] if verdict.evidence.fault is not None),
             assignments=rows[2],
+            absent=tuple(self._absent),
         )
 
     def boot(self) -> None:
         """Host, hypervisors, guests."""
         supervisor = self._supervisor
         self._tell(f"starting {len(supervisor.actors)} processes")
-        supervisor.commands(list(supervisor.actors), "ping")
+        supervisor.living(list(supervisor.actors), "ping")
         self._tell("host kernel boots")
         supervisor.command("host", "boot")
         vms = [vm.name for vm in self._topology.vms]
         if vms:
             self._tell("hypervisors build their guests' machines")
-            supervisor.commands([hypervisor_of(vm) for vm in vms], "build")
+            supervisor.living([hypervisor_of(vm) for vm in vms], "build")
             self._tell("guest kernels boot")
-            supervisor.commands([guest_of(vm) for vm in vms], "boot")
+            supervisor.living([guest_of(vm) for vm in vms], "boot")
 
     def _owner(self, device: ResolvedDevice) -> Owner:
         return owner_of(self._topology, device)
@@ -103,6 +105,9 @@ class Scenario:
         if not device.rogue:
             return
         assault = Assault(self._topology, self._plan, self._supervisor, device, self._owner(device))
-        for attack, target in assault.applicable():
+        for attack, target, reason in assault.choices():
+            if reason:
+                self._absent.append(assault.absent(attack, target, reason))
+                continue
             self._tell(f"{device.name} turns hostile: {attack.id} {attack.name} on {target}")
             self._verdicts.append(assault.play(attack, target))

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import zmq
 
@@ -28,6 +28,7 @@ COMMAND_TIMEOUT = 60.0
 #: How long the counts of both ends of a wire may take to agree once all is quiet.
 _QUIESCE = 2.0
 _UNPLUG_TIMEOUT = 1.0
+_HEARD_NOTED = 1000
 
 
 class ActorDied(Exception):
@@ -52,6 +53,20 @@ class CommandFailed(Exception):
     how: Final = "failed"
 
 
+class _Question(NamedTuple):
+    """A command: its number means something only in the mouth of the actor that was asked."""
+
+    actor: str
+    number: int
+
+
+class _Answer(NamedTuple):
+    """A reply, and the launcher's counts of that wire when it came."""
+
+    reply: Reply
+    counts: dict[str, Any]
+
+
 class Supervisor:
     """The running processes of one plan. Use as a context manager: on leaving, all of them have ended."""
 
@@ -65,8 +80,9 @@ class Supervisor:
         self._context = make_context()
         self._poller = zmq.Poller()
         self._number = 0
-        self._replies: dict[int, Reply] = {}
-        self._counts_at: dict[int, dict[str, Any]] = {}
+        #: asked and not answered; answered and not fetched
+        self._open: set[_Question] = set()
+        self._answers: dict[_Question, _Answer] = {}
         self._interrupted = ""
         self._contain = contain
         self.actors: dict[str, Actor] = {}
@@ -122,34 +138,65 @@ class Supervisor:
     def commands(self, actors: Iterable[str], name: str, **arguments: Any) -> dict[str, Any]:
         """Has several actors do the same at the same time; their results.
 
-        Raises CommandFailed, ActorDied, Interrupted.
+        Raises CommandFailed, ActorDied, Interrupted, ActorGone.
         """
         return self.each(dict.fromkeys(actors, arguments), name)
 
-    def each(self, arguments: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
-        """The same with arguments of their own for each of the actors."""
-        numbers = {actor: self._send(actor, name, own) for actor, own in arguments.items()}
-        deadline = time.monotonic() + COMMAND_TIMEOUT
-        while not all(number in self._replies for number in numbers.values()):
-            for actor in numbers:
-                self._raise_if_lost(actor)
-            if time.monotonic() > deadline:
-                late = [actor for actor, number in numbers.items() if number not in self._replies]
-                raise CommandFailed(f"{', '.join(late)}: no answer to {name!r} within {COMMAND_TIMEOUT:.0f} s")
-            self.poll(deadline - time.monotonic())
-        replies = {actor: self._replies.pop(number) for actor, number in numbers.items()}
+    def each(
+        self, arguments: Mapping[str, dict[str, Any]], name: str, seconds: float = COMMAND_TIMEOUT
+    ) -> dict[str, Any]:
+        """The same with arguments of their own for each of the actors, and within so many seconds."""
+        asked = [self._send(actor, name, own) for actor, own in arguments.items()]
+        self._wait_for(asked, name, seconds)
+        replies = {question.actor: self._answers.pop(question).reply for question in asked}
         for actor, reply in replies.items():
             self._folder.event(actor, f"did {name}", error=reply.error)
             if reply.error:
-                raise CommandFailed(f"{actor}: {name}: {reply.error}")
+                raise CommandFailed(f"{actor}: {name}: {printable(reply.error)}")
         return {actor: reply.result for actor, reply in replies.items()}
 
-    def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> int:
+    def living(self, actors: Iterable[str], name: str) -> None:
+        """As `commands`, without those whose death was contained, before or meanwhile."""
+        asked = [self._send(actor, name, {}) for actor in actors if actor not in self.lost]
+        while asked:
+            try:
+                self._wait_for(asked, name, COMMAND_TIMEOUT, keep=True)
+                break
+            except ActorGone:
+                asked = [question for question in asked if question.actor not in self.lost]
+        for question in asked:
+            reply = self._answers.pop(question).reply
+            self._folder.event(question.actor, f"did {name}", error=reply.error)
+            if reply.error:
+                raise CommandFailed(f"{question.actor}: {name}: {printable(reply.error)}")
+
+    def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> _Question:
         self._raise_if_lost(actor)
         self._number += 1
         self.actors[actor].last_did = f"was told to {name}"
         self.actors[actor].channel.post(Command(self._number, name, arguments))
-        return self._number
+        question = _Question(actor, self._number)
+        self._open.add(question)
+        return question
+
+    def _wait_for(self, asked: list[_Question], name: str, seconds: float, keep: bool = False) -> None:
+        """Until all of these are answered. Raises CommandFailed naming those that are not in time, ActorGone.
+
+        After an error nobody asks for the answers any more, unless they are to be kept.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while late := [question.actor for question in asked if question not in self._answers]:
+                for actor in late:
+                    self._raise_if_lost(actor)
+                if time.monotonic() > deadline:
+                    raise CommandFailed(f"{', '.join(late)}: no answer to {name!r} within {seconds:.0f} s")
+                self.poll(deadline - time.monotonic())
+        except BaseException:
+            for question in () if keep else asked:
+                self._open.discard(question)
+                self._answers.pop(question, None)
+            raise
 
     def poll(self, seconds: float) -> None:
         """Waits once for whatever happens first. Raises ActorDied, Interrupted."""
@@ -179,20 +226,30 @@ class Supervisor:
             except zmq.Again:
                 return
             except ValueError as error:  # a device is not trusted to speak the wire
-                self._folder.event(actor.name, "malformed", problem=str(error))
+                self._heard(actor, "sent a malformed message", str(error))
                 continue
             if isinstance(message, Reply):
-                self._replies[message.number] = message
-                self._counts_at[message.number] = actor.tally.as_dict()
+                question = _Question(actor.name, message.number)
+                if question in self._open:
+                    self._open.discard(question)
+                    self._answers[question] = _Answer(message, actor.tally.as_dict())
+                else:
+                    self._heard(actor, "answered what it was not asked", message.number)
             elif isinstance(message, Event):
-                actor.last_did = message.name
-                self._folder.event(actor.name, message.name, fields=message.fields)
+                self._heard(actor, printable(message.name), message.fields)
                 self._on_event(actor.name, message.name, message.fields)
+
+    def _heard(self, actor: Actor, what: str, fields: Any) -> None:
+        """Notes what an actor says unasked, the first so many times: a flood of it shall not fill the disk."""
+        actor.heard += 1
+        if actor.heard <= _HEARD_NOTED:
+            actor.last_did = what
+            self._folder.event(actor.name, what, fields=repr(fields))
 
     def _died(self, actor: Actor) -> None:
         status = actor.exit_status()
         how = f"was killed by {signal.Signals(-status).name}" if status and status < 0 else f"exited with {status}"
-        words = actor.last_words()
+        words = printable(actor.last_words())
         text = f"{actor.name} (pid {actor.pid}) {how}; it last {actor.last_did}; last in its log: {words}"
         self._folder.event(actor.name, "died", status=status, last_did=actor.last_did, log=words)
         if not self._contain or actor.role == "host":
@@ -226,17 +283,13 @@ class Supervisor:
             self.poll(0.02)
 
     def _counts(self) -> list[dict[str, Any]]:
-        numbers = {name: self._send(name, "counts", {}) for name in self.actors}
+        asked = [self._send(name, "counts", {}) for name in self.actors]
+        self._wait_for(asked, "counts", COMMAND_TIMEOUT)
         ends: list[dict[str, Any]] = []
-        deadline = time.monotonic() + COMMAND_TIMEOUT
-        while not all(number in self._replies for number in numbers.values()) and time.monotonic() < deadline:
-            self.poll(deadline - time.monotonic())
-        for number in numbers.values():
-            reply = self._replies.pop(number)
-            mine = self._counts_at[number]
+        for question in asked:
+            reply, mine = self._answers.pop(question)
             mine["received"]["Reply"] -= 1  # the actor took its counts before it sent them
             ends += [*_checked_counts(reply.result), mine]
-        self._counts_at.clear()
         return ends
 
     # --- messages in time
@@ -268,11 +321,8 @@ class Supervisor:
     def quiesce(self) -> None:
         """Unplugs every device, so that no DMA arrives any more; gives up where the host is too busy for it."""
         try:
-            number = self._send("host", "unplug", {})
-            deadline = time.monotonic() + _UNPLUG_TIMEOUT
-            while number not in self._replies and time.monotonic() < deadline:
-                self.poll(deadline - time.monotonic())
-        except (ActorDied, Interrupted, PeerGone):
+            self._wait_for([self._send("host", "unplug", {})], "unplug", _UNPLUG_TIMEOUT)
+        except (ActorDied, ActorGone, CommandFailed, Interrupted, PeerGone):
             return
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -310,3 +360,8 @@ def _checked_counts(result: Any) -> list[dict[str, Any]]:
                 way: {str(k): n for k, n in end[way].items() if isinstance(n, int)} for way in ("sent", "received")
             }})  # fmt: skip
     return ends
+
+
+def printable(text: str) -> str:
+    """An actor's text as one line that a terminal may show: control characters are escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,55 @@
+"""Control commands about what a device does at its root port while it attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from viommu_actors.pci.root_complex import RootComplex
+from viommu_actors.pci.watch import Aim, Watch
+from viommu_actors.spec import pci
+
+
+class AttackWatch:
+    """One watch for each slot that is watched."""
+
+    def __init__(self, root: RootComplex) -> None:
+        self._root = root
+        self._watches: dict[int, Watch] = {}
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """By command name."""
+        return {"watch": self.watch, "evidence": self.evidence, "unwatch": self.unwatch, "ports": self.ports}
+
+    def watch(self, slot: int, aims: tuple[tuple[int, int, int], ...], guarded: tuple[int, ...]) -> None:
+        """From here on the port's transactions are judged: `aims` as `pci.watch.Aim`, `guarded` physical pages."""
+        self._watches[slot] = Watch([Aim(*aim) for aim in aims], guarded)
+        self._root.ports[slot].log = self._watches[slot]
+
+    def unwatch(self, slot: int) -> None:
+        """Forgets it."""
+        del self._watches[slot]
+        self._root.stop_log(slot)
+
+    def evidence(self, slot: int) -> dict[str, Any]:
+        """What was seen by now."""
+        watch = self._watches[slot]
+        refused = watch.first_refusal
+        return {
+            "tried": watch.tried,
+            "strays": watch.strays,
+            "reached": watch.reached,
+            "outcomes": {outcome.value: n for outcome, n in watch.outcomes.items()},
+            "first_refusal": refused
+            and {
+                "outcome": refused.outcome.value,
+                "source": pci.format_bdf(refused.requester),
+                "address": refused.address,
+                "write": refused.write,
+            },
+        }
+
+    def ports(self) -> dict[str, dict[str, int]]:
+        """Counters of each port."""
+        ports = self._root.ports
+        return {str(slot): {str(kind): n for kind, n in port.counters.items()} for slot, port in ports.items()}
