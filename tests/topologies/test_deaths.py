@@ -162,6 +162,32 @@ def test_a_contained_death_leaves_the_other_guest_at_work(tmp_path: Path, victim
         assert_gone(pids)
 
 
+@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest"])
+@pytest.mark.parametrize("moment", ["started", "did ping"])
+def test_a_contained_death_during_the_boot(tmp_path: Path, victim: str, moment: str) -> None:
+    with launched(write(tmp_path, CONTAINED), tmp_path / "run", "--json") as running:
+        running.wait_for(f'"actor": "{victim}", "event": "{moment}"')
+        pids = running.pids()
+        os.kill(pids[victim], signal.SIGKILL)
+        finished = running.finish()
+        assert finished.status == 3 and f"{victim} (pid " in finished.stderr and "Traceback" not in finished.stderr
+        assert [row["device"] for row in finished.results["io"] if row["verified"]] == ["nic1"]
+        assert_gone(pids)
+
+
+def test_a_contained_death_of_a_cabled_nic_names_it(tmp_path: Path) -> None:
+    """What crossed its cable is counted at one end only from then on, and that is no disagreement."""
+    text = CONTAINED.replace('name = "nic0"\nmodel', 'name = "nic0"\npeer = "nic1"\nmodel')
+    text = text.replace('name = "nic1"\nmodel', 'name = "nic1"\npeer = "nic0"\nmodel')
+    with launched(write(tmp_path, text), tmp_path / "run", "--json") as running:
+        running.wait_for("1000000 frames")
+        pids = running.pids()
+        os.kill(pids["nic1"], signal.SIGKILL)
+        finished = running.finish()
+        assert finished.status == 3 and "nic1 (pid " in finished.stderr
+        assert_gone(pids)
+
+
 def test_the_hosts_death_is_never_contained(tmp_path: Path) -> None:
     with launched(write(tmp_path, CONTAINED), tmp_path / "run") as running:
         running.wait_for("1000000 operations")
