@@ -18,6 +18,7 @@ from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.svg import legend, topology_svg
 from viommu_actors.report.tables import (
     COUNTS,
+    absent_table,
     assignment_table,
     fault_table,
     interrupt_note,
@@ -110,9 +111,11 @@ def _verdicts(topology: ResolvedTopology, results: Results) -> list[Markup]:
     """As on a terminal, and the proofs of each verdict folded below it."""
     groups = [[*verdicts] for _, verdicts in groupby(results.verdicts, key=lambda verdict: verdict.device)]
     tables = zip(verdict_tables(topology, results), groups, strict=True)
-    return [table_html(table, [_proofs(each) for each in group]) for table, group in tables] or [
+    shown = [table_html(table, [_proofs(each) for each in group]) for table, group in tables] or [
         element("p", "No device of this run tried anything beyond what it was given.")
     ]
+    absent = absent_table(results)
+    return shown if absent is None else [*shown, table_html(absent)]
 
 
 def _proofs(verdict: Verdict) -> Markup:
@@ -120,6 +123,7 @@ def _proofs(verdict: Verdict) -> Markup:
     rows = [
         ("setting", verdict.setting),
         ("observed", f"{verdict.observed}, expected {verdict.expected}"),
+        ("addresses aimed at", f"{evidence.aimed}, of which {evidence.tried} were tried"),
         ("accesses", _accesses(evidence)),
         ("canary before", evidence.canary_before or "none"),
         ("canary after", evidence.canary_after or "none"),
