@@ -102,6 +102,11 @@ def test_the_report_tells_published_observed_and_what_waits() -> None:
     assert all(check["ok"] for shape in told["shapes"] for check in shape["checks"])
 
 
+def test_the_report_needs_no_more_than_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    assert shown(shapes_report([judge(shape, _seen()) for shape in SHAPES]), stream).isascii()
+
+
 def test_a_figure_that_is_none_is_not_in_tolerance() -> None:
     bounds = {"low": 0.0, "high": 1.0}
     check = Check(what="w", clock="wall", published="1", observed=float("nan"), tolerance="t", **bounds)  # type: ignore[arg-type]

@@ -134,9 +134,9 @@ def _line_rates(seen: Observations) -> list[Check]:
         return charge(seen.io[device], seen.tables[table]).percent_of_line_rate
 
     return [
-        _modelled("bare metal, % of 10 Gb/s", percent("bare", "bare-metal"), "43", "43 ± 3", 40, 46),
+        _modelled("bare metal, % of 10 Gb/s", percent("bare", "bare-metal"), "43", "40 to 46", 40, 46),
         _modelled("sidecore, % of 10 Gb/s", percent("dynamic", "sidecore"), "~34", "28 to 36", 28, 36),
-        _modelled("samecore, % of 10 Gb/s", percent("dynamic", "trap-and-emulate"), "10", "10 ± 3", 7, 13),
+        _modelled("samecore, % of 10 Gb/s", percent("dynamic", "trap-and-emulate"), "10", "7 to 13", 7, 13),
     ]
 
 

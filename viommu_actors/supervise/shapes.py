@@ -43,7 +43,7 @@ def count(topology: ResolvedTopology, path: Path | None, rounds: int, tell: Call
     taken: list[Probes] = []
 
     def probe(supervisor: Supervisor) -> None:
-        tell(f"{device.name}: {rounds} rounds of probes after an unmap")
+        tell(f"{device.name}: probes while a page is mapped and after its unmap, {rounds} times")
         taken.append(probe_after_unmap(supervisor, device, owner_of(topology, device), rounds))
 
     ended = live.play(lambda results: None, stay=False, also=probe)
