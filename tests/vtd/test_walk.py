@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.spec.vtd import Access
 from viommu_actors.vtd import Context, TableFault, UnitConfig, leaves, walk
+from viommu_actors.vtd.tables import leaf_at
 
 TABLES = [0x1000 * number for number in range(1, 7)]
 TOP = TABLES[0]
@@ -145,6 +146,7 @@ def test_leaves_say_what_walks_find(values: list[int], config: UnitConfig, probe
     context = context_of(levels, config)
     for address in probes:
         found = list(leaves(memory, context, address, address, config))
+        assert [leaf_at(memory, context, address, config)] == (found or [None])
         if address >> context.width:
             assert found == []
             continue

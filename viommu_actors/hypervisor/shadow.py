@@ -28,7 +28,7 @@ from viommu_actors.spec.vtd import (
 )
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.listener import InvalidationListener
-from viommu_actors.vtd.tables import Context, TableFault, leaves
+from viommu_actors.vtd.tables import Context, Leaf, TableFault, leaf_at, leaves
 
 _LAST_ADDRESS: Final = (1 << 64) - 1
 #: Entries that one walk reads before it gives up and leaves the rest unmapped: tables that lead back into themselves
@@ -80,8 +80,8 @@ class View(Enum):
 class Shadow:
     """The shadow for one requester id: hears of invalidations, keeps its container like the guest's tables.
 
-    An InvalidationListener of the unit. `counters`: maps, unmaps (calls) and the mappings_gone by them, walks, map_errors, walks_cut_short, and outside_ram,
-    the leaves that lead out of guest memory.
+    An InvalidationListener of the unit. `counters`: maps, unmaps (calls) and the mappings_gone by them, walks,
+    map_errors, walks_cut_short, and outside_ram, the leaves that lead out of guest memory.
     Memory outside `ram` and the interrupt range are never mapped; a leaf that is partly so is mapped for the rest.
     """
 
@@ -241,11 +241,15 @@ class Shadow:
         view = self._view
         if isinstance(view, Context):
             self.counters["walks"] += 1
+            if last - first == PAGE_MASK and not first & PAGE_MASK:
+                # One page, as most invalidations are about.
+                leaf_of_page = leaf_at(self._memory, view, first, self._unit.config)
+                if leaf_of_page is not None:
+                    yield self._entry(leaf_of_page)
+                return
             walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
             for leaf in islice(walk, WALK_LIMIT):
-                iova, size = leaf.iova, leaf.size
-                mappings = self._crop(iova, leaf.address, size, leaf.access) if leaf.access else ()
-                yield iova, iova + size - 1, mappings
+                yield self._entry(leaf)
             if next(walk, None) is not None:
                 self.counters["walks_cut_short"] += 1
                 self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
@@ -253,9 +257,18 @@ class Shadow:
             for ram in self._ram:
                 yield ram.base, ram.base + ram.size - 1, self._crop(ram.base, ram.base, ram.size, ram.access)
 
+    def _entry(self, leaf: Leaf) -> tuple[int, int, Sequence[Mapping]]:
+        iova, shift, address, access, _ = leaf
+        size = 1 << shift
+        return iova, iova + size - 1, self._crop(iova, address, size, access) if access else ()
+
     def _crop(self, iova: int, gpa: int, size: int, access: Access) -> list[Mapping]:
         """What of a mapping is neither in the interrupt range nor beyond guest memory, ascending."""
         end = iova + size
+        if end <= INTERRUPT_FIRST or iova > INTERRUPT_LAST:
+            for ram in self._ram:
+                if ram.access is Access.BOTH and ram.base <= gpa and gpa + size <= ram.base + ram.size:
+                    return [Mapping(iova, gpa, size, access)]
         cropped = []
         for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):
             outside = high - low

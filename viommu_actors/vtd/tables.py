@@ -7,6 +7,7 @@ permission before reserved bits, an unreadable top-level table as an invalid con
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import count as count_from
 from struct import unpack
 from typing import Final, NamedTuple
@@ -105,16 +106,31 @@ def read_context(memory: Memory, root: int, requester: int, config: UnitConfig) 
         low, high = memory.read_u64(address), memory.read_u64(address + 8)
     except Unclaimed:
         raise TableFault(FaultReason.ROOT_TABLE_ACCESS) from None
-    bus = RootEntry.decode(low, high)
-    if not bus.present:
-        raise TableFault(FaultReason.ROOT_NOT_PRESENT)
-    if root_reserved(low, high, config.aw_bits):
-        raise TableFault(FaultReason.ROOT_RESERVED)
     try:
-        address = bus.context_table + (requester & _FUNCTION_MASK) * ENTRY_SIZE
+        address = _context_table(low, high, config.aw_bits) + (requester & _FUNCTION_MASK) * ENTRY_SIZE
         low, high = memory.read_u64(address), memory.read_u64(address + 8)
     except Unclaimed:
         raise TableFault(FaultReason.CONTEXT_TABLE_ACCESS) from None
+    return _context(low, high, requester, config)
+
+
+# What the same two words mean does not change; a shadow asks for it at every invalidation.
+
+
+@lru_cache(maxsize=256)
+def _context_table(low: int, high: int, aw_bits: int) -> int:
+    """Where a root entry leads. Raises TableFault."""
+    bus = RootEntry.decode(low, high)
+    if not bus.present:
+        raise TableFault(FaultReason.ROOT_NOT_PRESENT)
+    if root_reserved(low, high, aw_bits):
+        raise TableFault(FaultReason.ROOT_RESERVED)
+    return bus.context_table
+
+
+@lru_cache(maxsize=256)
+def _context(low: int, high: int, requester: int, config: UnitConfig) -> Context:
+    """What a context entry says. Raises TableFault."""
     entry = ContextEntry.decode(low, high)
     if not entry.present:
         raise TableFault(FaultReason.CONTEXT_NOT_PRESENT, entry.fault_disable)
@@ -171,6 +187,36 @@ def walk(memory: Memory, context: Context, address: int, access: Access, config:
     if table <= INTERRUPT_LAST and table + (1 << shift) > INTERRUPT_FIRST:
         raise TableFault(FaultReason.INTERRUPT_RANGE, context.fault_disable)
     return _new(Leaf, (address >> shift << shift, shift, table, _ACCESS[allowed], None))
+
+
+def leaf_at(memory: Memory, context: Context, address: int, config: UnitConfig) -> Leaf | None:
+    """The leaf that holds `address`, as `leaves` gives it; None beyond the width of the tables."""
+    if address >> context.width:
+        return None
+    reserved = config.reserved_bits
+    read, allowed = memory.read_u64, PTE_ACCESS
+    table, level = context.table, context.levels
+    shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
+    while True:
+        try:
+            entry = read(table + (address >> shift & _INDEX_MASK) * PTE_SIZE)
+        except Unclaimed:
+            shift += LEVEL_BITS
+            return Leaf(address >> shift << shift, shift, 0, Access.NONE, FaultReason.TABLE_ACCESS)
+        iova = address >> shift << shift
+        allowed &= entry
+        if not allowed:
+            return Leaf(iova, shift, 0, Access.NONE)
+        leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
+        if entry & reserved[leaf][level]:
+            return Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
+        table = entry & config.address_mask
+        if leaf:
+            if _in_interrupt_range(table, shift):
+                return Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
+            return Leaf(iova, shift, table, _ACCESS[allowed])
+        level -= 1
+        shift -= LEVEL_BITS
 
 
 def leaves(
