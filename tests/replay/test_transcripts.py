@@ -12,6 +12,8 @@ import pytest
 
 from viommu_actors.cli.replay import replay
 from viommu_actors.cli.transcripts import find
+from viommu_actors.hypervisor.shadow import Shadow
+from viommu_actors.vtd.caches import Iotlb
 
 FOLDER = Path(__file__).parents[1] / "transcripts"
 FILES = find([FOLDER])
@@ -60,3 +62,17 @@ def test_qemu(path: Path) -> None:
     result = replay(path, "qemu")
     assert (result.result, result.difference) == ("passed", None)
     assert all("plug-in" in why for _, why in result.advisory)
+
+
+@pytest.mark.parametrize("broken", ["drop_domain", "drop_pages"])
+def test_a_broken_unit_is_not_excused_by_a_deviation(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's IOTLB in the place of a broken one agrees with every recording: that alone is no excuse."""
+    monkeypatch.setattr(Iotlb, broken, lambda *arguments: None)
+    paths = [path for path in FILES if path.parent.name in ("inval", "random", "shadow", "translate")]
+    assert any(replay(path, "spec").result == "failed" for path in paths)
+
+
+def test_a_broken_shadow_is_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shadow, "_drop", lambda *arguments: [])
+    results = [replay(path, "spec").result for path in FILES if path.parent.name == "shadow"][:30]
+    assert results.count("failed") > 25

@@ -14,6 +14,7 @@ from viommu_actors.spec.vtd import (
     Command,
     ContextCacheInvalidate,
     ContextGranularity,
+    FaultReason,
     IotlbGranularity,
     IotlbInvalidate,
     IotlbRegister,
@@ -244,3 +245,34 @@ def test_page_selective_drop_is_overlap(pages: list[tuple[int, int, int]], domai
     for owner, shift, start in held:
         if (owner, shift, start) in left and not 0xFEE00000 <= start <= 0xFEEFFFFF:
             assert tlb.find(owner, start) is not None
+
+
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        IotlbInvalidate(GLOBAL),
+        IotlbInvalidate(DOMAIN, 1),
+        IotlbInvalidate(PAGE, 1, 0x4000),
+        IotlbInvalidate(PAGE, 1, 0, 9),
+    ],
+)
+def test_what_was_hit_often_goes_too(rig: Any, descriptor: IotlbInvalidate) -> None:
+    machine = rig()
+    slot = machine.map(machine.context(DEVICE), 0x4000, 0x9000)
+    machine.start(queue=True)
+    assert [machine.read(0x4000).address for _ in range(4)] == [0x9000] * 4
+    assert machine.unit.counters["iotlb_hits"] == 3
+    machine.memory.write_u64(slot, 0)
+    assert machine.read(0x4000).address == 0x9000
+    machine.submit_and_wait(descriptor.encode())
+    assert machine.read(0x4000).reason == FaultReason.READ_DENIED
+
+
+def test_what_was_hit_often_goes_with_its_context(rig: Any) -> None:
+    machine = rig()
+    machine.map(machine.context(DEVICE), 0x4000, 0x9000)
+    machine.start(queue=True)
+    assert [machine.read(0x4000).address for _ in range(4)] == [0x9000] * 4
+    machine.context(DEVICE, domain=2)
+    machine.submit_and_wait(ContextCacheInvalidate(3, 1, DEVICE).encode())
+    assert machine.read(0x4000).reason == FaultReason.READ_DENIED

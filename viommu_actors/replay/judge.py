@@ -2,8 +2,9 @@
 
 A unit that follows the specification differs from a recording of QEMU where QEMU deviates. Such a difference is
 excused only by a deviation that is on the project's list and that accounts for it: the transcript is run again on
-units of the specification with one listed deviation, or with as few as it takes, and those must agree with the
-recording in every operation so far. That unit then runs beside, so that what follows is excused by the same names.
+units of the specification with one listed deviation, or with as few as it takes. Those must agree with the recording in
+every operation so far, and where a deviation replaces so much that it could hide something else, it must have made a
+difference. That unit then runs beside, so that what follows is excused by the same names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from viommu_actors.replay.assigned import AssignedMachine
 from viommu_actors.replay.compare import Difference, difference
 from viommu_actors.replay.machine import Machine
 from viommu_actors.replay.memory import MemoryFull
-from viommu_actors.vtd.deviations import UNLISTED, Quirk, quirks_of
+from viommu_actors.vtd.deviations import REPLACING, UNLISTED, Quirk, quirks_of
 
 Result = Literal["passed", "failed", "information"]
 Mode = Literal["spec", "qemu"]
@@ -124,6 +125,12 @@ class _Beside:
         self._line = 0
         self._agrees = True
 
+    @property
+    def deviated(self) -> bool:
+        """Whether each of its deviations that could hide something else has made a difference so far."""
+        counters = self._machine.unit.counters
+        return all(counters[quirk.counter] for quirk in self.quirks & REPLACING)
+
     def agrees_until(self, line: int) -> bool:
         """In everything up to that line, but for operations that are implementation-defined."""
         while self._agrees and self._line < line:
@@ -160,14 +167,14 @@ class _Explanations:
             return None
         for quirk in listed:
             alone = self._try(known | {quirk}, line)
-            if alone is not None:
+            if alone is not None and alone.deviated:
                 return alone
         found = everything
         for quirk in listed:
             fewer = self._try(found.quirks - {quirk}, line)
             if fewer is not None:
                 found = fewer
-        return found
+        return found if found.deviated else None
 
     def _try(self, quirks: frozenset[Quirk], line: int) -> _Beside | None:
         beside = _Beside(quirks, self._machine(quirks), self._operations)

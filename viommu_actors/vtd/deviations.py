@@ -40,6 +40,17 @@ class Quirk(Enum):
         """Its name as a report prints it."""
         return self.name.lower().replace("_", "-")
 
+    @property
+    def counter(self) -> str:
+        """Of a unit that has it, for those in REPLACING: how often it made a difference."""
+        return f"deviated {self.id}"
+
+
+#: Those that put other code in the place of the specification's, so that a unit which agrees with a recording by one
+#: of them proves nothing unless the deviation is known to have made a difference. They count when they do.
+REPLACING: Final = frozenset(
+    {Quirk.IOTLB_BY_SOURCE, Quirk.PAGES_MODULO_256, Quirk.PASS_THROUGH_SETTLED, Quirk.ENTRIES_UNCACHED}
+)
 
 #: Not on the project's list of QEMU's deviations: a difference that one of these explains still counts.
 UNLISTED: Final = frozenset({Quirk.ALL_ONES_UNREADABLE, Quirk.ENTRY_INVALIDATION_UNCHECKED})

@@ -139,6 +139,8 @@ class InterruptRemapper:
         """Forgets the 2^index_mask entries around `first`, naturally aligned."""
         count = 1 << min(index_mask, INTERRUPT_INDEX_MASK.bit_length())
         first = first & -count & INTERRUPT_INDEX_MASK
+        if not self._caches:
+            self._entries.clear()
         if count < len(self._entries):
             for index in range(first, first + count):
                 self._entries.pop(index, None)
@@ -179,7 +181,7 @@ class InterruptRemapper:
         index = request.entry
         if request.reserved:
             raise _Fault(FaultReason.IR_REQUEST_RESERVED, index)
-        entry = self._entries.get(index)
+        entry = self._entries.get(index) if self._caches else None
         if entry is None:
             entry = self._read(index)
         if not self._valid_source(entry, requester):
@@ -204,14 +206,15 @@ class InterruptRemapper:
         except Unclaimed:
             raise _Fault(FaultReason.IR_TABLE_ACCESS, index) from None
         entry = InterruptEntry.decode(low, high)
+        if not self._caches and self._entries.get(index, entry) != entry:
+            self._counters[Quirk.ENTRIES_UNCACHED.counter] += 1
         if not entry.present:
             raise _Fault(FaultReason.IR_NOT_PRESENT, index, entry.fault_disable)
         if interrupt_entry_reserved(low, high, self._ignored):
             raise _Fault(FaultReason.IR_ENTRY_RESERVED, index, entry.fault_disable)
-        if self._caches:
-            if len(self._entries) >= CAPACITY:
-                self._entries.clear()
-            self._entries[index] = entry
+        if len(self._entries) >= CAPACITY:
+            self._entries.clear()
+        self._entries[index] = entry
         return entry
 
     def _valid_source(self, entry: InterruptEntry, requester: int | None) -> bool:

@@ -74,7 +74,8 @@ class _Cached(NamedTuple):
     """Number, in 4 KiB, of the first page of the leaf."""
     shift: int
     grant: Grant
-    fault_disable: bool
+    context: Context
+    """Under which it was found."""
 
 
 class _QemuTranslator(Translator):
@@ -107,13 +108,19 @@ class _QemuTranslator(Translator):
         if not self.enabled or is_interrupt(address):
             self._counters["untranslated"] += 1
             return Translation(address, None)
-        if self._settles and self._is_passing(requester):
+        passing = self._settles and self._is_passing(requester)
+        beyond = passing and address >> self._config.aw_bits
+        if self._settles and (beyond or passing != self._read_passing(requester)):
+            self._counters[Quirk.PASS_THROUGH_SETTLED.counter] += 1
+        if passing:
             self._counters["passed_through"] += 1
             return Translation(address, None)
         for shift in _SHIFTS if self._by_source else ():
             cached = self._pages.get((requester, shift, address >> shift))
             if cached is not None:
                 self._counters["iotlb_hits"] += 1
+                if cached.context != self._context_now(requester):
+                    self._counters[Quirk.IOTLB_BY_SOURCE.counter] += 1
                 offset, leave, granted = cached.grant
                 if leave[access]:
                     return Translation(address + offset, None)
@@ -122,7 +129,9 @@ class _QemuTranslator(Translator):
                     # Refused by the memory core, which knows of no fault log.
                     self._counters["faults"] += 1
                 else:
-                    self._faults.report(requester, address, bool(access & Access.WRITE), reason, cached.fault_disable)
+                    self._faults.report(
+                        requester, address, bool(access & Access.WRITE), reason, cached.context.fault_disable
+                    )
                 return Translation(address, reason)
         return self._translate_slowly(requester, address, access)
 
@@ -155,6 +164,12 @@ class _QemuTranslator(Translator):
                 or cached.page == address >> cached.shift << cached.shift >> PAGE_SHIFT
             ):
                 del self._pages[key]
+                if (
+                    self._modulo
+                    and not everything
+                    and (cached.page ^ page) >> max(address_mask, cached.shift - PAGE_SHIFT)
+                ):
+                    self._counters[Quirk.PAGES_MODULO_256.counter] += 1
 
     def _is_passing(self, requester: int) -> bool:
         passing = self._passing.get(requester)
@@ -164,11 +179,15 @@ class _QemuTranslator(Translator):
             passing = self._passing[requester] = self._read_passing(requester)
         return passing
 
-    def _read_passing(self, requester: int) -> bool:
+    def _context_now(self, requester: int) -> Context | None:
         try:
-            return read_context(self._memory, self.root, requester, self._config).pass_through
+            return read_context(self._memory, self.root, requester, self._config)
         except TableFault:
-            return False
+            return None
+
+    def _read_passing(self, requester: int) -> bool:
+        context = self._context_now(requester)
+        return context is not None and context.pass_through
 
     def _switch(self, mask: int, source: int) -> None:
         """Settles it anew for the devices that are `source` under `mask`."""
@@ -193,7 +212,7 @@ class _QemuTranslator(Translator):
         if len(self._pages) >= CAPACITY:
             self._pages.clear()
         grant = (leaf.address - leaf.iova, LEAVE[leaf.access], leaf.access)
-        cached = _Cached(context.domain, leaf.iova >> PAGE_SHIFT, leaf.shift, grant, context.fault_disable)
+        cached = _Cached(context.domain, leaf.iova >> PAGE_SHIFT, leaf.shift, grant, context)
         self._pages[context.source, leaf.shift, leaf.iova >> leaf.shift] = cached
         return grant
 
