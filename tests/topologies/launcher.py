@@ -68,12 +68,19 @@ class Finished:
 class Launch:
     """A launch that is under way."""
 
-    def __init__(self, config: Path, folder: Path, *options: str) -> None:
+    def __init__(
+        self,
+        config: Path,
+        folder: Path,
+        *options: str,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-m", "viommu_actors", "topology", str(config), "--run-dir", str(folder), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
             cwd=folder.parent,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -97,6 +104,13 @@ class Launch:
             assert time.monotonic() < deadline, f"no {text!r} within {seconds} s"
             time.sleep(0.01)
 
+    def wait_for_file(self, name: str, seconds: float = 20) -> None:
+        """Waits until the run's folder has this file."""
+        deadline = time.monotonic() + seconds
+        while not (self.folder / name).exists():
+            assert self.process.poll() is None and time.monotonic() < deadline, f"no {name}"
+            time.sleep(0.02)
+
     def finish(self, seconds: float = 40) -> Finished:
         """Waits for its end."""
         stdout, stderr = self.process.communicate(timeout=seconds)
@@ -104,9 +118,9 @@ class Launch:
 
 
 @contextmanager
-def launched(config: Path, folder: Path, *options: str) -> Iterator[Launch]:
+def launched(config: Path, folder: Path, *options: str, **streams: int) -> Iterator[Launch]:
     """A launch that is ended with the block, however that ends."""
-    launch = Launch(config, folder, *options)
+    launch = Launch(config, folder, *options, **streams)
     try:
         yield launch
     finally:

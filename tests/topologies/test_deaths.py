@@ -56,7 +56,7 @@ def test_killed_while_it_boots(tmp_path: Path, actor: str) -> None:
 @pytest.mark.parametrize("actor", ACTORS)
 def test_killed_while_it_stays(tmp_path: Path, actor: str) -> None:
     with launched(write(tmp_path, SMALL), tmp_path / "run", "--stay", "--json") as running:
-        _wait_for_results(running)
+        running.wait_for_file("results.json")
         pids = running.pids()
         os.kill(pids[actor], signal.SIGKILL)
         finished = running.finish()
@@ -108,7 +108,7 @@ def test_interrupted_before_the_verdicts(tmp_path: Path, number: signal.Signals)
 
 def test_ctrl_c_after_the_verdicts_ends_a_topology_that_stays(tmp_path: Path) -> None:
     with launched(write(tmp_path, SMALL), tmp_path / "run", "--json", "--stay") as running:
-        _wait_for_results(running)
+        running.wait_for_file("results.json")
         time.sleep(0.2)
         assert running.process.poll() is None
         pids = running.pids()
@@ -120,7 +120,7 @@ def test_ctrl_c_after_the_verdicts_ends_a_topology_that_stays(tmp_path: Path) ->
 
 def test_status_and_stop_by_the_control_socket(tmp_path: Path) -> None:
     with launched(write(tmp_path, SMALL), tmp_path / "run", "--json", "--stay") as running:
-        _wait_for_results(running)
+        running.wait_for_file("results.json")
         control = json.loads((tmp_path / "run" / "control.json").read_text())
         assert control["pid"] == running.process.pid
         assert {row["name"] for row in _ask(control["address"], b'{"command": "status"}')["processes"]} == set(ACTORS)
@@ -192,13 +192,6 @@ def test_the_hosts_death_is_never_contained(tmp_path: Path) -> None:
     with launched(write(tmp_path, CONTAINED), tmp_path / "run") as running:
         running.wait_for("1000000 operations")
         _names(_kill(running, "host"), "host")
-
-
-def _wait_for_results(running: Launch) -> None:
-    deadline = time.monotonic() + 20
-    while not (running.folder / "results.json").exists():
-        assert running.process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _ask(address: str, request: bytes) -> dict[str, object]:

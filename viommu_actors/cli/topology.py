@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from viommu_actors.cli.exits import Exit
+from viommu_actors.cli.streams import drop_unread, settle
 from viommu_actors.measure.costs import load_costs
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import render
@@ -18,6 +19,9 @@ from viommu_actors.topology.resolve import ResolvedTopology, resolve
 
 HELP = "boot a topology, let its devices work and its rogues attack, and print what stopped them"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "assigned-viommu.toml"
+
+#: Seconds in which whoever reads at all has read the results.
+_PROMPT = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +60,14 @@ def run(options: argparse.Namespace) -> int:
         def show(results: Results) -> None:
             progress.rest()
             _show(options, topology, results)
+            # On a terminal the lines after it shall come after it; who does not read holds nobody up for long.
+            settle(_PROMPT)
 
         ended = live.play(show, options.stay)
+    if options.stay or ended.how == "interrupted":
+        drop_unread()
+    else:
+        settle()
     if ended.text:
         print(ended.text, file=sys.stderr)
     print(f"run folder: {live.folder.path}", file=sys.stderr)
@@ -66,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace, topology: ResolvedTopology, results: Results) -> None:
     text = to_json(results) if options.json else render(topology, results, sys.stdout)
-    print(text, flush=True)
+    print(text)
 
 
 def _status(ended: Ended) -> Exit:
@@ -74,4 +84,5 @@ def _status(ended: Ended) -> Exit:
         return Exit.DIED
     if ended.how == "interrupted":
         return Exit.INTERRUPTED
-    return Exit.AS_EXPECTED if ended.results is not None and ended.results.ok else Exit.DIFFERS
+    held = ended.how == "finished" and ended.results is not None and ended.results.ok
+    return Exit.AS_EXPECTED if held else Exit.DIFFERS

@@ -1,0 +1,19 @@
+"""The subcommands by name, in the order in which help tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Final
+
+from viommu_actors.cli import inspect, latency, record, replay, shapes, topology
+
+#: Each module has HELP, `add_arguments(parser)` and `run(options)`, which returns the exit status.
+COMMANDS: Final[Mapping[str, ModuleType]] = {
+    "topology": topology,
+    "latency": latency,
+    "replay": replay,
+    "record": record,
+    "inspect": inspect,
+    "shapes": shapes,
+}
