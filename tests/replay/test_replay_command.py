@@ -225,6 +225,14 @@ def test_memory_that_a_transcript_fills_is_bounded(tmp_path: Path, capsys: pytes
     assert "writes more than 65536 pages" in out
 
 
+def test_a_message_may_ask_for_more_than_it_gets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A vfio-user device's DMA_READ of more than 1 MiB is answered with E2BIG."""
+    asked = {"op": "dma_read", "bdf": "00:03.0", "addr": "0x0", "len": (1 << 20) + 1, "expect": "blocked"}
+    path = write(tmp_path / "a.jsonl", asked | {"errno": "E2BIG"}, head=header(addendum="shadow/1"))
+    assert run(capsys, path)[0] == Exit.AS_EXPECTED
+    assert run(capsys, path, "--quirks", "qemu")[0] == Exit.AS_EXPECTED
+
+
 def test_nothing_to_do_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, tmp_path / "absent")
     assert (status, out) == (Exit.REFUSED, "")

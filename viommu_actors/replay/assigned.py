@@ -169,6 +169,8 @@ class AssignedMachine(Machine):
         if device is not None and self._as_qemu:
             held = device.container.at(address)
             observed["container"] = None if held is None else t.Held(_hex(held.gpa), _perm_text(held.access))
+        if length > t.MESSAGE_LIMIT:
+            return observed | {"expect": "blocked", "errno": "E2BIG"}
         got = b""
         known = True
         refused = device is not None and not device.bus_master

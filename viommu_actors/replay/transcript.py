@@ -18,10 +18,11 @@ ADDENDUM: Final = "shadow/1"
 #: Longest line and largest transcript that is read, in bytes once unpacked.
 LINE_LIMIT: Final = 1 << 20
 SIZE_LIMIT: Final = 32 << 20
-#: A DMA request has 1 to 4095 bytes; a message of a shadow transcript at most 1 MiB.
+#: A DMA request has 1 to 4095 bytes. The message of a vfio-user device may ask for more, and is refused beyond 1 MiB.
 DMA_LIMIT: Final = 4095
 MESSAGE_LIMIT: Final = 1 << 20
-_MEMORY_LIMIT: Final = 4 << 20
+_ASKED_LIMIT: Final = 1 << 32
+_MEMORY_LIMIT: Final = 16 << 20
 _RAM_LIMIT: Final = 1 << 52
 _REGISTERS_SIZE: Final = 0x1000
 
@@ -173,7 +174,7 @@ class DmaWrite(Struct, tag_field="op", tag="dma_write", omit_defaults=True):
 class DmaRead(Struct, tag_field="op", tag="dma_read", omit_defaults=True):
     bdf: Bdf
     addr: Hex
-    len: Annotated[int, Meta(ge=1, le=MESSAGE_LIMIT)]
+    len: Annotated[int, Meta(ge=1, le=_ASKED_LIMIT)]
     expect: DmaOutcome
     expect_data: str | UnsetType = UNSET
     segments: list[Segment] = []
@@ -281,7 +282,7 @@ def read_header(line: bytes) -> Header:
 
 def read_operations(header: Header, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Operation]]:
     """The numbered lines behind the header as operations. Raises Malformed."""
-    limit = MESSAGE_LIMIT if header.of_shadow else DMA_LIMIT
+    limit = _ASKED_LIMIT if header.of_shadow else DMA_LIMIT
     for number, line in lines:
         operation = _decode(_OPERATION, number, line)
         try:
