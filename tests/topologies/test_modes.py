@@ -45,6 +45,12 @@ def test_lazy_with_caching_mode_goes_on_strict_and_says_so(tmp_path: Path) -> No
     assert "IOMMU batching disallowed due to virtualization" in log
 
 
+def test_a_viommu_with_qemus_quirks_protects_and_costs_the_same(tmp_path: Path) -> None:
+    verdicts, io = _observed(tmp_path, SMALL.replace("[vm.viommu]", '[vm.viommu]\nquirks = "qemu"'))
+    assert verdicts == {"guest memory": "blocked", "host memory": "blocked"}
+    assert io["traps"] == 2 * io["operations"] and io["vfio_maps"] == io["operations"]
+
+
 def test_three_level_tables(tmp_path: Path) -> None:
     verdicts, _ = _observed(tmp_path, SMALL.replace("[vm.viommu]", "[vm.viommu]\naw_bits = 39"))
     assert verdicts["guest memory"] == "blocked"

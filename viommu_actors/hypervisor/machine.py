@@ -17,6 +17,7 @@ from viommu_actors.hypervisor.host_bridge import HostBridge
 from viommu_actors.hypervisor.mapping import GuestMapping
 from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
+from viommu_actors.hypervisor.qemu_shadow import QemuShadow
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
@@ -111,9 +112,12 @@ class GuestMachine:
             if self.unit is None:
                 mapping.map_all()
             else:
-                shadow = Shadow(self.unit, requester, mapping, self.memory, self._ram, self._log)
-                self._shadows.add(shadow)
-                self.shadows.append(shadow)
+                made_of = (self.unit, requester, mapping, self.memory, self._ram, self._log)
+                if self.unit.config.quirks == "qemu":
+                    self._shadows.add(QemuShadow(*made_of))
+                else:
+                    self.shadows.append(Shadow(*made_of))
+                    self._shadows.add(self.shadows[-1])
         else:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)

@@ -155,6 +155,7 @@ def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, 
                 "pass_through": viommu.pt,
                 "intremap": viommu.intremap,
                 "eim": viommu.eim,
+                "quirks": viommu.quirks,
             },
             "assign": [
                 {

@@ -154,6 +154,13 @@ class Viommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         bool,
         Meta(description="ECAP.EIM: 32-bit interrupt destinations, for a guest with x2apic.", examples=[False]),
     ] = False
+    quirks: Annotated[
+        Literal["spec", "qemu"],
+        Meta(
+            description="spec: as the VT-d specification says; qemu: with QEMU's deviations, in unit and shadow.",
+            examples=["spec"],
+        ),
+    ] = "spec"
 
 
 class Edit(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
