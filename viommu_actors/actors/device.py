@@ -12,7 +12,7 @@ import zmq
 
 from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
-from viommu_actors.actors.latency_commands import DeviceLatency
+from viommu_actors.actors.device_latency import DeviceLatency
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint

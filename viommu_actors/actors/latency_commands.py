@@ -1,21 +1,17 @@
-"""Control commands that do one kind of operation over and over and tell what each took.
+"""Control commands of a kernel that do one kind of operation over and over and tell what each took.
 
 The clock is the one that all processes share (CLOCK_MONOTONIC), times are nanoseconds, as the bytes of an array('q').
-They are taken where the operation is asked for: by the kernel that maps, by the device that reads.
+They are taken where the operation is asked for: here by the kernel that maps, in `device_latency` by the device.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections import deque
 from collections.abc import Callable, Mapping
-from time import perf_counter_ns, sleep
+from time import perf_counter_ns
 from typing import Any
 
-from viommu_actors.actors.control import LATER, Control, Later
-from viommu_actors.devices.dma_engine import Transfer
-from viommu_actors.devices.endpoint import Endpoint, Task
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
@@ -172,66 +168,6 @@ class _WriteClock(PortLog):
     def add(self, entry: LogEntry) -> None:
         if entry.kind == "write":
             self.times.append(perf_counter_ns())
-
-
-class DeviceLatency:
-    """Of a device: its DMA, as an honest function does it. Addresses and sizes are in bytes."""
-
-    def __init__(self, endpoint: Endpoint, control: Control) -> None:
-        self._endpoint = endpoint
-        self._control = control
-
-    def handlers(self) -> Handlers:
-        """By command name."""
-        return {"time_dma_reads": self.reads, "time_dma_writes": self.writes, "stream_dma_reads": self.stream}
-
-    def reads(self, address: int, length: int, stride: int, count: int) -> Later:
-        """One after another, at `address`, `address + stride` and so on; answered with what each took."""
-        self._endpoint.start(self._read_each(self._control.number, address, length, stride, count))
-        return LATER
-
-    def writes(self, address: int, length: int, count: int, gap: float) -> bytes:
-        """Posted, with a gap of so many seconds behind each; when each was begun."""
-        began, data = array("q"), os.urandom(length)
-        for _ in range(count):
-            began.append(perf_counter_ns())
-            if not self._endpoint.dma_write(address, data):
-                raise ValueError("bus mastering is off")
-            sleep(gap)
-        return began.tobytes()
-
-    def stream(self, address: int, length: int, span: int, count: int, window: int) -> Later:
-        """`count` reads through `span` bytes, `window` of them outstanding; answered with (began, ended)."""
-        self._endpoint.start(self._stream(self._control.number, address, length, span, count, window))
-        return LATER
-
-    def _read_each(self, number: int, address: int, length: int, stride: int, count: int) -> Task:
-        read, taken = self._endpoint.dma_read, array("q")
-        for at in range(count):
-            began = perf_counter_ns()
-            data = yield from read(address + at * stride, length)
-            taken.append(perf_counter_ns() - began)
-            if data is None:
-                self._control.answer(number, None, "a DMA read was refused")
-                return
-        self._control.answer(number, taken.tobytes())
-
-    def _stream(self, number: int, address: int, length: int, span: int, count: int, window: int) -> Task:
-        endpoint = self._endpoint
-        flight: deque[Transfer] = deque()
-        failed = 0
-        began = perf_counter_ns()
-        for at in range(count):
-            place = address + at * length % span
-            flight.append(endpoint.engine.read(endpoint.requester, place, length, endpoint.max_read))
-            if len(flight) == window:
-                yield flight[0]
-                failed += flight.popleft().data is None
-        while flight:
-            yield flight[0]
-            failed += flight.popleft().data is None
-        ended = perf_counter_ns()
-        self._control.answer(number, (began, ended), f"{failed} DMA reads were refused" if failed else "")
 
 
 def _timed(operation: Callable[[], object], count: int) -> bytes:

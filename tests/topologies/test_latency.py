@@ -1,0 +1,125 @@
+"""`viommu latency` as a user runs it: the shape of what it prints, what it refuses, and a short soak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.topologies.launcher import CONFIGS, ROOT, assert_gone
+from viommu_actors.__main__ import main
+
+ASKED = {"hop", "map_strict", "unmap_strict", "dma_read_hit", "dma_read_miss", "dma_write_posted"}
+ASKED |= {"pipeline_4k_w64", "fan_in_16", "two_hop_chain"}
+HOPS = {"hop", "map_strict", "unmap_strict", "dma_read_hit", "dma_read_miss", "dma_write_posted", "two_hop_chain"}
+
+
+def latency(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "viommu_actors", "latency", "--run-dir", str(folder), *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=50,
+        check=False,
+    )
+
+
+def pids(folder: Path) -> dict[str, int]:
+    rows = [json.loads(line) for file in folder.rglob("events.jsonl") for line in file.read_text().splitlines()]
+    return {f"{number} {row['actor']}": row["pid"] for number, row in enumerate(rows) if row["event"] == "started"}
+
+
+@pytest.mark.topology
+def test_a_short_run_has_every_row_with_its_floor_and_hops_that_add_up(tmp_path: Path) -> None:
+    folder, trace = tmp_path / "run", tmp_path / "trace.json"
+    done = latency(folder, "--json", "--rounds", "1", "--trace", str(trace))
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert json.loads((folder / "latency.json").read_text()) == result
+    assert result["placement"] == "pack" and result["idle_gap_us"] == 0
+    assert result["versions"].keys() >= {"python", "pyzmq", "libzmq", "msgpack"}
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows.keys() >= ASKED
+    for name in ASKED:
+        assert rows[name]["clock"] == "wall" and rows[name]["floor_us"] > 0 and rows[name]["ratio"] > 0
+    for name in HOPS:
+        assert sum(rows[name]["hops"].values()) == pytest.approx(rows[name]["p50_us"], rel=0.01)
+    assert [*rows["map_strict"]["hops"]][:3] == ["guest work", "wire guest to hypervisor", "hypervisor work"]
+    assert {"host work", "wire hypervisor to host", "wire host to hypervisor"} <= rows["map_strict"]["hops"].keys()
+    assert result["as_on_the_host"]["equal"]
+    assert result["as_on_the_host"]["link"]["none"]["link MemRead from device"] == 3
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["name"] for event in events} >= {"TrapWrite", "MapDma", "DMA read"}
+    assert (folder / "latency.csv").read_text().count("\n") == len(rows) + 1
+    assert_gone(pids(folder))
+
+
+@pytest.mark.topology
+def test_a_soak_loses_nothing_and_its_books_balance(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = latency(folder, "--json", "--soak", "1s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["ok"] and result["lost"] == [] and result["grown"] == {}
+    assert result["operations"] > 0 and len(result["samples"]) > 1
+    levels = {book["level"]: book for book in result["books"]}
+    assert levels.keys() == {
+        "host: VFIO, mappings",
+        "host: page tables, bytes",
+        "host: DMA API, buffers",
+        "vm0.hypervisor: shadow, mappings",
+        "vm0.guest: DMA API, buffers",
+        "vm0.guest: page tables, bytes",
+    }
+    assert levels["vm0.hypervisor: shadow, mappings"]["mapped"] == levels["host: VFIO, mappings"]["mapped"]
+    assert levels["vm0.hypervisor: shadow, mappings"]["mapped"] >= result["operations"]
+    assert all(book["balanced"] for book in result["books"])
+    assert set(result["samples"][0]["memory_kib"]) == {"host", "nic0", "edu0", "vm0.hypervisor", "vm0.guest"}
+    assert_gone(pids(folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rounds", "0"], "number of rounds"),
+        (["--rounds", "-3"], "number of rounds"),
+        (["--rounds", "9" * 30], "number of rounds"),
+        (["--rounds", "٣"], "number of rounds"),
+        (["--soak", "soon"], "no duration"),
+        (["--soak", "0s"], "no duration"),
+        (["--soak", "10"], "no duration"),
+        (["--placement", "here"], "invalid choice"),
+        (["--json", "--csv"], "not allowed with"),
+        (["--soak", "1s", "--csv"], "not with --soak"),
+        (["--soak", "1s", "--placement", "all"], "name one of"),
+        (["--soak", "1s", "--rounds", "3"], "not with --soak"),
+        (["--trace", "/nowhere/at/all.json"], "cannot be written"),
+        (["--trace", "/"], "cannot be written"),
+        (["/nowhere.toml"], "no such file"),
+        ([str(CONFIGS / "host-driver.toml")], "no VM has a vIOMMU"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    options: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    try:
+        status = main(["latency", "--run-dir", str(folder), *options])
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    captured = capfd.readouterr()
+    assert status == 2 and words in captured.err and captured.out == ""
+    assert "Traceback" not in captured.err
+    assert len([line for line in captured.err.splitlines() if words in line]) == 1
+    assert not folder.exists(), "nothing was started"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["latency", "--run-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "can be written" in capfd.readouterr().err
