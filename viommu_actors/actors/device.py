@@ -21,7 +21,7 @@ from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
 from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
-from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame
+from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame, send_frame
 from viommu_actors.wire.tally import Tally
 
 _DRAIN = 64
@@ -57,7 +57,7 @@ class DeviceActor:
         """Serves until the process ends."""
         endpoint = self._endpoint
         while True:
-            waiting = bool(endpoint.outstanding)
+            waiting = endpoint.engine.busy
             ready = self._poller.poll(_COMPLETION_TIMEOUT_MS if waiting else None)
             if not ready:
                 for tag in endpoint.outstanding:
@@ -81,7 +81,7 @@ class DeviceActor:
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does."""
         self._tally.sent[type(message)] += 1
-        self._link.send(LINK_UP.encode(message))
+        send_frame(self._link, LINK_UP.encode(message))
 
     def _drain_link(self) -> None:
         for _ in range(_DRAIN):

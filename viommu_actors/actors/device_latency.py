@@ -1,4 +1,4 @@
-"""Control commands of a device that do one kind of DMA over and over and tell what each took: see `latency_commands`."""
+"""Control commands of a device that do one kind of DMA over and over and tell what each took (`latency_commands`)."""
 
 from __future__ import annotations
 

@@ -194,6 +194,8 @@ class HostActor:
                 self._lending.serve(peer, frame)
             else:
                 self._requests.append((peer, frame))
+            if not self._inbox.ready:
+                return
 
     def _serve_request(self, peer: bytes, frame: bytes) -> None:
         if peer == LAUNCHER:

@@ -10,18 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from viommu_actors.pci.fragment import Fragment, fragments
+from viommu_actors.pci.fragment import Fragment, enables, fragments
 from viommu_actors.spec import tlp
 from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
 
 #: Non-posted requests in flight: 5-bit tags, since extended tags are not offered.
 TAGS = 32
+_ADDRESS_SPACE = 1 << 64
 
 
 class Transfer:
     """Non-posted requests that a task waits for together. `data` is None where one of them failed."""
 
+    __slots__ = ("buffer", "data", "length", "resume", "status", "timed_out", "waiting")
+
     def __init__(self, length: int) -> None:
+        self.length = length
         self.data: bytes | None = None
         self.status = CompletionStatus.SUCCESS
         #: A request of it got no answer in time.
@@ -29,10 +33,11 @@ class Transfer:
         #: Requests that are not answered yet, and one while more are being issued.
         self.waiting = 1
         self.resume: Callable[[], None] | None = None
-        self.buffer = bytearray(length)
+        #: Where the answers are put together, if there are several.
+        self.buffer: bytearray | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Request:
     """One TLP in flight: the part of the transfer it fills, and what has come of its completion.
 
@@ -62,6 +67,11 @@ class DmaEngine:
         self._free_tags = deque(range(TAGS))
 
     @property
+    def busy(self) -> bool:
+        """Whether a request waits for a completion."""
+        return bool(self._requests)
+
+    @property
     def outstanding(self) -> list[int]:
         """Tags of requests that wait for a completion, oldest first."""
         return list(self._requests)
@@ -71,6 +81,13 @@ class DmaEngine:
     ) -> Transfer:
         """Sends reads of at most `limit` bytes each; the transfer is to be waited for."""
         transfer = Transfer(length)
+        if 0 < length <= limit - address % limit and address < _ADDRESS_SPACE and self._free_tags:
+            # One request does: the one thing that the transfer waits for.
+            first_be, last_be, dwords = enables(address, length)
+            tag = self._free_tags.popleft()
+            self._requests[tag] = _Request(transfer, dwords, 0, length, address & 3, length)
+            self._send(MemRead(requester, tag, at, address & ~3, dwords, first_be, last_be))
+            return transfer
         for piece in fragments(address, length, limit):
             request = _Request(transfer, piece.dwords, piece.offset, piece.length, piece.lead, piece.length)
             self._issue(request, partial(_read_request, requester, at, piece))
@@ -147,9 +164,11 @@ class DmaEngine:
         transfer = request.transfer
         if data is None:
             transfer.status = status
-        elif request.length == len(data) == len(transfer.buffer):
+        elif request.length == len(data) == transfer.length:
             transfer.data = data
         else:
+            if transfer.buffer is None:
+                transfer.buffer = bytearray(transfer.length)
             stop = request.offset + request.length
             transfer.buffer[request.offset : stop] = data[request.lead : request.lead + request.length]
         self._free_tags.append(tag)
@@ -166,7 +185,7 @@ def _release(transfer: Transfer) -> None:
     if transfer.status:
         transfer.data = None
     elif transfer.data is None:
-        transfer.data = bytes(transfer.buffer)
+        transfer.data = bytes(transfer.buffer or b"")
     if transfer.resume is not None:
         transfer.resume()
 
