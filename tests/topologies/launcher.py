@@ -99,7 +99,7 @@ class Launch:
         """Waits until an event says so."""
         deadline = time.monotonic() + seconds
         events = self.folder / "events.jsonl"
-        while not (events.exists() and text in events.read_text()):
+        while not (events.exists() and text in events.read_text(errors="replace")):
             assert self.process.poll() is None, self.finish().stderr
             assert time.monotonic() < deadline, f"no {text!r} within {seconds} s"
             time.sleep(0.01)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -59,7 +59,8 @@ class Run:
         """
         try:
             plan = make_plan(self._topology)
-            with Supervisor(plan, self.folder, self._on_event, self._topology.on_death == "contain") as supervisor:
+            contain = self._topology.on_death == "contain"
+            with Supervisor(plan, self.folder, lambda *_: None, contain) as supervisor:
                 self.folder.write_control(supervisor.door.address)
                 scenario = Scenario(self._topology, plan, supervisor, self._note)
                 try:
@@ -67,8 +68,10 @@ class Run:
                 except (ActorDied, CommandFailed, Interrupted) as error:
                     if isinstance(error, Interrupted):
                         supervisor.quiesce()
-                    write_results(self.folder, self._topology, scenario.results(ok=False), f"{error.how}: {error}")
-                    return Ended(error.how, str(error))
+                    unwritten = self._write(scenario.results(ok=False), f"{error.how}: {error}")
+                    return Ended(error.how, "\n".join([str(error), *unwritten]))
+        except OSError as error:
+            return Ended("failed", _reason(error))
         finally:
             self.folder.close()
 
@@ -92,10 +95,12 @@ class Run:
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
         trouble = [*wires, *supervisor.lost.values()]
-        write_results(self.folder, self._topology, results, "; ".join(trouble))
+        unwritten = self._write(results, "; ".join(trouble))
         show(results)
         if wires:
             return Ended("failed", "the two ends of a wire counted differently:\n" + "\n".join(wires), results)
+        if unwritten:
+            return Ended("failed", unwritten[0], results)
         if stay:
             self._tell(f"up; Ctrl-C ends it (run folder {self.folder.path})")
             try:
@@ -107,9 +112,19 @@ class Run:
             return Ended("died", "\n".join(supervisor.lost.values()), results)
         return Ended("finished", "", results)
 
+    def _write(self, results: Results, ended: str) -> list[str]:
+        """Leaves the results in the folder; the reason why not, where they cannot be written."""
+        try:
+            write_results(self.folder, self._topology, results, ended)
+        except OSError as error:
+            return [_reason(error)]
+        return []
+
     def _note(self, text: str) -> None:
         self.folder.event("launcher", "phase", text=text)
         self._tell(text)
 
-    def _on_event(self, actor: str, name: str, fields: Any) -> None:
-        """Events of actors are in the folder already; none needs an answer."""
+
+def _reason(error: OSError) -> str:
+    place = error.filename2 or error.filename
+    return f"{place}: {error.strerror}" if place else f"{error.strerror}"
