@@ -12,7 +12,16 @@ import pytest
 from tests.report.samples import sample, topology
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.report.report import coloured, render, uncoloured
-from viommu_actors.report.results import Assignment, Difference, Results, as_expected, read_results, to_json
+from viommu_actors.report.results import (
+    Assignment,
+    Counts,
+    Difference,
+    Machine,
+    Results,
+    as_expected,
+    read_results,
+    to_json,
+)
 from viommu_actors.report.tables import MAX_FAULTS, fault_table, summary
 from viommu_actors.report.text import Table, line, plain
 
@@ -57,6 +66,28 @@ def test_dynamic_and_static_side_by_side() -> None:
     assert re.search(r"mapping +dynamic +static", text)
     assert re.search(r"traps to the hypervisor +512 \(2\) +0 \(0\)", text)
     assert re.search(r"VFIO maps +256 \(1\) +0 \(0\)", text)
+
+
+def test_what_the_host_drives_has_no_traps_whatever_it_writes() -> None:
+    topology, results = sample("host-driver")
+    row = msgspec.structs.replace(results.io[0], traps=0, queue_tail_writes=64)
+    text = uncoloured(topology, msgspec.structs.replace(results, io=(row,)), 100)
+    assert re.search(r"^traps to the hypervisor +0 \(0\)\nqueue tail writes +64 \(1\)$", text, re.MULTILINE)
+
+
+def test_the_other_end_of_a_cable_is_told() -> None:
+    topology, results = sample("two-guests")
+    first, second = results.io
+    first = msgspec.structs.replace(first, operations=20, receiver=Counts(traps=40, vfio_maps=20))
+    text = uncoloured(topology, msgspec.structs.replace(results, io=(first, second)), 100)
+    assert re.search(r"receiver: traps to the hypervisor +40 \(2\)\n *receiver: VFIO maps +20 \(1\)", text)
+
+
+def test_what_each_vm_cost_before_its_devices_worked() -> None:
+    topology, results = sample("assigned-no-viommu")
+    machine = Machine(vm="vm0", build=Counts(vfio_maps=1), boot=Counts(traps=118))
+    text = uncoloured(topology, msgspec.structs.replace(results, machines=(machine,)), 100)
+    assert re.search(r"vm0 +built +0 +1 +0 +0 +0\nvm0 +booted +118 +0 +0 +0 +0", text)
 
 
 def test_an_unexpected_verdict_is_told_in_the_row_and_at_the_end() -> None:

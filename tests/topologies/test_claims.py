@@ -82,6 +82,11 @@ def test_c3_without_a_viommu_guest_memory_is_exposed_and_nothing_else(tmp_path: 
             assert row["evidence"]["canary_before"] != row["evidence"]["canary_after"]
     [io] = results["io"]
     assert (io["traps"], io["vfio_maps"], io["vfio_unmaps"], io["pte_writes"]) == (0, 0, 0, 0)
+    # Guest RAM is mapped once, before the guest boots; the other guest has no device.
+    assert [(row["vm"], row["build"]["vfio_maps"], row["boot"]["vfio_maps"]) for row in results["machines"]] == [
+        ("vm0", 1, 0),
+        ("vm1", 0, 0),
+    ]
 
 
 def test_c4_with_a_viommu_only_what_the_driver_mapped_is_reachable(tmp_path: Path) -> None:
@@ -101,6 +106,10 @@ def test_c4_with_a_viommu_only_what_the_driver_mapped_is_reachable(tmp_path: Pat
     for row in results["io"]:
         _assert_dynamic(row)
     assert results["faults"]
+    # Each device has RAM mapped until the guest turns its vIOMMU on, and then what the guest's tables map.
+    [machine] = results["machines"]
+    assert machine["build"]["vfio_maps"] == machine["boot"]["vfio_unmaps"] == 2
+    assert machine["boot"]["vfio_maps"] > 0 and machine["boot"]["traps"] > machine["boot"]["queue_tail_writes"] > 0
     assert [row["role"] for row in results["processes"]].count("device") == 2
     assert "DMAR: IOMMU batching disallowed due to virtualization" in finished.log("vm0.guest")
 

@@ -120,6 +120,8 @@ def test_two_nics_on_a_cable(tmp_path: Path, second: str) -> None:
     assert there["verified"] and back["verified"]
     assert there["traps"] == 40 and there["vfio_maps"] == 20
     assert back["traps"] == (24 if second else 0)
+    assert back["receiver"]["traps"] == 24 and back["receiver"]["vfio_maps"] == 12
+    assert there["receiver"]["traps"] == (40 if second else 0)
 
 
 def test_the_run_folder_tells_what_the_run_saw(tmp_path: Path) -> None:

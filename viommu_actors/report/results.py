@@ -39,7 +39,7 @@ class Verdict(Struct, kw_only=True, frozen=True):
 
 
 class Counts(Struct, kw_only=True, frozen=True):
-    """What crossed the wires outside the steady state: to set a device up, and to tear it down."""
+    """What the same counters say outside of the row's own steady state (`Io`)."""
 
     traps: int = 0
     vfio_maps: int = 0
@@ -57,9 +57,11 @@ class Io(Struct, kw_only=True, frozen=True):
     """Honest work of one device. The counts cover its steady state, `setup` the rest.
 
     `operations` are single-page buffers transferred, `bytes` their payload, `verified` whether every byte was as
-    sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` those that the invalidation queue caused.
+    sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` the kernel's writes of the tail of its unit's
+    invalidation queue, of which each is a trap where that unit is a vIOMMU.
     `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
+    `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
     """
 
     device: str
@@ -78,6 +80,15 @@ class Io(Struct, kw_only=True, frozen=True):
     interrupts: int = 0
     interrupts_forwarded: int = 0
     setup: Counts = field(default_factory=Counts)
+    receiver: Counts | None = None
+
+
+class Machine(Struct, kw_only=True, frozen=True):
+    """What a VM cost: `build` by the hypervisor alone, `boot` until the guest's kernel and its drivers were up."""
+
+    vm: str
+    build: Counts
+    boot: Counts
 
 
 class Difference(Struct, kw_only=True, frozen=True):
@@ -146,6 +157,7 @@ class Results(Struct, kw_only=True, frozen=True):
     assignments: tuple[Assignment, ...] = ()
     absent: tuple[Absent, ...] = ()
     modelled: tuple[Modelled, ...] = ()
+    machines: tuple[Machine, ...] = ()
 
 
 def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:

@@ -8,7 +8,7 @@ from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
-from viommu_actors.report.results import Assignment, Io, Modelled, Results, Verdict
+from viommu_actors.report.results import Assignment, Io, Machine, Modelled, Results, Verdict
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -17,7 +17,7 @@ MAX_FAULTS = 16
 #: What a row of I/O counts, in words.
 COUNTS = (
     ("traps", "traps to the hypervisor"),
-    ("queue_tail_writes", "  of them queue tail writes"),
+    ("queue_tail_writes", "queue tail writes"),
     ("vfio_maps", "VFIO maps"),
     ("vfio_unmaps", "VFIO unmaps"),
     ("pte_writes", "page table writes"),
@@ -25,6 +25,16 @@ COUNTS = (
     ("interrupts", "interrupts"),
     ("interrupts_forwarded", "  of them through the hypervisor"),
 )
+#: The same of a VM, in fewer words.
+_MACHINE_COUNTS = (
+    ("traps", "traps"),
+    ("vfio_maps", "VFIO maps"),
+    ("vfio_unmaps", "VFIO unmaps"),
+    ("pte_writes", "table writes"),
+    ("invalidations", "invalidations"),
+)
+#: The few of them that tell what a set-up or the other end cost.
+_MAIN_COUNTS = tuple(each for each in COUNTS if each[0] in ("traps", "vfio_maps", "vfio_unmaps"))
 
 
 def verdict_tables(topology: ResolvedTopology, results: Results) -> list[Table]:
@@ -36,10 +46,11 @@ def verdict_tables(topology: ResolvedTopology, results: Results) -> list[Table]:
 
 
 def io_tables(results: Results) -> list[Table]:
-    """Counts for each device's I/O, devices side by side."""
-    return [
+    """Counts for each device's I/O, devices side by side, and those of the VMs before it."""
+    tables = [
         _io_table(results.io[start : start + DEVICES_ABREAST]) for start in range(0, len(results.io), DEVICES_ABREAST)
     ]
+    return [*tables, _machine_table(results.machines)] if results.machines else tables
 
 
 def modelled_table(results: Results) -> Table | None:
@@ -218,13 +229,36 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
     ]
     for key, words in COUNTS:
         lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
-    for key, words in COUNTS[:1] + COUNTS[2:4]:
-        lines.append((f"set-up: {words}", [line(str(getattr(row.setup, key))) for row in rows]))
+    if any(row.receiver for row in rows):
+        lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
+    for key, words in _MAIN_COUNTS:
+        lines.append((f"driver's set-up: {words}", [line(str(getattr(row.setup, key))) for row in rows]))
     return Table(
         title="I/O, and what it cost in the steady state (in brackets: for each operation)",
         columns=("", *(row.device for row in rows)),
         rows=tuple((line(words), *cells) for words, cells in lines),
         numbers=frozenset(range(1, len(rows) + 1)),
+    )
+
+
+def _receivers(row: Io, key: str) -> Line:
+    return line("" if row.receiver is None else _each(getattr(row.receiver, key), row.operations))
+
+
+def _machine_table(machines: tuple[Machine, ...]) -> Table:
+    stages = [
+        (each.vm, stage, counts)
+        for each in machines
+        for stage, counts in (("built", each.build), ("booted", each.boot))
+    ]
+    return Table(
+        title="What each VM cost until its kernel had booted, drivers and all",
+        columns=("VM", "", *(words for _, words in _MACHINE_COUNTS)),
+        rows=tuple(
+            (line(vm), line(stage), *(line(str(getattr(counts, key))) for key, _ in _MACHINE_COUNTS))
+            for vm, stage, counts in stages
+        ),
+        numbers=frozenset(range(2, 2 + len(_MACHINE_COUNTS))),
     )
 
 

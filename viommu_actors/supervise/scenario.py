@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
-from viommu_actors.report.results import Absent, Assignment, Io, Process, Results, Verdict, as_expected
+from viommu_actors.report.results import Absent, Assignment, Counts, Io, Machine, Process, Results, Verdict, as_expected
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
-from viommu_actors.supervise.work import Work
+from viommu_actors.supervise.work import Work, read_counts
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 
@@ -31,6 +33,7 @@ class Scenario:
         self._verdicts: list[Verdict] = []
         self._assignments: list[Assignment] = []
         self._absent: list[Absent] = []
+        self._machines: list[Machine] = []
         self._done = False
 
     def run(self) -> None:
@@ -63,6 +66,7 @@ class Scenario:
             faults=tuple(verdict.evidence.fault for verdict in rows[0] if verdict.evidence.fault is not None),
             assignments=rows[2],
             absent=tuple(self._absent),
+            machines=tuple(self._machines),
         )
 
     def boot(self) -> None:
@@ -76,8 +80,20 @@ class Scenario:
         if vms:
             self._tell("hypervisors build their guests' machines")
             supervisor.living([hypervisor_of(vm) for vm in vms], "build")
+            built = self._counts()
             self._tell("guest kernels boot")
             supervisor.living([guest_of(vm) for vm in vms], "boot")
+            for vm, counts in self._counts().items():
+                counts.subtract(built[vm])
+                self._machines.append(Machine(vm=vm, build=Counts(**built[vm]), boot=Counts(**counts)))
+
+    def _counts(self) -> dict[str, Counter[str]]:
+        """What each VM that is there has counted up to now."""
+        counts = {}
+        for vm in self._topology.vms:
+            with suppress(ActorGone):
+                counts[vm.name] = read_counts(self._supervisor, guest_of(vm.name), hypervisor_of(vm.name))
+        return counts
 
     def _owner(self, device: ResolvedDevice) -> Owner:
         return owner_of(self._topology, device)
@@ -90,7 +106,7 @@ class Scenario:
     def _work(self, device: ResolvedDevice) -> None:
         if not device.operations:
             return
-        work = Work(self._supervisor, device.name, self._owner(device))
+        work = Work(self._supervisor, device.name, self._owner(device), self._tell)
         self._tell(f"{device.name}: driver torn down and set up again")
         work.set_up()
         if device.peer is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from viommu_actors.report.results import Counts, Io
@@ -23,47 +25,80 @@ _COUNTED = {
     "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
 }
 _PAGE = 4096
+
+
+def read_counts(supervisor: Supervisor, kernel: str, hypervisor: str | None) -> Counter[str]:
+    """What a kernel and its hypervisor, if it has one, counted up to now, by result key."""
+    sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": supervisor.command(kernel, "counters")}
+    if hypervisor is not None:
+        sides["hypervisor"] = supervisor.command(hypervisor, "counters")
+    return Counter({key: sides[side].get(name, 0) for key, (side, name) in _COUNTED.items()})
+
+
 #: Frames on their way at a time; a nic's receive ring has room for more.
 _BURST = 8
 _WARM_UP = 2
+#: Operations told to a driver at a time: few seconds, and an even number, for a driver may do them in pairs.
+_SLICE = 1000
+#: Seconds between two words on how far it is.
+_TOLD_EVERY = 5.0
 
 
 class Work:
-    """One device's driver at work."""
+    """One device's driver at work; `tell(text)` reports how far it is."""
 
-    def __init__(self, supervisor: Supervisor, device: str, owner: Owner) -> None:
+    def __init__(self, supervisor: Supervisor, device: str, owner: Owner, tell: Callable[[str], None]) -> None:
         self._supervisor = supervisor
         self._device = device
         self._owner = owner
+        self._tell = tell
+        self._told = time.monotonic()
         self._setup: Counter[str] = Counter()
 
     def set_up(self) -> None:
         """Tears the driver down and sets it up again, for the counts of both."""
-        self._counted(self._setup, "rebind")
+        self._counted(self._setup, self._owner, "rebind")
 
     def alone(self, operations: int) -> Io:
         """The driver's own traffic: an edu's copies, a nic's loopback."""
         # The first buffers build the upper levels of the page tables, which stay: that is no steady state.
-        self._counted(self._setup, "io", operations=_WARM_UP)
-        counts: Counter[str] = Counter()
-        done = self._counted(counts, "io", operations=operations)
-        return self._row(counts, done["operations"], done["bytes"], done["verified"], done["mapping"])
+        self._counted(self._setup, self._owner, "io", operations=_WARM_UP)
+        before = self._counts(self._owner)
+        done = size = 0
+        verified, mapping = True, None
+        for first in range(0, operations, _SLICE):
+            part = self._do(self._owner, "io", operations=min(_SLICE, operations - first))
+            done, size, mapping = done + part["operations"], size + part["bytes"], part["mapping"]
+            verified &= part["verified"]
+            self._tell_of(done, operations, "operations")
+        counts = self._counts(self._owner)
+        counts.subtract(before)
+        return self._row(counts, done, size, verified, mapping)
 
     def send_to(self, peer: Owner, frames: int) -> Io:
-        """Frames over the cable, a page each, checked by the kernel at the other end."""
-        command = self._supervisor.command
-        self._counted(self._setup, "listen")
-        command(peer.kernel, "listen", bdf=peer.bdf)
-        counts: Counter[str] = Counter()
+        """Frames over the cable, a page each, checked by the kernel at the other end; both ends are counted."""
+        self._counted(self._setup, self._owner, "listen")
+        self._counted(self._setup, peer, "listen")
+        sender: Counter[str] = Counter()
+        receiver: Counter[str] = Counter()
         verified = True
         for first in range(0, frames, _BURST):
             burst = min(_BURST, frames - first)
-            self._counted(counts, "send", first=first, count=burst)
-            verified &= bool(command(peer.kernel, "receive", bdf=peer.bdf, first=first, count=burst))
-        mapping = command(self._owner.kernel, "mapping", bdf=self._owner.bdf)
-        return self._row(counts, frames, frames * _PAGE, verified, mapping)
+            self._counted(sender, self._owner, "send", first=first, count=burst)
+            verified &= bool(self._counted(receiver, peer, "receive", first=first, count=burst))
+            self._tell_of(first + burst, frames, "frames")
+        mapping = self._do(self._owner, "mapping")
+        return self._row(sender, frames, frames * _PAGE, verified, mapping, Counts(**receiver))
 
-    def _row(self, counts: Counter[str], operations: int, size: int, verified: bool, mapping: Any) -> Io:
+    def _row(
+        self,
+        counts: Counter[str],
+        operations: int,
+        size: int,
+        verified: bool,
+        mapping: Any,
+        receiver: Counts | None = None,
+    ) -> Io:
         return Io(
             device=self._device,
             mapping=mapping,
@@ -71,21 +106,25 @@ class Work:
             bytes=size,
             verified=verified,
             setup=Counts(**self._setup),
+            receiver=receiver,
             **counts,
         )
 
-    def _counted(self, counts: Counter[str], name: str, **arguments: Any) -> Any:
-        """Has the kernel do something to the device, and adds what it cost."""
-        before = self._counters()
-        result = self._supervisor.command(self._owner.kernel, name, bdf=self._owner.bdf, **arguments)
-        after = self._counters()
-        for key in _COUNTED:
-            counts[key] += after[key] - before[key]
+    def _counted(self, counts: Counter[str], owner: Owner, name: str, **arguments: Any) -> Any:
+        """Has a kernel do something to its device, and adds what it cost."""
+        before = self._counts(owner)
+        result = self._do(owner, name, **arguments)
+        counts.update(self._counts(owner))
+        counts.subtract(before)
         return result
 
-    def _counters(self) -> dict[str, int]:
-        command, owner = self._supervisor.command, self._owner
-        sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": command(owner.kernel, "counters")}
-        if owner.hypervisor is not None:
-            sides["hypervisor"] = command(owner.hypervisor, "counters")
-        return {key: sides[side].get(name, 0) for key, (side, name) in _COUNTED.items()}
+    def _counts(self, owner: Owner) -> Counter[str]:
+        return read_counts(self._supervisor, owner.kernel, owner.hypervisor)
+
+    def _do(self, owner: Owner, name: str, **arguments: Any) -> Any:
+        return self._supervisor.command(owner.kernel, name, bdf=owner.bdf, **arguments)
+
+    def _tell_of(self, done: int, of: int, what: str) -> None:
+        if done < of and time.monotonic() - self._told > _TOLD_EVERY:
+            self._told = time.monotonic()
+            self._tell(f"{self._device}: {done} of {of} {what} done")
