@@ -28,10 +28,10 @@ from viommu_actors.topology.resolve import ResolvedTopology
 
 HELP = "measure what a trap, a map and a DMA cost, hop by hop, beside the floor of bare ZeroMQ"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "latency.toml"
-#: Seconds until the last placement has measured; what is left of 45 is for hops, messages and the end.
-_TIME = 37.0
-#: Seconds that the start of all processes takes at most, in the plan for the placements to come.
-_START = 5.0
+#: Seconds for everything; a busy machine may overrun it a little.
+_TIME = 42.0
+#: Seconds that a placement takes beside its rounds (processes, boots, hops), until the first one has shown it.
+_BESIDE = 5.0
 _MOST_ROUNDS = 10_000
 _PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 _DURATION = re.compile(r"([1-9][0-9]{0,6})(s|m|h)")
@@ -100,18 +100,21 @@ def _measure(
     folder: RunFolder,
     bar: ProgressBar,
 ) -> Exit:
-    began = time.monotonic()
+    ends = time.monotonic() + _TIME
+    beside = _BESIDE
     runs: list[dict[str, Any]] = []
     for number, (placement, topologies) in enumerate(settings.items()):
 
         def progress(part: float, what: str, number: int = number, placement: str = placement) -> None:
             bar.show((number + part) / len(settings), f"{placement}: {what}")
 
+        started = time.monotonic()
         progress(0.0, "starting the processes")
         with Laboratory(topologies, folder, options.trace if not number else None, placement) as laboratory:
             left = len(settings) - number
-            spare = _TIME - (time.monotonic() - began) - _START * (left - 1)
+            spare = ends - started - beside * left
             measured = laboratory.measure(options.rounds or ROUNDS, spare / left, progress)
+        beside = max(beside, time.monotonic() - started - measured.seconds)
         rows, compared = table(measured, placement), comparisons(measured.rounds)
         runs.append(
             {

@@ -49,6 +49,8 @@ class Measured(NamedTuple):
     #: setting -> messages of one packet by "wire kind"
     messages: dict[str, dict[str, float]]
     cpus: dict[str, list[int] | None]
+    #: what the rounds took
+    seconds: float
 
 
 class Laboratory:
@@ -109,9 +111,10 @@ class Laboratory:
             progress(max(number / rounds, min(spent / seconds, 1.0)), f"round {number} of {rounds}")
             if spent > seconds and number >= LEAST_ROUNDS:
                 break
+        seconds = time.monotonic() - began
         progress(1.0, "messages, hops")
         hops, overhead = self._hops()
-        return Measured(done, hops, overhead, self._messages(), self.cpus)
+        return Measured(done, hops, overhead, self._messages(), self.cpus, seconds)
 
     # --- hops
 
