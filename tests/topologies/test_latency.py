@@ -55,6 +55,7 @@ def test_a_short_run_has_every_row_with_its_floor_and_hops_that_add_up(tmp_path:
     assert result["as_on_the_host"]["link"]["none"]["link MemRead from device"] == 3
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["name"] for event in events} >= {"TrapWrite", "MapDma", "DMA read"}
+    assert "map_strict" in (folder / "report.html").read_text()
     assert (folder / "latency.csv").read_text().count("\n") == len(rows) + 1
     assert_gone(pids(folder))
 
@@ -98,8 +99,8 @@ def test_a_soak_loses_nothing_and_its_books_balance(tmp_path: Path) -> None:
         (["--soak", "1s", "--csv"], "not with --soak"),
         (["--soak", "1s", "--placement", "all"], "name one of"),
         (["--soak", "1s", "--rounds", "3"], "not with --soak"),
-        (["--trace", "/nowhere/at/all.json"], "cannot be written"),
-        (["--trace", "/"], "cannot be written"),
+        (["--trace", "/nowhere/at/all.json"], "can be written"),
+        (["--trace", "/"], "can be written"),
         (["/nowhere.toml"], "no such file"),
         ([str(CONFIGS / "host-driver.toml")], "no VM has a vIOMMU"),
     ],

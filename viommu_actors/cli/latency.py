@@ -20,6 +20,7 @@ from viommu_actors.measure.surroundings import surroundings
 from viommu_actors.report.bar import ProgressBar
 from viommu_actors.report.latency_text import render, render_soak
 from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.page import write_latencies
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
@@ -75,9 +76,11 @@ def run(options: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
         return Exit.REFUSED
     try:
+        if options.trace is not None:
+            options.trace.open("w").close()
         folder = RunFolder(settings[chosen[0]]["strict"], options.run_dir)
     except OSError as error:
-        print(f"{options.run_dir or 'runs'}: {error.strerror}; name a folder that can be written", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}; name a place that can be written", file=sys.stderr)
         return Exit.REFUSED
     bar = ProgressBar(sys.stderr)
     try:
@@ -129,9 +132,10 @@ def _measure(
             }
         )
     rows = [row for each in runs for row in each["rows"]]
-    result = runs[0] if len(runs) == 1 else {"placement": "all", "rows": rows, "runs": runs}
+    result = runs[0] if len(runs) == 1 else {"placement": "all", "rows": rows, "goals": _all_goals(runs), "runs": runs}
     folder.write("latency.json", json.dumps(result, indent=1) + "\n")
     folder.write("latency.csv", to_csv(rows))
+    write_latencies(folder, next(iter(settings.values()))["strict"])
     bar.clear()
     if options.json:
         print(json.dumps(result), flush=True)
@@ -140,6 +144,11 @@ def _measure(
     else:
         print("\n\n".join(render(each) for each in runs), flush=True)
     return Exit.AS_EXPECTED if all(each["as_on_the_host"]["equal"] for each in runs) else Exit.DIFFERS
+
+
+def _all_goals(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each goal, by the placement that it was reached or missed with."""
+    return [{**goal, "name": f"{each['placement']}: {goal['name']}"} for each in runs for goal in each["goals"]]
 
 
 def _soak(options: argparse.Namespace, topology: ResolvedTopology, folder: RunFolder, bar: ProgressBar) -> Exit:
@@ -157,8 +166,6 @@ def _contradiction(options: argparse.Namespace) -> str:
                 return f"--{name}: not with --soak, which measures nothing by round; leave one of them out"
         if options.placement == "all":
             return "--placement all: not with --soak; name one of pack, spread and free"
-    if options.trace is not None and (options.trace.is_dir() or not options.trace.absolute().parent.is_dir()):
-        return f"--trace {options.trace}: cannot be written; name a file in a folder that exists"
     return ""
 
 

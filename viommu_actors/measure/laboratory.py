@@ -88,6 +88,8 @@ class Laboratory:
         # All processes start at the same time, and only then is anybody waited for.
         for name, supervisor in running.items():
             Scenario(self._settings[name], plans[name], supervisor, lambda _: None).boot()
+            # The last one that was started is the one that hears of a signal.
+            floor.poll(0)
         floor.commands(list(floor.actors), "ping")
         self.systems = {name: System(self._settings[name], supervisor) for name, supervisor in running.items()}
         self.bench = Bench(self.systems, floor)
