@@ -35,7 +35,11 @@ class Parent:
         self.irqs: tuple[int, ...] = ()
         self.writes: list[tuple[int, bytes]] = []
         self.closed: list[int] = []
+        self.refusals: list[str] = []
         self._fds = count(100)
+
+    def refused(self, what: str, error: OSError) -> None:
+        self.refusals.append(what)
 
     def region_info(self, device: int, index: int) -> Region:
         if index == 0:
@@ -90,9 +94,13 @@ def parent() -> Parent:
     return Parent()
 
 
+def _straight(requester: int, address: int, data: int, record: bool) -> tuple[int, int]:
+    return address, data
+
+
 def _function(parent: Parent, *edits: Edit) -> AssignedFunction:
     slots = count()
-    delivery = Delivery(parent, 1, Routes(parent, 1), lambda _r, address, data, _f: (address, data), Counter())  # type: ignore[arg-type]
+    delivery = Delivery(parent, 1, Routes(parent, 1), _straight, Counter(), parent.refused)  # type: ignore[arg-type]
     return AssignedFunction(delivery, 2, 0x18, list(edits), lambda: next(slots))
 
 

@@ -53,6 +53,9 @@ class Parent:
     def signal_msi(self, vm: int, address: int, data: int) -> None:
         self.signalled.append((address, data))
 
+    def refused(self, what: str, error: OSError) -> None:
+        raise error
+
     def fast(self, number: int) -> tuple[int, int] | None:
         """What a signal of a vector's eventfd becomes without the hypervisor."""
         gsi = self.irqfds.get(self.irqs[number])
@@ -62,7 +65,7 @@ class Parent:
 def _vectors(parent: Parent, remap: Remap | None = None, irqfd: bool = True) -> tuple[Vectors, Counter[str]]:
     counters: Counter[str] = Counter()
     straight: Remap = lambda _requester, address, data, _record: (address, data)  # noqa: E731
-    delivery = Delivery(parent, VM, Routes(parent, VM), remap or straight, counters, irqfd)  # type: ignore[arg-type]
+    delivery = Delivery(parent, VM, Routes(parent, VM), remap or straight, counters, parent.refused, irqfd)  # type: ignore[arg-type]
     return Vectors(delivery, DEVICE, REQUESTER, 2), counters
 
 

@@ -200,14 +200,14 @@ class Endpoint:
         return None
 
     def _config_read(self, tag: int, devfn: int, offset: int, length: int) -> None:
-        if pci.bdf_function(devfn) or not _config_access(offset, length):
+        if pci.bdf_function(devfn) or not pci.is_config_access(offset, length):
             self._refuse(tag)
         else:
             data = self.config.read(offset, length).to_bytes(length, "little")
             self.send(Completion(tag, CompletionStatus.SUCCESS, length, data))
 
     def _config_write(self, tag: int, bus: int, devfn: int, offset: int, data: bytes) -> None:
-        if pci.bdf_function(devfn) or not _config_access(offset, len(data)):
+        if pci.bdf_function(devfn) or not pci.is_config_access(offset, len(data)):
             self._refuse(tag)
             return
         # A function learns its ID from each type 0 configuration write (section 2.2.6.2).
@@ -277,7 +277,3 @@ class Endpoint:
         address = self.config.read(self._msi + pci.MSI_ADDRESS, 8)
         data = self.config.read(self._msi + pci.MSI_DATA_64, 2)
         return address, data, 1 << min(offered, given)
-
-
-def _config_access(offset: int, size: int) -> bool:
-    return size in (1, 2, 4) and offset % size == 0 and 0 <= offset <= pci.CONFIG_SIZE - size

@@ -15,6 +15,7 @@ from viommu_actors.hypervisor.bars import Bars, BarWindow
 from viommu_actors.hypervisor.msi import Msi
 from viommu_actors.hypervisor.msix import Msix
 from viommu_actors.hypervisor.overlay import Decision, Overlay
+from viommu_actors.hypervisor.regions import Regions
 from viommu_actors.hypervisor.vectors import Delivery, Vectors
 from viommu_actors.spec import pci, vfio
 
@@ -51,11 +52,11 @@ class AssignedFunction:
         next_slot: Callable[[], int],
     ) -> None:
         """`requester` is its ID in the guest."""
-        self._parent = parent = delivery.parent
-        self._device = device
-        raw = self._region(0, pci.CONVENTIONAL_SIZE)
+        parent = delivery.parent
+        raw = parent.region_read(device, vfio.RegionIndex.CONFIG, 0, pci.CONVENTIONAL_SIZE)
         self._command = int.from_bytes(raw[pci.COMMAND : pci.COMMAND + 2], "little")
-        self.bars = Bars(parent, delivery.vm, device, raw, next_slot)
+        self._regions = Regions(parent, device, delivery.refused)
+        self.bars = Bars(delivery, device, self._regions, raw, next_slot)
         self.interrupts: list[Msi | Msix] = []
         self._msix: Msix | None = None
         self._overlay = Overlay()
@@ -78,27 +79,27 @@ class AssignedFunction:
         base, shift = offset & ~3, (offset & 3) * 8
         mask, value = self._decided(base)
         if mask != _ALL_ONES:
-            value |= int.from_bytes(self._region(base, _DWORD), "little") & ~mask
+            value |= self._regions.read(vfio.RegionIndex.CONFIG, base, _DWORD) & ~mask
         return value >> shift & (1 << size * 8) - 1
 
     def config_write(self, offset: int, size: int, value: int) -> bool:
-        """True where the guest's address map changed."""
+        """`size` 1, 2 or 4, within one dword. True where the guest's address map changed."""
         base, shift = offset & ~3, (offset & 3) * 8
         written = (1 << size * 8) - 1 << shift
-        decoding = bool(self._command & pci.Command.MEMORY)
+        bits = value << shift & written
         bar = self.bars.of(base)
         if bar is not None:
-            return self.bars.move(bar, base, bar.register(base) & ~written | value << shift, decoding)
-        if any(interrupt.write(base, written, value << shift) for interrupt in self.interrupts):
+            return self.bars.move(bar, base, bar.register(base) & ~written | bits)
+        if any(interrupt.write(base, written, bits) for interrupt in self.interrupts):
             return False
         if offset == pci.INTERRUPT_LINE:
             self._overlay.decide(offset, 0xFF, value, _NOTE)
             return False
-        self._parent.region_write(self._device, vfio.RegionIndex.CONFIG, offset, value.to_bytes(size, "little"))
+        self._regions.write(vfio.RegionIndex.CONFIG, offset, size, value)
         if base != pci.COMMAND:
             return False
-        self._command = (self._command & ~written | value << shift & written) & 0xFFFF
-        return self.bars.update(bool(self._command & pci.Command.MEMORY))
+        self._command = (self._command & ~written | bits) & 0xFFFF
+        return self.bars.decode(bool(self._command & pci.Command.MEMORY))
 
     # --- MMIO of what is no memory slot
 
@@ -183,6 +184,3 @@ class AssignedFunction:
             pci.EXP_LINK_CONTROL_2,
         ):
             self._overlay.decide(offset + register, _ALL_ONES, 0, why)
-
-    def _region(self, offset: int, size: int) -> bytes:
-        return self._parent.region_read(self._device, vfio.RegionIndex.CONFIG, offset, size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from viommu_actors.hypervisor.parent import ParentKernel
+from viommu_actors.hypervisor.regions import Regions
+from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.spec import pci, vfio
 
 _DWORD = 4
@@ -24,6 +25,8 @@ class BarWindow:
     address: int = 0
     token: bytes = b""
     mapped: bool = False
+    #: where the kernel beneath would not have it
+    refused_at: int | None = None
 
     @property
     def is_64bit(self) -> bool:
@@ -57,13 +60,20 @@ class BarWindow:
 
 
 class Bars:
-    """All BARs of one device. A BAR that decodes is a memory slot of the VM, so that it does not trap."""
+    """All BARs of one device. A BAR that decodes is a memory slot of the VM, so that it does not trap.
 
-    def __init__(self, parent: ParentKernel, vm: int, device: int, raw: bytes, next_slot: Callable[[], int]) -> None:
+    One that would lie over RAM or another BAR gets no slot, and answers nowhere until there is room for it.
+    """
+
+    def __init__(
+        self, delivery: Delivery, device: int, regions: Regions, raw: bytes, next_slot: Callable[[], int]
+    ) -> None:
         """`raw` is the device's configuration header."""
-        self._parent = parent
-        self._vm = vm
-        self._device = device
+        parent = self._parent = delivery.parent
+        self._vm = delivery.vm
+        self._refused = delivery.refused
+        self._regions = regions
+        self._decoding = False
         self.windows: list[BarWindow] = []
         index = 0
         while index < pci.ENDPOINT_BARS:
@@ -88,33 +98,48 @@ class Bars:
                 return bar
         return None
 
-    def move(self, bar: BarWindow, base: int, value: int, decoding: bool) -> bool:
+    def move(self, bar: BarWindow, base: int, value: int) -> bool:
         """The guest writes a BAR's register; True where the address map changed."""
         changed = self._unmap(bar)
         bar.address = bar.moved(base, value)
-        return self.update(decoding) or changed
+        return self.settle() or changed
 
-    def update(self, decoding: bool) -> bool:
+    def decode(self, on: bool) -> bool:
+        """The guest switches memory decoding; True where the address map changed."""
+        self._decoding = on
+        return self.settle()
+
+    def settle(self) -> bool:
         """Makes the memory slots what the command register and the BARs ask for; True where that changed any."""
         changed = False
         for bar in self.windows:
-            wanted = decoding and bar.address != 0 and not bar.being_sized
-            if wanted and not bar.mapped:
-                if bar.vaddr is not None:
-                    bar.token = self._parent.set_memory(self._vm, bar.slot, bar.address, bar.size, bar.vaddr)
-                bar.mapped = changed = True
-            elif not wanted:
+            if self._decoding and bar.address != 0 and not bar.being_sized:
+                changed = self._map(bar) or changed
+            else:
                 changed = self._unmap(bar) or changed
         return changed
 
     def read(self, bar: BarWindow, address: int, size: int) -> int:
         """MMIO read through VFIO, for a BAR that is no memory slot."""
-        data = self._parent.region_read(self._device, bar.index, address - bar.address, size)
-        return int.from_bytes(data, "little")
+        return self._regions.read(bar.index, address - bar.address, size)
 
     def write(self, bar: BarWindow, address: int, size: int, value: int) -> None:
         """MMIO write through VFIO."""
-        self._parent.region_write(self._device, bar.index, address - bar.address, value.to_bytes(size, "little"))
+        self._regions.write(bar.index, address - bar.address, size, value)
+
+    def _map(self, bar: BarWindow) -> bool:
+        if bar.mapped:
+            return False
+        if bar.vaddr is not None:
+            try:
+                bar.token = self._parent.set_memory(self._vm, bar.slot, bar.address, bar.size, bar.vaddr)
+            except OSError as error:
+                if bar.refused_at != bar.address:
+                    bar.refused_at = bar.address
+                    self._refused(f"BAR {bar.index} at {bar.address:#x}", error)
+                return False
+        bar.mapped, bar.refused_at = True, None
+        return True
 
     def _unmap(self, bar: BarWindow) -> bool:
         if not bar.mapped:

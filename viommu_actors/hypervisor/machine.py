@@ -29,6 +29,8 @@ from viommu_actors.vtd.unit import RemappingUnit
 
 VTD_BASE = platform.REMAPPING_UNIT_BASE
 ECAM_SIZE = platform.ECAM_BUSES << 20
+#: How many of the things that the kernel beneath refused are logged; all are counted.
+_REFUSALS_LOGGED = 10
 #: QEMU's reason (hw/i386/pc.c), and what to do about it.
 CACHING_MODE_NEEDED = (
     "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection."
@@ -84,7 +86,7 @@ class GuestMachine:
         parent = self._parent
         self._vm = parent.create_vm(self.config.name)
         self._delivery = Delivery(
-            parent, self._vm, Routes(parent, self._vm), self._remap, self.counters, self.config.irqfd
+            parent, self._vm, Routes(parent, self._vm), self._remap, self.counters, self._refused, self.config.irqfd
         )
         self._ram = [Ram(slot.base, slot.size) for slot in self.memory.slots]
         self._vaddrs = [parent.mmap_ram(slot.name) for slot in self.memory.slots]
@@ -144,13 +146,19 @@ class GuestMachine:
         assert isinstance(function, AssignedFunction)
         return function.decisions()
 
+    def _refused(self, what: str, error: OSError) -> None:
+        """What a guest may ask for and cannot have does it no good, and the machine no harm."""
+        self.counters["refused"] += 1
+        if self.counters["refused"] <= _REFUSALS_LOGGED:
+            self._log(f"{what}: {error.strerror}")
+
     # --- traps
 
     def read(self, address: int, size: int) -> int | BarWindow:
         """The value of an emulated read, or the window that the access is to go through."""
         if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
-            function, offset = self._config_target(address)
-            return function.config_read(offset, size) if function and size <= 4 else (1 << size * 8) - 1
+            function, offset = self._config_target(address, size)
+            return function.config_read(offset, size) if function else (1 << size * 8) - 1
         unit = self.unit
         if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
             return unit.read(address - VTD_BASE, size)
@@ -168,8 +176,13 @@ class GuestMachine:
             unit.write(address - VTD_BASE, size, value)
             return False
         if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
-            function, offset = self._config_target(address)
-            return function.config_write(offset, size, value) if function and size <= 4 else False
+            function, offset = self._config_target(address, size)
+            changed = function is not None and function.config_write(offset, size, value)
+            if changed:
+                # Where one BAR went, there may be room for another.
+                for assigned in self._assigned:
+                    assigned.bars.settle()
+            return changed
         for assigned in self._assigned:
             window = assigned.bars.at(address, size)
             if window is not None:
@@ -180,9 +193,10 @@ class GuestMachine:
         self.counters["unassigned"] += 1
         return False
 
-    def _config_target(self, address: int) -> tuple[AssignedFunction | HostBridge | None, int]:
-        offset = address - platform.ECAM_BASE
-        return self._functions.get(offset >> 12), offset & 0xFFF
+    def _config_target(self, address: int, size: int) -> tuple[AssignedFunction | HostBridge | None, int]:
+        """Function and offset; no function for an access that no bridge makes a configuration request of."""
+        function, offset = divmod(address - platform.ECAM_BASE, pci.CONFIG_SIZE)
+        return self._functions.get(function) if pci.is_config_access(offset, size) else None, offset
 
     def _signal(self, address: int, data: int) -> None:
         """An interrupt that the vIOMMU raises itself."""

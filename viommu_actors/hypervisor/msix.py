@@ -42,8 +42,9 @@ class Msix:
             return True
         if not self.vectors.enabled:
             self.vectors.enable(self._count)
-        for number in range(self._count):
-            self._program(number)
+        if self.vectors.enabled:
+            for number in range(self._count):
+                self._program(number)
         return True
 
     def holds(self, bar: int, offset: int) -> bool:

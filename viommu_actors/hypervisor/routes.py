@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from viommu_actors.hypervisor.parent import ParentKernel
+from viommu_actors.spec.kvm import IOAPIC_LINES, ROUTE_LIMIT
 
-#: Below stand the 24 lines of the I/O APIC.
-_FIRST_GSI = 24
+_GSIS = range(IOAPIC_LINES, ROUTE_LIMIT)
 
 
 class Routes:
@@ -16,10 +16,11 @@ class Routes:
         self._vm = vm
         self._routes: dict[int, tuple[int, int]] = {}
 
-    def add(self, address: int, data: int) -> int:
-        """A new line for this message; returns its gsi."""
-        gsi = next(n for n in range(_FIRST_GSI, 1 << 16) if n not in self._routes)
-        self.change(gsi, address, data)
+    def add(self, address: int, data: int) -> int | None:
+        """A new line for this message; returns its gsi, None where all are in use."""
+        gsi = next((n for n in _GSIS if n not in self._routes), None)
+        if gsi is not None:
+            self.change(gsi, address, data)
         return gsi
 
     def change(self, gsi: int, address: int, data: int) -> None:
@@ -32,10 +33,6 @@ class Routes:
         """The line is free."""
         del self._routes[gsi]
         self._commit()
-
-    def message_of(self, gsi: int) -> tuple[int, int]:
-        """(address, data) of a line."""
-        return self._routes[gsi]
 
     def _commit(self) -> None:
         self._parent.set_routes(self._vm, [(gsi, *route) for gsi, route in sorted(self._routes.items())])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from viommu_actors.hypervisor.parent import ParentKernel
+from viommu_actors.hypervisor.regions import Refused
 from viommu_actors.hypervisor.routes import Routes
 
 #: remap(requester, address, data, record): the message after remapping, None where it is blocked;
@@ -34,13 +35,14 @@ class _Vector:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What all vectors of a VM share. `irqfd` False: every interrupt goes through the hypervisor."""
+    """What all devices of a VM share. `irqfd` False: every interrupt goes through the hypervisor."""
 
     parent: ParentKernel
     vm: int
     routes: Routes
     remap: Remap
     counters: Counter[str]
+    refused: Refused
     irqfd: bool = True
 
 
@@ -64,10 +66,22 @@ class Vectors:
         return [vector.eventfd for vector in self._vectors]
 
     def enable(self, count: int) -> None:
-        """Has VFIO signal an eventfd for each vector; all of them masked until `program`."""
+        """Has VFIO signal an eventfd for each vector; all of them masked until `program`.
+
+        Where VFIO refuses, because the device's other kind of interrupt is on or vectors are used up, there are none,
+        as in QEMU.
+        """
+        if not count:
+            return
         parent = self._delivery.parent
         self._vectors = [_Vector(parent.eventfd()) for _ in range(count)]
-        parent.set_irqs(self._device, self._index, 0, tuple(self.eventfds))
+        try:
+            parent.set_irqs(self._device, self._index, 0, tuple(self.eventfds))
+        except OSError as error:
+            self._delivery.refused(f"{count} interrupts of index {self._index}", error)
+            for vector in self._vectors:
+                parent.close(vector.eventfd)
+            self._vectors.clear()
 
     def disable(self) -> None:
         """No interrupt any more."""
@@ -114,7 +128,8 @@ class Vectors:
             self._leave_fast_path(vector)
         elif vector.gsi is None:
             vector.gsi = delivery.routes.add(*message)
-            delivery.parent.irqfd(delivery.vm, vector.eventfd, vector.gsi, True)
+            if vector.gsi is not None:
+                delivery.parent.irqfd(delivery.vm, vector.eventfd, vector.gsi, True)
         else:
             delivery.routes.change(vector.gsi, *message)
 

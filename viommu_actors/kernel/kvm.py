@@ -11,12 +11,10 @@ from errno import EBUSY, EEXIST, EFAULT, EINVAL
 from typing import NamedTuple, Protocol
 
 from viommu_actors.kernel.process import EventFd, UserProcess, Vma
+from viommu_actors.spec.kvm import ROUTE_LIMIT, SLOT_LIMIT
 from viommu_actors.spec.vfio import ADDRESS_LIMIT, PAGE_SIZE
 from viommu_actors.spec.vtd import INTERRUPT_FIRST, INTERRUPT_LAST
 
-#: KVM_USER_MEM_SLOTS and KVM_MAX_IRQ_ROUTES of x86.
-SLOT_LIMIT = 32764
-ROUTE_LIMIT = 4096
 #: MSI data: vector 7:0, delivery mode 10:8 (Intel SDM volume 3, section 11.11.2). Below 16 are exceptions.
 _VECTOR = 0xFF
 _DELIVERY_MODE = 0x700

@@ -138,5 +138,5 @@ class PciDevice:
 
 
 def _check_config(offset: int, size: int) -> None:
-    if size not in (1, 2, 4) or offset % size or not 0 <= offset <= pci.CONFIG_SIZE - size:
+    if not pci.is_config_access(offset, size):
         raise ValueError(f"no configuration access of {size} bytes at {offset:#x}")

@@ -77,7 +77,7 @@ class RootComplex:
     def config_read(self, function: int, offset: int, size: int, done: Callable[[int], None]) -> None:
         """Configuration read of a BDF, 1, 2 or 4 bytes; all-ones where nothing answers."""
         absent = (1 << 8 * size) - 1
-        if not _config_access(offset, size):
+        if not pci.is_config_access(offset, size):
             done(absent)
         elif pci.bdf_bus(function) == 0:
             space = self._root_function(function)
@@ -93,7 +93,7 @@ class RootComplex:
 
         Of `value` the low `size` bytes are written.
         """
-        if not _config_access(offset, size):
+        if not pci.is_config_access(offset, size):
             done()
         elif pci.bdf_bus(function) == 0:
             self._root_write(function, offset, size, value)
@@ -153,7 +153,3 @@ class RootComplex:
 def _low_bytes(value: int, size: int) -> bytes:
     """What a bus of `size` bytes carries of a value."""
     return (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-
-
-def _config_access(offset: int, size: int) -> bool:
-    return size in (1, 2, 4) and offset % size == 0 and 0 <= offset <= pci.CONFIG_SIZE - size

@@ -55,6 +55,11 @@ def parse_bdf(text: str) -> int:
     return bdf(*numbers)
 
 
+def is_config_access(offset: int, size: int) -> bool:
+    """Whether a configuration request may have this place and size: 1, 2 or 4 bytes, naturally aligned."""
+    return size in (1, 2, 4) and offset % size == 0 and 0 <= offset <= CONFIG_SIZE - size
+
+
 def ecam_offset(function: int, offset: int) -> int:
     """Place of a register in the enhanced configuration window (PCIe section 7.2.2)."""
     return function << 12 | offset

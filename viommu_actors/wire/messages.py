@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
-from viommu_actors.spec import tlp
+from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.fields import U8, U16, U32, U64, AccessSize, Fits, Length, Range
+from viommu_actors.spec.kvm import ROUTE_LIMIT
 from viommu_actors.wire.codec import Codec, Plain
 
 Handle = Annotated[int, Range(0, 0x7FFF_FFFF)]
@@ -214,7 +215,7 @@ class SetIrqs(NamedTuple):
     device: Handle
     irq: U32
     start: U32
-    eventfds: Annotated[tuple[Annotated[int, Range(-1, 0x7FFF_FFFF)], ...], Length(0, 32)]
+    eventfds: Annotated[tuple[Annotated[int, Range(-1, 0x7FFF_FFFF)], ...], Length(0, pci.MSIX_MAX_VECTORS)]
 
 
 class ResetDevice(NamedTuple):
@@ -269,7 +270,7 @@ class SetRoutes(NamedTuple):
     """KVM_SET_GSI_ROUTING with MSI entries (gsi, address, data); replaces all."""
 
     vm: Handle
-    routes: Annotated[tuple[tuple[U16, U64, U32], ...], Length(0, 1024)]
+    routes: Annotated[tuple[tuple[U16, U64, U32], ...], Length(0, ROUTE_LIMIT)]
 
 
 class BindIrqfd(NamedTuple):

@@ -156,7 +156,7 @@ class DeviceInterrupts:
         if command & Command.MEMORY or not self._owned:
             yield
             return
-        self._device.config_write(COMMAND, 2, command | Command.MEMORY)
+        self._device.config_write(COMMAND, 2, command | int(Command.MEMORY))
         try:
             yield
         finally:
