@@ -38,9 +38,9 @@ def test_endpoints_of_the_root_bus_get_apart_bars_and_answer() -> None:
     for device in kernel.pci:
         for index, bar in device.bars.items():
             assert device.read(index, bar.size - 8, 8) == device.bdf << 4 | index
-            with pytest.raises(ValueError, match="outside BAR"):
+            with pytest.raises(OSError, match="nothing at"):
                 device.read(index, bar.size - 4, 8)
-            with pytest.raises(ValueError, match="outside BAR"):
+            with pytest.raises(OSError, match="nothing at"):
                 device.write(index, -4, 4, 0)
         command = device.config_read(pci.COMMAND, 2)
         assert bool(command & pci.Command.MEMORY) == bool(device.bars)
@@ -214,6 +214,14 @@ def test_bus_numbers_run_out() -> None:
     assert len(secondaries) == 248 + 9
     assert sorted(bus for bus in secondaries if bus) == list(range(1, 256))
     assert sum("no bus number left" in line for line in machine.lines) == 2
+
+
+def test_an_extended_capability_at_the_very_end_is_none() -> None:
+    function = endpoint()
+    function.space.define(0x100, 4, 0x7 | 1 << 16 | 0xFFC << 20)
+    function.space.define(0xFFC, 4, pci.ExtendedCapabilityId.ACS | 1 << 16)
+    kernel, _ = booted({0x20: function}, UnitConfig())
+    assert kernel.device(0x20).extended_capability(pci.ExtendedCapabilityId.ACS) is None
 
 
 def test_an_unknown_header_type_is_ignored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from errno import ENODEV
 
 from viommu_actors.kernel.acpi import AcpiTables
 from viommu_actors.kernel.bootparams import BootParams, read_boot_params
@@ -20,7 +21,7 @@ from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.kernel.pci_bus import PciBus
 from viommu_actors.spec import acpi
 from viommu_actors.spec.boot import E820Type
-from viommu_actors.spec.pci import ClassCode, parse_bdf
+from viommu_actors.spec.pci import ClassCode, format_bdf, parse_bdf
 
 _E820_NAMES: dict[int, str] = {
     E820Type.RAM: "usable",
@@ -87,11 +88,11 @@ class Kernel:
         return self.bus.devices
 
     def device(self, bdf: int) -> PciDevice:
-        """The function at `bdf`. Raises KeyError where there is none."""
+        """The function at `bdf`. Raises OSError(ENODEV) where there is none."""
         for device in self.bus.devices:
             if device.bdf == bdf:
                 return device
-        raise KeyError(f"no PCI function at {bdf:#06x}")
+        raise OSError(ENODEV, f"no PCI function at {format_bdf(bdf)}")
 
     def dma(self, device: PciDevice) -> Dma:
         """DMA of a device that the kernel drives. Raises OSError where its domain cannot be set up."""
@@ -120,7 +121,7 @@ class Kernel:
         return found
 
     def bind(self, bdf: int) -> None:
-        """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises KeyError where there is none."""
+        """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""
         self._bind(self.device(bdf))
 
     def unbind(self, bdf: int) -> None:
@@ -128,7 +129,7 @@ class Kernel:
         self.drivers.pop(bdf).remove()
 
     def remove(self, bdf: int) -> None:
-        """Lets go of an unplugged function: driver, domain, addresses. Raises KeyError where there is none."""
+        """Lets go of an unplugged function: driver, domain, addresses. Raises OSError(ENODEV) for none."""
         device = self.device(bdf)
         driver = self.drivers.pop(bdf, None)
         if driver is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ENODEV
 from typing import NamedTuple
 
 from viommu_actors.kernel.machine import Machine
@@ -11,6 +12,8 @@ from viommu_actors.spec.acpi import Ecam
 #: Capabilities followed before a list counts as broken (Linux: PCI_FIND_CAP_TTL).
 _CAPABILITY_LIMIT = 48
 _EXTENDED_LIMIT = (pci.CONFIG_SIZE - pci.FIRST_EXTENDED_CAPABILITY) // 8
+#: No extended capability is shorter than 8 bytes, so that none starts later.
+_LAST_EXTENDED = pci.CONFIG_SIZE - 8
 
 
 class Bar(NamedTuple):
@@ -81,18 +84,12 @@ class PciDevice:
         return self._extended.get(identifier)
 
     def read(self, bar: int, offset: int, size: int) -> int:
-        """Reads a register in a BAR. Raises ValueError outside of it, KeyError where there is no such BAR."""
-        window = self.bars[bar]
-        if offset < 0 or offset + size > window.size:
-            raise ValueError(f"{self.name}: offset {offset:#x} lies outside BAR {bar}")
-        return self._machine.mmio_read(window.address + offset, size)
+        """Reads a register in a BAR. Raises OSError(ENODEV) where the device, whatever it says it is, has none."""
+        return self._machine.mmio_read(self._register(bar, offset, size), size)
 
     def write(self, bar: int, offset: int, size: int, value: int) -> None:
         """Writes a register in a BAR. Raises as `read` does."""
-        window = self.bars[bar]
-        if offset < 0 or offset + size > window.size:
-            raise ValueError(f"{self.name}: offset {offset:#x} lies outside BAR {bar}")
-        self._machine.mmio_write(window.address + offset, size, value)
+        self._machine.mmio_write(self._register(bar, offset, size), size, value)
 
     def set_bus_master(self, enabled: bool) -> None:
         """Lets the device master the bus, or forbids it."""
@@ -102,6 +99,12 @@ class PciDevice:
         """Changes the `mask` bits of the command register to `bits`."""
         command = self.config_read(pci.COMMAND, 2)
         self.config_write(pci.COMMAND, 2, command & ~int(mask) | int(bits))
+
+    def _register(self, bar: int, offset: int, size: int) -> int:
+        window = self.bars.get(bar)
+        if window is None or offset < 0 or offset + size > window.size:
+            raise OSError(ENODEV, f"{self.name}: nothing at {offset:#x} of BAR {bar}")
+        return window.address + offset
 
     def _walk_capabilities(self) -> dict[int, int]:
         """First offset of each capability; a list that is broken or loops ends where it does so."""
@@ -130,7 +133,7 @@ class PciDevice:
                 break
             found.setdefault(header & pci.EXTENDED_ID_MASK, offset)
             offset = header >> pci.EXTENDED_NEXT_SHIFT & ~3
-            if offset < pci.FIRST_EXTENDED_CAPABILITY:
+            if not pci.FIRST_EXTENDED_CAPABILITY <= offset <= _LAST_EXTENDED:
                 break
         else:
             self._machine.log(f"pci {self.name}: extended capability list has no end")

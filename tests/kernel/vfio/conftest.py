@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from errno import EEXIST
+from errno import EEXIST, ENODEV
 
 import pytest
 
@@ -134,7 +134,7 @@ class Kernel:
         for device in self.pci:
             if device.bdf == bdf:
                 return device
-        raise KeyError(bdf)
+        raise OSError(ENODEV, "no PCI function")
 
     def _function(self, bdf: int, flr: bool) -> PciDevice:
         space = endpoint_header(0x1234, 0x11E8, pci.ClassCode.UNCLASSIFIED_OTHER)

@@ -18,7 +18,6 @@ from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
 
 if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
-    from viommu_actors.kernel.pci import PciDevice
     from viommu_actors.kernel.vfio.type1 import Range, Type1
 
 
@@ -76,7 +75,7 @@ class Vfio:
 
     def bind(self, bdf: int) -> None:
         """Binds vfio-pci to a function, as writing to sysfs does. ENODEV: no such function; EBUSY: it has a driver."""
-        self._device(bdf)
+        self._kernel.device(bdf)
         if bdf in self._kernel.drivers:
             raise OSError(EBUSY, f"{format_bdf(bdf)} has a kernel driver")
         self._bound.add(bdf)
@@ -84,7 +83,7 @@ class Vfio:
     def group_of(self, device: str) -> int:
         """The number of the IOMMU group of "0000:01:00.0". Raises ENODEV where there is no such device or group."""
         iommu = self._kernel.iommu
-        number = None if iommu is None else iommu.group_of(self._device(_address(device)).bdf)
+        number = None if iommu is None else iommu.group_of(self._kernel.device(_address(device)).bdf)
         if number is None:
             raise OSError(ENODEV, f"{device} has no IOMMU group")
         return number
@@ -206,12 +205,6 @@ class Vfio:
 
     def _open(self, process: UserProcess, device: int) -> VfioDevice:
         return process.file(device, _DeviceFile).device
-
-    def _device(self, bdf: int) -> PciDevice:
-        try:
-            return self._kernel.device(bdf)
-        except KeyError:
-            raise OSError(ENODEV, f"no device at {format_bdf(bdf)}") from None
 
 
 def _address(name: str) -> int:
