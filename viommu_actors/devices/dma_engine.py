@@ -81,12 +81,19 @@ class DmaEngine:
     ) -> Transfer:
         """Sends reads of at most `limit` bytes each; the transfer is to be waited for."""
         transfer = Transfer(length)
-        if 0 < length <= limit - address % limit and address < _ADDRESS_SPACE and self._free_tags:
+        if 0 < length <= limit - address % limit and address < _ADDRESS_SPACE:
             # One request does: the one thing that the transfer waits for.
             first_be, last_be, dwords = enables(address, length)
-            tag = self._free_tags.popleft()
-            self._requests[tag] = _Request(transfer, dwords, 0, length, address & 3, length)
-            self._send(MemRead(requester, tag, at, address & ~3, dwords, first_be, last_be))
+            request = _Request(transfer, dwords, 0, length, address & 3, length)
+            aligned = address & ~3
+            if self._free_tags:
+                tag = self._free_tags.popleft()
+                self._requests[tag] = request
+                self._send(MemRead(requester, tag, at, aligned, dwords, first_be, last_be))
+            else:
+                self._queued.append(
+                    (request, lambda tag: MemRead(requester, tag, at, aligned, dwords, first_be, last_be))
+                )
             return transfer
         for piece in fragments(address, length, limit):
             request = _Request(transfer, piece.dwords, piece.offset, piece.length, piece.lead, piece.length)
