@@ -30,9 +30,9 @@ from viommu_actors.topology.resolve import ResolvedTopology
 HELP = "measure what a trap, a map and a DMA cost, hop by hop, beside the floor of bare ZeroMQ"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "latency.toml"
 #: Seconds for everything; a busy machine may overrun it a little.
-_TIME = 42.0
+_TIME = 39.0
 #: Seconds that a placement takes beside its rounds (processes, boots, hops), until the first one has shown it.
-_BESIDE = 5.0
+_BESIDE = 6.0
 _MOST_ROUNDS = 10_000
 _PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 _DURATION = re.compile(r"([1-9][0-9]{0,6})(s|m|h)")
