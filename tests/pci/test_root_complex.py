@@ -486,10 +486,36 @@ def test_after_a_timeout_the_late_completion_meets_no_newer_request(fabric: Fabr
     fabric.root.expire(SLOT, 0)
     fabric.root.expire(SLOT, 0)
     assert got == [0xFFFF_FFFF]
+    fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
     fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
     assert got == [0xFFFF_FFFF]
-    assert fabric.counters == {"completion timeout": 1, "unexpected completion": 1}
+    assert fabric.counters == {"completion timeout": 1, "unexpected completion": 2}
+
+
+@pytest.mark.parametrize("end", ["late completion", "completion of another", "hot reset", "another device"])
+def test_a_device_that_let_a_request_time_out_is_not_waited_for_again(fabric: Fabric, end: str) -> None:
+    got: list[int] = []
+    fabric.root.mmio_read(0xC000_0000, 4, got.append)
+    fabric.root.mmio_read(0xC000_0004, 4, lambda _: None)
+    fabric.root.expire(SLOT, 0)
+    for _ in range(3):
+        fabric.root.mmio_read(0xC000_0000, 4, got.append)
+        fabric.root.config_read(DEVICE, 0, 4, got.append)
+    assert got == [0xFFFF_FFFF] * 7 and fabric.root.outstanding == [(SLOT, 1)]
+    fabric.root.receive(SLOT, tlp.Completion(9, 0, 4, b"what"))
+    fabric.root.mmio_read(0xC000_0000, 4, got.append)
+    assert len(got) == 8, "a completion that nobody is owed changes nothing"
+    if end == "late completion":
+        fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
+    elif end == "completion of another":
+        fabric.root.receive(SLOT, tlp.Completion(1, 0, 4, b"fine"))
+    elif end == "hot reset":
+        fabric.root.hot_reset(SLOT)
+    else:
+        fabric.root.attach(SLOT, lambda message: fabric.send(SLOT, message))
+    fabric.root.mmio_read(0xC000_0000, 4, got.append)
+    assert len(got) == 8 and (SLOT, 2) in fabric.root.outstanding
 
 
 def test_a_full_link_reads_all_ones_at_once(fabric: Fabric) -> None:

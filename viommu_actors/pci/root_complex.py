@@ -35,6 +35,7 @@ class RootComplex:
         """A device stands in the slot; `send` returns False where its link is full or gone."""
         port = self.ports[slot]
         port.send = send
+        port.start_over()
         port.set_presence(True)
 
     def detach(self, slot: int) -> None:
@@ -46,6 +47,7 @@ class RootComplex:
 
     def hot_reset(self, slot: int) -> None:
         """Resets the device of the slot, as bridge control's secondary bus reset does."""
+        self.ports[slot].start_over()
         self.ports[slot].post(tlp.HotReset(0))
 
     @property

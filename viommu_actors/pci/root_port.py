@@ -123,6 +123,8 @@ class RootPort:
         self.outstanding: dict[Tag, Outstanding] = {}
         self.send: Callable[[Downstream], bool] | None = None
         self._next_tag = 0
+        #: Tags of requests that timed out since the device last completed one.
+        self._overdue: set[Tag] = set()
         self._latch()
 
     # --- registers
@@ -212,8 +214,12 @@ class RootPort:
     # --- downstream
 
     def request(self, waiting: Outstanding, build: Callable[[Tag], Downstream]) -> None:
-        """Sends a non-posted request; with no device, no free tag or a full link the answer is all-ones at once."""
-        tag = self._free_tag()
+        """Sends a non-posted request; with no device, no free tag or a full link the answer is all-ones at once.
+
+        So it is for a device that owes a completion since a timeout: who asks it does not wait that long again and
+        again, as downstream port containment sees to it (section 6.2.10). It is asked again once it completes that.
+        """
+        tag = None if self._overdue else self._free_tag()
         if self.send is None or tag is None:
             waiting.fail()
             return
@@ -233,6 +239,8 @@ class RootPort:
         tag, status, remaining, data = completion
         waiting = self.outstanding.get(tag)
         if waiting is None:
+            if tag in self._overdue:
+                self._overdue.clear()
             self.record("completion", 0, 0, len(data), Outcome.UNEXPECTED_COMPLETION)
             return
         success = status == CompletionStatus.SUCCESS
@@ -241,6 +249,7 @@ class RootPort:
             self.record("completion", 0, 0, len(data), Outcome.MALFORMED)
             return
         del self.outstanding[tag]
+        self._overdue.clear()
         self.counters["completion"] += 1
         if success:
             waiting.done(int.from_bytes(data, "little"))
@@ -252,7 +261,12 @@ class RootPort:
         waiting = self.outstanding.pop(tag, None)
         if waiting is not None:
             self.counters["completion timeout"] += 1
+            self._overdue.add(tag)
             waiting.fail()
+
+    def start_over(self) -> None:
+        """A device fresh from its reset, or another: it owes nothing."""
+        self._overdue.clear()
 
     def abandon(self) -> None:
         """The link is gone: whatever waits is answered all-ones."""
