@@ -185,6 +185,10 @@ def test_interrupt_line_is_kept_for_the_guest_alone(parent: Parent) -> None:
     function.config_write(pci.INTERRUPT_LINE, 1, 0x0B)
     assert function.config_read(pci.INTERRUPT_LINE, 1) == 0x0B
     assert not parent.writes
+    decided = function.decisions()
+    for value in range(100):
+        function.config_write(pci.INTERRUPT_LINE, 1, value)
+    assert len(function.decisions()) == len(decided), "what is decided again is no further decision"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class Overlay:
 
     def __init__(self) -> None:
         self._bits: dict[int, tuple[int, int]] = {}
-        self._why: list[Decision] = []
+        self._why: dict[tuple[int, str], Decision] = {}
 
     def decide(self, offset: int, mask: int, value: int, why: str) -> None:
         """From here on these bits, counted from byte `offset`, are the hypervisor's."""
@@ -29,12 +29,13 @@ class Overlay:
         mask, value = mask << shift & _DWORD_MASK, value << shift & _DWORD_MASK
         old_mask, old = self._bits.get(base, (0, 0))
         self._bits[base] = (old_mask | mask, old & ~mask | value & mask)
-        self._why.append(Decision(base, mask, value & mask, why))
+        _, known, before, _ = self._why.get((base, why), Decision(base, 0, 0, why))
+        self._why[base, why] = Decision(base, known | mask, before & ~mask | value & mask, why)
 
     def at(self, base: int) -> tuple[int, int]:
         """(mask, value) of the dword at `base`."""
         return self._bits.get(base, (0, 0))
 
     def decisions(self) -> list[Decision]:
-        """All of them, in the order in which they were taken."""
-        return list(self._why)
+        """One for each dword and reason, in the order in which they were first taken."""
+        return list(self._why.values())
