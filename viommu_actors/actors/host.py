@@ -22,7 +22,7 @@ from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.latency_commands import KernelLatency, PortClock
 from viommu_actors.actors.lending import Lending
-from viommu_actors.actors.outlet import Outlet
+from viommu_actors.actors.outlet import Outlet, poll_with
 from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
 from viommu_actors.apic import accepted
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
@@ -57,7 +57,8 @@ class HostMachine:
         self._fabric = fabric
         self._pump = pump
         self._handler: Callable[[int], None] = lambda vector: None
-        self._vectors: deque[int] = deque()
+        #: vectors that wait for the kernel, in order of arrival: one that comes again meanwhile is the same interrupt
+        self._pending: dict[int, None] = {}
         #: interrupts that the local APIC took, by vector
         self.delivered: Counter[int] = Counter()
         self._taken = 0
@@ -99,15 +100,17 @@ class HostMachine:
     def deliver(self, interrupt: Interrupt) -> None:
         """An interrupt at the local APIC; taken when the kernel next lets interrupts in."""
         vector = accepted(interrupt)
-        if vector is not None:
-            self._vectors.append(vector)
+        if vector is not None and vector not in self._pending:
+            self._pending[vector] = None
             self.delivered[vector] += 1
 
     def take_interrupts(self) -> None:
         """Runs the handler for what is pending."""
-        while self._vectors:
+        while self._pending:
+            vector = next(iter(self._pending))
+            del self._pending[vector]
             self._taken += 1
-            self._handler(self._vectors.popleft())
+            self._handler(vector)
 
     def log(self, line: str) -> None:
         log(line)
@@ -174,13 +177,11 @@ class HostActor:
         timeout = self._fabric.expire(time.monotonic())
         if idle is not None and idle < IDLE:
             timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
-        for source, _ in self._poller.poll(timeout):
+        for source in poll_with(self._poller, timeout, self._outlets.values()):
             if source is self._inbox.socket:
                 self._drain_inbox()
             else:
                 self._fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
-        for outlet in self._outlets.values():
-            outlet.flush()
         if idle is not None:
             self._machine.take_interrupts()
 

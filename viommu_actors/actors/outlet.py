@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import zmq
@@ -26,6 +27,16 @@ class Outlet:
         if self._open:
             self._waiting[message] = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether a message waits for room."""
+        return bool(self._waiting)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """To be polled for room while a message waits."""
+        return self._channel.socket
+
     def flush(self) -> None:
         """Sends what waits, in order, as far as there is room."""
         while self._waiting:
@@ -38,3 +49,17 @@ class Outlet:
         """The receiver is gone: nothing waits for it any more."""
         self._open = False
         self._waiting.clear()
+
+
+def poll_with(poller: zmq.Poller, timeout: int, outlets: Collection[Outlet]) -> list[Any]:
+    """Polls for `timeout` milliseconds, and for room for what waits in an outlet; returns the poller's own sockets."""
+    waiting = [outlet for outlet in outlets if outlet.waits]
+    if not waiting:
+        return [source for source, _ in poller.poll(timeout)]
+    for outlet in waiting:
+        poller.register(outlet.socket, zmq.POLLOUT)
+    ready = [source for source, event in poller.poll(timeout) if event & zmq.POLLIN]
+    for outlet in waiting:
+        poller.unregister(outlet.socket)
+        outlet.flush()
+    return ready

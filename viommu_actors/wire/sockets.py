@@ -60,6 +60,9 @@ def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     made.setsockopt(zmq.LINGER, 0)
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    # This bounds a frame, the marks above bound messages. How many frames a message has libzmq does not bound: it keeps
+    # them until the last has come, so that a peer which speaks ZMTP by itself can fill this process's memory with one
+    # message. Every peer here is a process of ours that does not; one that may be taken over needs a sandbox for that.
     made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
     made.setsockopt(zmq.HANDSHAKE_IVL, 5000)
     return made
