@@ -83,10 +83,6 @@ class PhysicalMemory:
         self._slots.clear()
         self._bases.clear()
 
-    def slot_at(self, address: int, length: int = 1) -> Slot:
-        """The slot that holds the whole range."""
-        return self._slots[self._index(address, length)]
-
     def claims(self, address: int, length: int = 1) -> bool:
         try:
             self._index(address, length)

@@ -44,7 +44,7 @@ class GuestCpu:
         self._handler: Callable[[int], None] = lambda vector: None
         #: when the last interrupt arrived, on the monotonic clock in nanoseconds
         self.interrupted_at = 0
-        #: (peer, frame) of control messages that came while the kernel waited
+        #: frames of control messages that came while the kernel waited
         self.backlog: deque[bytes] = deque()
 
     def mmio_read(self, address: int, size: int) -> int:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from viommu_actors.kernel.interrupt_remapping import ENTRIES
-from viommu_actors.kernel.irq import MESSAGE_ADDRESS
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.spec import pci
-from viommu_actors.spec.vtd_interrupts import InterruptRequest
+from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE, InterruptRequest
 
 
 class InterruptTargets:
@@ -35,7 +34,7 @@ class InterruptTargets:
         """A vector of the kernel's own, that no device was given; the compatibility message that would raise it."""
         if self._own is None:
             self._own = self._kernel.irq.request_vector(lambda: None)
-        return self._guard(self._own, MESSAGE_ADDRESS, self._own)
+        return self._guard(self._own, INTERRUPT_BASE, self._own)
 
     def guard_device(self, bdf: str) -> dict[str, Any] | None:
         """The message that another device was given; None where it has no interrupt."""

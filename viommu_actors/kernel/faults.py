@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from viommu_actors.kernel.irq import MESSAGE_ADDRESS, Interrupts
+from viommu_actors.kernel.irq import Interrupts
 from viommu_actors.kernel.machine import Machine
 from viommu_actors.spec import pci
 from viommu_actors.spec import vtd as spec
 from viommu_actors.spec.vtd import Fsts, Reg
+from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE
 
 #: Records kept, and lines printed, until they are taken.
 _LIMIT = 1024
@@ -49,7 +50,7 @@ class FaultHandler:
         self._drain()
         vector = irq.request_vector(self.handle)
         machine.mmio_write(registers + Reg.FEDATA, 4, vector)
-        machine.mmio_write(registers + Reg.FEADDR, 4, MESSAGE_ADDRESS)
+        machine.mmio_write(registers + Reg.FEADDR, 4, INTERRUPT_BASE)
         machine.mmio_write(registers + Reg.FEUADDR, 4, 0)
         machine.mmio_write(registers + Reg.FECTL, 4, 0)
         self.take()

@@ -26,6 +26,7 @@ from viommu_actors.spec.vtd import (
     Iqa,
     Reg,
 )
+from viommu_actors.spec.vtd_invalidation import DOMAIN_SHIFT
 
 #: Reads of a status after which a unit counts as dead.
 _PATIENCE = 10_000
@@ -83,7 +84,7 @@ class QueuedInvalidation:
 
     def iotlb_pages(self, domain: int, address: int, mask: int) -> None:
         self._counters["invalidations"] += 1
-        self._submit(self._pages_low | domain << 16, address | mask)
+        self._submit(self._pages_low | domain << DOMAIN_SHIFT, address | mask)
 
     def interrupt_entries(self, first: int | None = None, mask: int = 0) -> None:
         """2^mask entries of the interrupt remapping table from `first`, naturally aligned; without it all."""

@@ -11,15 +11,13 @@ from viommu_actors.kernel.interrupt_remapping import InterruptRemapping
 from viommu_actors.kernel.msi import Msi, Msix
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.spec import pci
-from viommu_actors.spec.vtd_interrupts import InterruptRequest
+from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE, InterruptRequest
 
 Handler = Callable[[], None]
 
 #: Vectors for devices; below are exceptions and legacy interrupts, above the kernel's own.
 FIRST_VECTOR = 0x30
 LAST_VECTOR = 0xEF
-#: xAPIC message to local APIC 0, physical destination, fixed delivery, edge (Intel SDM volume 3, section 11.11).
-MESSAGE_ADDRESS = 0xFEE0_0000
 #: How many spurious interrupts are logged; all are counted.
 _SPURIOUS_LOGGED = 10
 
@@ -215,7 +213,7 @@ class Interrupts:
             for vector in vectors:
                 self.free(vector)
             raise
-        address, data = MESSAGE_ADDRESS, vectors[0]
+        address, data = INTERRUPT_BASE, vectors[0]
         if entry is not None:
             # The subhandle is the number of the message, which the device puts into the data's low bits.
             address, data = InterruptRequest(entry, 0, subhandle_valid=True).encode()

@@ -10,16 +10,12 @@ from collections.abc import Iterable
 from errno import EBUSY, EEXIST, EFAULT, EINVAL
 from typing import NamedTuple, Protocol
 
+from viommu_actors.apic import accepted
 from viommu_actors.kernel.process import EventFd, UserProcess, Vma
 from viommu_actors.spec.kvm import ROUTE_LIMIT, SLOT_LIMIT
 from viommu_actors.spec.vfio import ADDRESS_LIMIT, PAGE_SIZE
 from viommu_actors.spec.vtd import INTERRUPT_FIRST, INTERRUPT_LAST
-
-#: MSI data: vector 7:0, delivery mode 10:8 (Intel SDM volume 3, section 11.11.2). Below 16 are exceptions.
-_VECTOR = 0xFF
-_DELIVERY_MODE = 0x700
-_LOWEST_PRIORITY = 0x100
-_FIRST_LEGAL_VECTOR = 16
+from viommu_actors.spec.vtd_interrupts import Interrupt
 
 
 class KvmPorts(Protocol):
@@ -196,6 +192,5 @@ class Kvm:
 
 def _vector(address: int, data: int) -> int | None:
     """The vector that a message means for the guest's one CPU; None for what a local APIC takes no interrupt from."""
-    vector = data & _VECTOR
-    message = INTERRUPT_FIRST <= address <= INTERRUPT_LAST and data & _DELIVERY_MODE in (0, _LOWEST_PRIORITY)
-    return vector if message and vector >= _FIRST_LEGAL_VECTOR else None
+    message = INTERRUPT_FIRST <= address <= INTERRUPT_LAST
+    return accepted(Interrupt.of_message(address, data)) if message else None

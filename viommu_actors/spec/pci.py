@@ -289,6 +289,8 @@ DEVCTL_NO_SNOOP = 1 << 11
 DEVCTL_MAX_READ_SHIFT = 12
 DEVCTL_MAX_READ_MASK = 0x7000
 DEVCTL_FLR = 1 << 15
+#: Phantom functions would send DMA under requester ids that belong to no one.
+DEVCTL_PHANTOM_FUNCTIONS = 1 << 9
 DEVSTA_CORRECTABLE = 1 << 0
 DEVSTA_NON_FATAL = 1 << 1
 DEVSTA_FATAL = 1 << 2
@@ -332,6 +334,7 @@ DEVCAP2_ATOMIC_32 = 1 << 7
 DEVCAP2_ATOMIC_64 = 1 << 8
 DEVCAP2_ATOMIC_128_CAS = 1 << 9
 DEVCTL2_TIMEOUT_MASK = 0x001F
+DEVCTL2_ARI_FORWARDING = 1 << 5
 DEVCTL2_ATOMIC_REQUESTER = 1 << 6
 
 #: Sizes that max payload and max read request may be set to; the field holds the index.

@@ -13,6 +13,7 @@ INTERRUPT_ENTRY_SIZE: Final = 16
 #: Indices, handles and subhandles have 16 bits, in a fault record too.
 INTERRUPT_INDEX_MASK: Final = 0xFFFF
 
+#: As it is, with a vector for data: fixed delivery, edge, to the local APIC whose ID is 0.
 INTERRUPT_BASE: Final = 0xFEE0_0000
 #: Address bit 4: 1 = remappable format, 0 = compatibility format.
 _FORMAT: Final = 1 << 4

@@ -87,6 +87,10 @@ class ContextCacheInvalidate(NamedTuple):
         return bool(low & 0xFFFC_0000_0000_FFC0 or high)
 
 
+#: Place of the domain id in the low half of a descriptor.
+DOMAIN_SHIFT: Final = 16
+
+
 class IotlbInvalidate(NamedTuple):
     """Section 6.5.2.3. A page-selective one covers 2^address_mask pages from `address`, naturally aligned."""
 
@@ -101,13 +105,13 @@ class IotlbInvalidate(NamedTuple):
 
     def encode(self) -> Words:
         low = DescriptorType.IOTLB | self.granularity << 4 | self.drain_writes << 6 | self.drain_reads << 7
-        return low | self.domain << 16, self.address & ADDRESS_FIELD | self.leaf_only << 6 | self.address_mask
+        return low | self.domain << DOMAIN_SHIFT, self.address & ADDRESS_FIELD | self.leaf_only << 6 | self.address_mask
 
     @classmethod
     def decode(cls, low: int, high: int) -> IotlbInvalidate:
         return cls(
             low >> 4 & 3,
-            low >> 16 & 0xFFFF,
+            low >> DOMAIN_SHIFT & 0xFFFF,
             high & ADDRESS_FIELD,
             high & 0x3F,
             bool(high >> 6 & 1),

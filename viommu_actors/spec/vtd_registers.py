@@ -59,6 +59,7 @@ class Command:
     IRE: Final = 1 << 25
     SIRTP: Final = 1 << 24
     CFI: Final = 1 << 23
+    WRITABLE: Final = 0xFF80_0000
 
 
 class Status:

@@ -19,6 +19,7 @@ from viommu_actors.spec.vtd import (
     U64_MASK,
     VERSION,
     Ccmd,
+    Command,
     EventControl,
     Fsts,
     IotlbRegister,
@@ -33,7 +34,6 @@ _WORD: Final = 4
 _WORD_MASK: Final = 0xFFFF_FFFF
 #: Bytes of the file; what lies beyond reads as zero.
 FILE_SIZE: Final = Reg.FRCD + FAULT_RECORD_SIZE
-_GCMD_WRITABLE: Final = 0xFF80_0000
 
 
 class _Register(NamedTuple):
@@ -50,7 +50,7 @@ def _definitions(config: UnitConfig) -> tuple[_Register, ...]:
         _Register(Reg.VER, VERSION),
         _Register(Reg.CAP, config.capability()),
         _Register(Reg.ECAP, config.extended_capability()),
-        _Register(Reg.GCMD, writable=_GCMD_WRITABLE, write_only=_GCMD_WRITABLE),
+        _Register(Reg.GCMD, writable=Command.WRITABLE, write_only=Command.WRITABLE),
         _Register(Reg.RTADDR, writable=RTADDR_WRITABLE),
         _Register(Reg.CCMD, writable=Ccmd.WRITABLE, write_only=Ccmd.WRITE_ONLY),
         _Register(Reg.FSTS, write_1_clear=Fsts.WRITE_1_CLEAR),

@@ -18,11 +18,13 @@ from viommu_actors.spec.pci import (
     CACHE_LINE_SIZE,
     COMMAND,
     CONFIG_SIZE,
+    DEVCTL2_ARI_FORWARDING,
     DEVCTL_FLR,
     DEVCTL_MAX_PAYLOAD_MASK,
     DEVCTL_MAX_PAYLOAD_SHIFT,
     DEVCTL_MAX_READ_MASK,
     DEVCTL_MAX_READ_SHIFT,
+    DEVCTL_PHANTOM_FUNCTIONS,
     DEVICE_ID,
     ENDPOINT_BARS,
     EXP_DEVICE_CONTROL,
@@ -53,9 +55,6 @@ if TYPE_CHECKING:
 
 _WORD = 2
 _DWORD = 4
-#: Phantom functions would send DMA under requester ids that belong to no one (device control bit 9).
-_PHANTOM_FUNCTIONS = 1 << 9
-_ARI_FORWARDING = 1 << 5
 _BAR_REGISTERS = range(BAR0, BAR0 + 4 * ENDPOINT_BARS)
 
 
@@ -175,8 +174,8 @@ class VirtualConfig:
         if self._express is not None:
             virtual = DEVCTL_FLR | DEVCTL_MAX_PAYLOAD_MASK | DEVCTL_MAX_READ_MASK
             control = self._express + EXP_DEVICE_CONTROL
-            self._keep(control, 2, virtual, writable=0xFFFF & ~_PHANTOM_FUNCTIONS)
-            self._keep(self._express + EXP_DEVICE_CONTROL_2, 2, virtual=0, writable=0xFFFF & ~_ARI_FORWARDING)
+            self._keep(control, 2, virtual, writable=0xFFFF & ~DEVCTL_PHANTOM_FUNCTIONS)
+            self._keep(self._express + EXP_DEVICE_CONTROL_2, 2, virtual=0, writable=0xFFFF & ~DEVCTL2_ARI_FORWARDING)
 
     def _lay_out_msi(self, msi: int) -> None:
         """Address, data and enable are the kernel's; the user writes a copy."""
