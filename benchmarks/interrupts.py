@@ -55,7 +55,7 @@ def main() -> None:
                     medians.append(statistics.median(taken))
                 ratios.append(medians[1] / medians[0])
         folder.close()
-    print(f"interrupt latency, device to guest; {os.cpu_count()} CPUs, left to the scheduler, no idle gap")
+    print(f"interrupt latency, device to guest; {os.cpu_count()} CPUs, placement {topology.placement}, no idle gap")
     for path, taken in samples.items():
         ordered = sorted(taken)
         p50, p99 = ordered[len(ordered) // 2] / 1000, ordered[len(ordered) * 99 // 100] / 1000
