@@ -43,7 +43,7 @@ def main() -> None:
     topology = resolve(parse(TOPOLOGY))
     with tempfile.TemporaryDirectory() as scratch:
         folder, plan = RunFolder(topology, Path(scratch) / "run"), make_plan(topology)
-        with Supervisor(plan, folder, lambda *_: None) as supervisor:
+        with Supervisor(plan, folder) as supervisor:
             Scenario(topology, plan, supervisor, lambda text: print(text, file=sys.stderr)).run()
             samples: dict[str, list[int]] = {"irqfd": [], "through the hypervisor": []}
             ratios = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from viommu_actors.attacks.catalogue import CATALOGUE, Target
-from viommu_actors.attacks.expected import Driver, Key, Setting, expected, matrix
+from viommu_actors.attacks.catalogue import CATALOGUE, Setting, Target
+from viommu_actors.attacks.expected import Driver, Key, expected, matrix
 
 SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
 INTERRUPT_SETTINGS: tuple[Setting, ...] = (*SETTINGS, "ir", "ir-nosid")

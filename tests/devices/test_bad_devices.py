@@ -83,4 +83,4 @@ def test_a_device_without_the_registers_of_its_model(ids: tuple[int, int], bar: 
 def test_the_configuration_space_of_no_function() -> None:
     rig = Rig({NIC: a_nic})
     with pytest.raises(OSError, match=r"no PCI function at 07:00\.0"):
-        KernelCommands(rig.kernel, lambda *_, **__: None).config_space("07:00.0")
+        KernelCommands(rig.kernel).config_space("07:00.0")

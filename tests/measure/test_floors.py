@@ -47,7 +47,7 @@ def running(tmp_path: Path) -> Iterator[Supervisor]:
     places: dict[str, list[int] | None] = dict.fromkeys([*floors.CHAIN, floors.DEVICE])
     plan = floors.make_floors(places, None, [None] * CROWD)
     folder = RunFolder(resolve(parse(SMALL)), tmp_path / "run")
-    with Supervisor(plan, folder, lambda *_: None) as supervisor:
+    with Supervisor(plan, folder) as supervisor:
         yield supervisor
     folder.close()
 

@@ -94,7 +94,7 @@ def test_hops_add_up_whatever_the_times(steps: list[int]) -> None:
 def test_a_traced_stretch_of_work(tmp_path: Path) -> None:
     topology = resolve(parse(SMALL))
     folder, plan = RunFolder(topology, tmp_path / "run"), make_plan(topology)
-    with Supervisor(plan, folder, lambda *_: None) as supervisor:
+    with Supervisor(plan, folder) as supervisor:
         Scenario(topology, plan, supervisor, lambda _: None).run()
         supervisor.trace(True)
         supervisor.command("vm0.guest", "io", bdf="00:03.0", operations=40)

@@ -108,7 +108,7 @@ def test_a_blocked_interrupt_of_the_guest_is_recorded_by_its_viommu_which_tells_
     text = SMALL.replace('"nic"', '"edu"').replace('rogue = ["A2"]', "")
     topology = resolve(parse(text))
     folder, plan = RunFolder(topology, tmp_path / "run"), make_plan(topology)
-    with Supervisor(plan, folder, lambda *_: None) as supervisor:
+    with Supervisor(plan, folder) as supervisor:
         Scenario(topology, plan, supervisor, lambda _: None).run()
         command = supervisor.command
         assert command("vm0.guest", "interrupt_latency", bdf="00:03.0", count=1)

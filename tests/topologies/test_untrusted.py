@@ -45,7 +45,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Supervisor, Scenario]]:
     """The small topology, booted and worked."""
     topology = resolve(parse(SMALL))
     folder, plan = RunFolder(topology, tmp_path / "run"), make_plan(topology)
-    with Supervisor(plan, folder, lambda *_: None) as supervisor:
+    with Supervisor(plan, folder) as supervisor:
         scenario = Scenario(topology, plan, supervisor, lambda _: None)
         scenario.run()
         yield supervisor, scenario

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from viommu_actors.attacks.catalogue import DmaSetting
 from viommu_actors.topology.load import load, parse
-from viommu_actors.topology.resolve import ResolvedTopology, Setting, bytes_of, resolve, setting_of
+from viommu_actors.topology.resolve import ResolvedTopology, bytes_of, resolve, setting_of
 
 TOPOLOGY = """
 name = "t"
@@ -98,7 +99,7 @@ def test_unknown_names_are_key_errors(resolved: ResolvedTopology) -> None:
         ("intel_iommu=on", False, "none"),
     ],
 )
-def test_settings(cmdline: str, has_iommu: bool, setting: Setting) -> None:
+def test_settings(cmdline: str, has_iommu: bool, setting: DmaSetting) -> None:
     assert setting_of(cmdline, has_iommu) == setting
 
 

@@ -65,7 +65,10 @@ def test_call_and_answer_are_counted_at_both_ends(context: zmq.Context[Any], lis
 
 
 def test_a_wire_counted_at_one_end_only_disagrees() -> None:
-    assert "one" not in disagreements([]) and len(disagreements([Tally("link", "host").as_dict()])) == 1
+    assert disagreements([]) == []
+    assert disagreements([Tally("link:nic0", "host").as_dict()]) == ["link:nic0: counted at 1 end(s) only, by host"]
+    assert disagreements([Tally("link:nic0", "host").as_dict()], {"nic0"}) == []
+    assert disagreements([Tally("link:nic0", "host").as_dict()], {"nic1"})
 
 
 def test_a_listener_made_before_its_actor_keeps_what_is_sent(context: zmq.Context[Any], listener: Listener) -> None:

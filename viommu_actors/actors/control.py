@@ -8,7 +8,7 @@ from typing import Any
 
 from viommu_actors.actors.runtime import log
 from viommu_actors.wire.codec import MAX_FRAME, MalformedMessage
-from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Event, Reply
+from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
 from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
 
@@ -77,14 +77,7 @@ class Control:
 
     def answer(self, number: int, result: Any, error: str = "") -> None:
         """Sends a reply."""
-        self._post(Reply(number, error, result))
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Tells the launcher of something that happened."""
-        self._post(Event(name, fields))
-
-    def _post(self, message: Reply | Event) -> None:
-        self._inbox.send(LAUNCHER, message, CONTROL_ANSWER, self.tally)
+        self._inbox.send(LAUNCHER, Reply(number, error, result), CONTROL_ANSWER, self.tally)
 
     def _trace(self, on: bool) -> None:
         """Starts or stops noting when each message crosses this actor's ends of its wires."""

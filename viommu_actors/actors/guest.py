@@ -119,7 +119,7 @@ class GuestActor:
         self._cpu = GuestCpu(memory, self._trap, direct, inbox, tallies[2])
         self._control = Control(inbox, name, tallies)
         self._kernel = Kernel(self._cpu)
-        commands = KernelCommands(self._kernel, self._control.event)
+        commands = KernelCommands(self._kernel)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
         self._control.register({"books": lambda: kernel_books(self._kernel, None)})
         self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})

@@ -153,7 +153,7 @@ class HostActor:
             ),
         )
         self._service: KernelService | None = None
-        commands = KernelCommands(self._kernel, self._control.event)
+        commands = KernelCommands(self._kernel)
         self._commands = commands
         targets = InterruptTargets(self._kernel, self._machine.delivered)
         self._control.register(commands.handlers() | self._fabric.handlers() | targets.handlers())

@@ -23,9 +23,8 @@ from viommu_actors.spec.vtd_interrupts import InterruptRequest
 class KernelCommands:
     """Commands of one kernel. BDFs are texts like `00:03.0`, addresses this kernel's physical ones."""
 
-    def __init__(self, kernel: Kernel, event: Callable[..., None]) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._event = event
         self._guard = Guard(kernel, os.urandom)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:

@@ -28,6 +28,10 @@ class Target(StrEnum):
 
 
 Access = Literal["read", "write", "interrupt"]
+#: What stands between a device and the memory of the kernel that drives it.
+DmaSetting = Literal["none", "strict", "passthrough"]
+#: On top of those, interrupt remapping, and the same without its check of the source ID.
+Setting = Literal[DmaSetting, "ir", "ir-nosid"]
 
 
 @dataclass(frozen=True)

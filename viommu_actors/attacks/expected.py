@@ -11,10 +11,9 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct, field
 
-from viommu_actors.attacks.catalogue import Target
+from viommu_actors.attacks.catalogue import Setting, Target
 
 Driver = Literal["host", "guest"]
-Setting = Literal["none", "strict", "passthrough", "ir", "ir-nosid"]
 Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered"]
 
 

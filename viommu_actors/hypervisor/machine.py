@@ -23,7 +23,7 @@ from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
-from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.config import CACHING_MODE_NEEDED, UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
 
@@ -31,10 +31,6 @@ VTD_BASE = platform.REMAPPING_UNIT_BASE
 ECAM_SIZE = platform.ECAM_BUSES << 20
 #: How many of the things that the kernel beneath refused are logged; all are counted.
 _REFUSALS_LOGGED = 10
-#: QEMU's reason (hw/i386/pc.c), and what to do about it.
-CACHING_MODE_NEEDED = (
-    "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection."
-)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Laboratory:
         self.bench = Bench(self.systems, floor)
 
     def _run(self, plan: Plan, folder: RunFolder) -> Supervisor:
-        return self._stack.enter_context(Supervisor(plan, folder, lambda *_: None))
+        return self._stack.enter_context(Supervisor(plan, folder))
 
     def measure(self, rounds: int, seconds: float, progress: Progress) -> Measured:
         """At most so many rounds, and fewer where they would take longer than `seconds`."""

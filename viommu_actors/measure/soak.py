@@ -30,7 +30,7 @@ def run(
 ) -> dict[str, Any]:
     """All devices work, in turn, for so long. Raises what the supervisor raises."""
     plan = make_plan(topology)
-    with Supervisor(plan, folder, lambda *_: None) as supervisor:
+    with Supervisor(plan, folder) as supervisor:
         progress(0.0, "boot")
         Scenario(topology, plan, supervisor, lambda _: None).boot()
         system = System(topology, supervisor)

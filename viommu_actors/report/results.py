@@ -8,8 +8,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
+from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.attacks.evidence import Evidence, Fault
-from viommu_actors.attacks.expected import Driver, Outcome, Setting
+from viommu_actors.attacks.expected import Driver, Outcome
 from viommu_actors.attacks.verdict import Observed
 
 Role = Literal["host", "hypervisor", "guest", "device", "app"]

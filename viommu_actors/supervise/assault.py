@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Target
+from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Setting, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Cell, Driver, expected
 from viommu_actors.attacks.verdict import observe
@@ -18,7 +18,7 @@ from viommu_actors.supervise.aims import Aims, Mission, accesses
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
-from viommu_actors.topology.resolve import InterruptSetting, ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 _SETTLE = 2.0
 #: Accesses a second that a rogue makes at least, on the slowest machine that this runs on.
@@ -89,7 +89,7 @@ class Assault:
     def _cell(self, attack: Attack, target: Target) -> Cell:
         return expected(attack.id, self._driver, target, self._setting(attack))
 
-    def _setting(self, attack: Attack) -> InterruptSetting:
+    def _setting(self, attack: Attack) -> Setting:
         if attack.access == "interrupt":
             return self._topology.interrupt_setting(self._device.name)
         return self._topology.setting(self._device.name)

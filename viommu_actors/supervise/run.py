@@ -60,7 +60,7 @@ class Run:
         try:
             plan = make_plan(self._topology)
             contain = self._topology.on_death == "contain"
-            with Supervisor(plan, self.folder, lambda *_: None, contain) as supervisor:
+            with Supervisor(plan, self.folder, contain) as supervisor:
                 self.folder.write_control(supervisor.door.address)
                 scenario = Scenario(self._topology, plan, supervisor, self._note)
                 try:

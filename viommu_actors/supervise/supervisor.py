@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
 from viommu_actors.supervise.process import Actor
-from viommu_actors.wire.messages import Command, Event, Reply
+from viommu_actors.wire.messages import Command, Reply
 from viommu_actors.wire.sockets import PeerGone, make_context
 from viommu_actors.wire.tally import disagreements
 
@@ -70,13 +70,10 @@ class _Answer(NamedTuple):
 class Supervisor:
     """The running processes of one plan. Use as a context manager: on leaving, all of them have ended."""
 
-    def __init__(
-        self, plan: Plan, folder: RunFolder, on_event: Callable[[str, str, Any], None], contain: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, contain: bool = False) -> None:
         """`contain`: the death of anything but the host is noted in `lost`, and the rest goes on."""
         self._plan = plan
         self._folder = folder
-        self._on_event = on_event
         self._context = make_context()
         self._poller = zmq.Poller()
         self._number = 0
@@ -235,9 +232,6 @@ class Supervisor:
                     self._answers[question] = _Answer(message, actor.tally.as_dict())
                 else:
                     self._heard(actor, "answered what it was not asked", message.number)
-            elif isinstance(message, Event):
-                self._heard(actor, printable(message.name), message.fields)
-                self._on_event(actor.name, message.name, message.fields)
 
     def _heard(self, actor: Actor, what: str, fields: Any) -> None:
         """Notes what an actor says unasked, the first so many times: a flood of it shall not fill the disk."""

@@ -19,6 +19,7 @@ from viommu_actors.topology.resolve import (
     guest_slots,
     setting_of,
 )
+from viommu_actors.vtd.config import CACHING_MODE_NEEDED
 
 MIB = 1 << 20
 #: Linux maps RAM with 2 MiB pages; a slot that ends within one would lose them.
@@ -31,7 +32,6 @@ _HOST_TOP = (64 << 30) + MAX_MEMORY
 #: Names of processes that every run has.
 RESERVED = ("host", "launcher")
 #: QEMU, hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed().
-QEMU_CACHING_MODE = "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection."
 
 
 def check(topology: Topology) -> None:
@@ -179,7 +179,7 @@ def _viommus(topology: Topology) -> None:
         if not vm.viommu.caching_mode:
             raise Refusal(
                 f"vm[{index}].viommu.caching_mode",
-                QEMU_CACHING_MODE.removesuffix("."),
+                CACHING_MODE_NEEDED.removesuffix("."),
                 f'set caching_mode = true, or take "{vm.assign[0].device}" out of "{vm.name}"',
             )
         if vm.viommu.aw_bits > topology.host.iommu.aw_bits:

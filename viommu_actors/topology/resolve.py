@@ -9,6 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from viommu_actors.attacks.catalogue import DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.spec.pci import bdf, format_bdf
 from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, Topology, Viommu, Vm
@@ -17,10 +18,6 @@ from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, Top
 FIRST_GUEST_SLOT = 3
 EDU_DMA_MASK_BITS = 28
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-Setting = Literal["none", "strict", "passthrough"]
-#: On top of those, interrupt remapping, and the same without its check of the source ID.
-InterruptSetting = Literal["none", "strict", "passthrough", "ir", "ir-nosid"]
 
 
 class ResolvedDevice(Struct, kw_only=True, frozen=True):
@@ -84,7 +81,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         """Raises KeyError."""
         return {vm.name: vm for vm in self.vms}[name]
 
-    def setting(self, device: str) -> Setting:
+    def setting(self, device: str) -> DmaSetting:
         """What stands between the device and the memory of the kernel that drives it. Raises KeyError."""
         vm = self.device(device).vm
         if vm is None:
@@ -92,7 +89,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         machine = self.vm(vm)
         return setting_of(machine.cmdline, has_iommu=machine.viommu is not None)
 
-    def interrupt_setting(self, device: str) -> InterruptSetting:
+    def interrupt_setting(self, device: str) -> Setting:
         """What stands between the device and the host's interrupt controller. Raises KeyError."""
         options = CommandLine(self.host.cmdline)
         if not self.host.iommu.intremap or options.get("intremap") == "off" or options.get("intel_iommu") != "on":
@@ -160,7 +157,7 @@ def guest_bdf(slot: int) -> str:
     return format_bdf(bdf(0, slot, 0))
 
 
-def setting_of(cmdline: str, has_iommu: bool) -> Setting:
+def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
     """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
     options = CommandLine(cmdline)
     if not has_iommu or options.get("intel_iommu") != "on":

@@ -11,6 +11,11 @@ from viommu_actors.vtd.deviations import Quirk, Quirks, quirk_set
 
 _WIDTH_CODES: Final = {39: (1,), 48: (1, 2)}
 
+#: Why a vIOMMU without it takes no assigned device, as QEMU says it (hw/i386/pc.c).
+CACHING_MODE_NEEDED: Final = (
+    "We need to set caching-mode=on for intel-iommu to enable device assignment with IOMMU protection."
+)
+
 
 @dataclass(frozen=True)
 class UnitConfig:

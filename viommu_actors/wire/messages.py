@@ -324,13 +324,6 @@ class Reply(NamedTuple):
     result: Tree
 
 
-class Event(NamedTuple):
-    """Something that happened in an actor, unasked: for progress and the run's events."""
-
-    name: Name
-    fields: Tree
-
-
 LINK_UP = Codec({1: tlp.MemRead, 2: tlp.MemWrite, 3: tlp.Atomic, 4: tlp.Completion})
 LINK_DOWN = Codec(
     {1: tlp.Completion, 2: tlp.MmioRead, 3: tlp.MmioWrite, 4: tlp.CfgRead, 5: tlp.CfgWrite, 6: tlp.HotReset}
@@ -349,4 +342,4 @@ VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo})
 INJECT = Codec({1: Inject})
 NOTIFY = Codec({1: EventfdSignal})
 CONTROL = Codec({1: Command})
-CONTROL_ANSWER = Codec({1: Reply, 2: Event})
+CONTROL_ANSWER = Codec({1: Reply})
