@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.devices.bench import Bench
-from tests.pci.test_root_complex import DEVICE, SLOT, Fabric
+from tests.pci.fabric import DEVICE, SLOT, Fabric
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
