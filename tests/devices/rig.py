@@ -18,7 +18,7 @@ from viommu_actors.kernel.drivers import DRIVERS
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci.root_complex import RootComplex
-from viommu_actors.pci.root_port import PortConfig
+from viommu_actors.pci.root_port import PortConfig, slot_name
 from viommu_actors.spec import pci, platform
 from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.vtd.config import UnitConfig
@@ -84,18 +84,19 @@ class Rig:
             self.kernel.boot(platform.ZERO_PAGE)
 
     def _plug(self, slot: int, factory: Factory) -> None:
+        link = slot_name(slot)
         up: deque[Any] = deque()
         down: deque[Any] = deque()
         endpoint = factory(up.append, self.log)
         self.endpoints[slot] = endpoint
-        self._queues.append((up, lambda message: self.root.receive(slot, message)))
+        self._queues.append((up, lambda message: self.root.receive(link, message)))
         self._queues.append((down, endpoint.receive))
 
         def send(message: Any) -> bool:
             down.append(message)
             return True
 
-        self.root.attach(slot, send)
+        self.root.attach(link, send)
 
     def _interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
         outcome = self.unit.remap_interrupt(requester, address, data)
@@ -116,7 +117,7 @@ class Rig:
         return self.kernel.drivers[self.bdf(slot)]
 
     def bdf(self, slot: int) -> int:
-        return pci.bdf(self.root.ports[slot].first_bus, 0, 0)
+        return pci.bdf(self.root.ports[slot_name(slot)].first_bus, 0, 0)
 
     # --- kernel.machine.Machine
 
@@ -149,8 +150,8 @@ class Rig:
         """Delivers until the answer is there; a device that gives none is timed out."""
         self.pump()
         if not answer:
-            for slot, tag in self.root.outstanding:
-                self.root.expire(slot, tag)
+            for link, tag in self.root.outstanding:
+                self.root.expire(link, tag)
 
     def wait_for_interrupt(self, timeout: float) -> bool:
         self.pump()

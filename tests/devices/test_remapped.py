@@ -10,7 +10,8 @@ from tests.devices.rig import Rig
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
-from viommu_actors.pci.root_port import Outcome
+from viommu_actors.pci.link import Outcome
+from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec import edu, nic, pci, tlp
 from viommu_actors.spec.nic import Cause, Reg, Vector
 from viommu_actors.spec.vtd import FaultReason
@@ -35,11 +36,11 @@ def rig(options: str = "", msix: bool = True, **others: Any) -> Rig:
 
 def forge(machine: Rig, slot: int, address: int, data: int, requester: int | None = None) -> tuple[Outcome, int | None]:
     """One write that the device makes up; what its port says of it."""
-    log = machine.root.start_log(slot)
+    log = machine.root.start_log(slot_name(slot))
     source = machine.bdf(slot) if requester is None else requester
     machine.endpoints[slot].send(tlp.MemWrite(source, 0, address, 0xF, 0, data.to_bytes(4, "little")))
     machine.pump()
-    machine.root.stop_log(slot)
+    machine.root.stop_log(slot_name(slot))
     (entry,) = log.entries
     return entry.outcome, entry.reason
 
@@ -85,7 +86,7 @@ def test_the_nic_has_a_vector_for_each_kind_of_cause() -> None:
     assert isinstance(controller, Nic)
     device.write(nic.BAR, Reg.CAUSE_ENABLE, 4, 0xF)
     machine.pump()
-    log = machine.root.start_log(NIC)
+    log = machine.root.start_log(slot_name(NIC))
     controller.set_link(False)
     for cause in (Cause.TX_DONE, Cause.RX_DONE, Cause.ERROR):
         controller._raise(cause)
@@ -201,7 +202,7 @@ def test_handles_that_nobody_has(handle: int, reason: FaultReason) -> None:
 def test_a_wrong_size_is_no_interrupt_in_either(options: str, size: int) -> None:
     machine = rig(options)
     before = arrived(machine)
-    log = machine.root.start_log(EDU)
+    log = machine.root.start_log(slot_name(EDU))
     machine.endpoints[EDU].send(tlp.MemWrite(machine.bdf(EDU), 0, COMPATIBILITY, 0xF, 0xF, bytes([0x31] * size)))
     machine.endpoints[EDU].send(tlp.MemRead(machine.bdf(EDU), 1, 0, COMPATIBILITY, 1, 0xF, 0))
     machine.pump()

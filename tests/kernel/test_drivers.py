@@ -15,6 +15,7 @@ from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult, parse_plan
 from viommu_actors.kernel.dma import Direction
+from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec import nic, pci
 
 NIC, EDU = 1, 2
@@ -64,7 +65,7 @@ def test_every_byte_arrives(slot: int, cmdline: str) -> None:
 def test_payload_sizes(slot: int, max_payload: int) -> None:
     machine = rig(max_payload=max_payload)
     assert machine.driver(slot).run_io(6).verified
-    assert "malformed" not in machine.root.ports[slot].counters
+    assert "malformed" not in machine.root.ports[slot_name(slot)].counters
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -104,9 +105,9 @@ def test_a_static_operation_maps_nothing(slot: int, name: str) -> None:
 def test_a_nic_packet_reads_no_register() -> None:
     machine = rig()
     machine.driver(NIC).run_io(2)
-    before = Counter(machine.root.ports[NIC].counters)
+    before = Counter(machine.root.ports[slot_name(NIC)].counters)
     machine.driver(NIC).run_io(20)
-    after = Counter(machine.root.ports[NIC].counters)
+    after = Counter(machine.root.ports[slot_name(NIC)].counters)
     after.subtract(before)
     # Two descriptors and a page read; a page and two write-backs written; one interrupt a packet.
     assert {key: count for key, count in after.items() if count} == {"read": 30, "write": 30, "msi": 10}
@@ -233,7 +234,7 @@ def test_frames_of_no_legal_length_are_refused(length: int) -> None:
 def test_a_device_that_went_away_is_a_timeout(slot: int) -> None:
     machine = rig()
     machine.driver(slot).run_io(2)
-    machine.root.detach(slot)
+    machine.root.detach(slot_name(slot))
 
     def work() -> None:
         with pytest.raises(TimeoutError, match=f"0{slot}:00.0"):
@@ -319,7 +320,7 @@ def test_acs_stops_a_forged_name_and_without_it_the_victims_mapping_is_used() ->
         iova, paddr, _ = machine.driver(NIC).control_mapping()
         rogue = Rogue(machine.endpoints[EDU])
         step = {"do": "write", "address": iova, "data": b"evil", "requester": machine.bdf(NIC)}
-        log = machine.root.start_log(EDU)
+        log = machine.root.start_log(slot_name(EDU))
         rogue.play(parse_plan([step]), lambda _: None)
         machine.pump()
         assert [it.outcome for it in log.entries] == ["acs" if acs else "ok"]
@@ -356,9 +357,9 @@ def test_a_removed_nic_does_no_more_dma() -> None:
     machine.driver(2).listen()
     machine.kernel.unbind(machine.bdf(2))
     there.append(b"too late, too late")
-    before = dict(machine.root.ports[2].counters)
+    before = dict(machine.root.ports[slot_name(2)].counters)
     cross(machine, there, 2)
-    assert dict(machine.root.ports[2].counters) == before
+    assert dict(machine.root.ports[slot_name(2)].counters) == before
     command = machine.kernel.device(machine.bdf(2)).config_read(pci.COMMAND, 2)
     assert not command & pci.Command.BUS_MASTER
 

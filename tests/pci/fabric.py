@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci.root_complex import RootComplex
-from viommu_actors.pci.root_port import PortConfig
+from viommu_actors.pci.root_port import PortConfig, slot_name
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.vtd import Access, FaultReason
 
 DEVICE = pci.bdf(1, 0, 0)
 PEER = pci.bdf(2, 0, 0)
 SLOT, PEER_SLOT = 1, 2
+LINK, PEER_LINK = slot_name(SLOT), slot_name(PEER_SLOT)
 PEER_BAR = 0xC010_0000
 FULL = 0xF
 WRITE_FAULT, READ_FAULT = 5, 6
@@ -32,19 +33,20 @@ class Fabric:
         self.table: dict[tuple[int, int], tuple[int, Access]] | None = None
         self.asked: list[tuple[int, int, Access]] = []
         self.interrupts: list[tuple[int, int, int]] = []
-        self.sent: dict[int, list[tlp.Downstream]] = {SLOT: [], PEER_SLOT: []}
+        self.sent: dict[str, list[tlp.Downstream]] = {LINK: [], PEER_LINK: []}
         self.room = True
         ports = [PortConfig(slot, acs, max_payload) for slot in (SLOT, PEER_SLOT)]
         self.blocks: FaultReason | None = None
         self.root = RootComplex(self.memory, self.translate, self.interrupt, ports)
         for slot in (SLOT, PEER_SLOT):
-            self.root.attach(slot, lambda message, slot=slot: self.send(slot, message))
+            link = slot_name(slot)
+            self.root.attach(link, lambda message, link=link: self.send(link, message))
             port = pci.bdf(0, slot, 0)
             self.configure(port, pci.PRIMARY_BUS, 4, slot << 16 | slot << 8)
             window = 0xC000 + 0x10 * (slot - 1)
             self.configure(port, pci.MEMORY_BASE, 4, window << 16 | window)
             self.configure(port, pci.COMMAND, 2, pci.Command.MEMORY | pci.Command.BUS_MASTER)
-            express = self.root.ports[slot].config.capability(pci.CapabilityId.PCI_EXPRESS)
+            express = self.root.ports[link].config.capability(pci.CapabilityId.PCI_EXPRESS)
             assert express is not None
             code = pci.payload_code(max_payload) << pci.DEVCTL_MAX_PAYLOAD_SHIFT
             self.configure(port, express + pci.EXP_DEVICE_CONTROL, 2, code)
@@ -52,9 +54,9 @@ class Fabric:
     def configure(self, function: int, offset: int, size: int, value: int) -> None:
         self.root.config_write(function, offset, size, value, lambda: None)
 
-    def send(self, slot: int, message: tlp.Downstream) -> bool:
+    def send(self, link: str, message: tlp.Downstream) -> bool:
         if self.room:
-            self.sent[slot].append(message)
+            self.sent[link].append(message)
         return self.room
 
     def interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
@@ -73,23 +75,23 @@ class Fabric:
     def read(self, address: int, dwords: int = 1, first: int = FULL, last: int | None = None, **other: int) -> None:
         last = last if last is not None else FULL if dwords > 1 else 0
         requester, at = other.get("requester", DEVICE), other.get("at", 0)
-        self.root.receive(SLOT, tlp.MemRead(requester, 7, at, address, dwords, first, last))
+        self.root.receive(LINK, tlp.MemRead(requester, 7, at, address, dwords, first, last))
 
     def write(self, address: int, data: bytes, first: int = FULL, last: int | None = None, **other: int) -> None:
         last = last if last is not None else FULL if len(data) > 4 else 0
         requester, at = other.get("requester", DEVICE), other.get("at", 0)
-        self.root.receive(SLOT, tlp.MemWrite(requester, at, address, first, last, data))
+        self.root.receive(LINK, tlp.MemWrite(requester, at, address, first, last, data))
 
     def atomic(self, kind: int, address: int, data: bytes) -> None:
-        self.root.receive(SLOT, tlp.Atomic(DEVICE, 7, 0, kind, address, data))
+        self.root.receive(LINK, tlp.Atomic(DEVICE, 7, 0, kind, address, data))
 
     @property
     def answers(self) -> list[tlp.Completion]:
-        return [message for message in self.sent[SLOT] if isinstance(message, tlp.Completion)]
+        return [message for message in self.sent[LINK] if isinstance(message, tlp.Completion)]
 
     @property
     def counters(self) -> dict[str, int]:
-        return dict(self.root.ports[SLOT].counters)
+        return dict(self.root.ports[LINK].counters)
 
 
 UNSUPPORTED = tlp.Completion(7, tlp.CompletionStatus.UNSUPPORTED_REQUEST, 0, b"")

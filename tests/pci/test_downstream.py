@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pci.fabric import DEVICE, PEER_BAR, PEER_SLOT, SLOT, Fabric
+from tests.pci.fabric import DEVICE, LINK, PEER_BAR, PEER_LINK, SLOT, Fabric
 from viommu_actors.pci.root_port import PortConfig
 from viommu_actors.spec import pci, tlp
 
@@ -15,7 +15,7 @@ def test_absent_functions_read_all_ones(fabric: Fabric) -> None:
         fabric.root.config_read(function, 0, 4, got.append)
     fabric.root.mmio_read(0xD000_0000, 8, got.append)
     assert got == [0xFFFF_FFFF] * 4 + [0xFFFF_FFFF_FFFF_FFFF]
-    assert fabric.sent == {SLOT: [], PEER_SLOT: []}
+    assert fabric.sent == {LINK: [], PEER_LINK: []}
 
 
 def test_bus_zero_shows_the_host_bridge_and_the_ports(fabric: Fabric) -> None:
@@ -28,19 +28,19 @@ def test_bus_zero_shows_the_host_bridge_and_the_ports(fabric: Fabric) -> None:
 def test_a_configuration_read_waits_for_its_completion(fabric: Fabric) -> None:
     got: list[int] = []
     fabric.root.config_read(DEVICE, 0, 4, got.append)
-    [request] = fabric.sent[SLOT]
+    [request] = fabric.sent[LINK]
     assert isinstance(request, tlp.CfgRead) and request[1:] == (1, 0, 0, 4)
-    assert got == [] and fabric.root.outstanding == [(SLOT, request.tag)]
-    fabric.root.receive(SLOT, tlp.Completion(request.tag, 0, 4, b"\x34\x12\xe8\x11"))
+    assert got == [] and fabric.root.outstanding == [(LINK, request.tag)]
+    fabric.root.receive(LINK, tlp.Completion(request.tag, 0, 4, b"\x34\x12\xe8\x11"))
     assert got == [0x11E8_1234] and fabric.root.outstanding == []
 
 
 def test_a_configuration_write_is_done_when_completed(fabric: Fabric) -> None:
     done: list[bool] = []
     fabric.root.config_write(DEVICE, 4, 2, 6, lambda: done.append(True))
-    [request] = fabric.sent[SLOT]
+    [request] = fabric.sent[LINK]
     assert isinstance(request, tlp.CfgWrite) and request.data == b"\x06\x00" and not done
-    fabric.root.receive(SLOT, tlp.Completion(request.tag, 0, 0, b""))
+    fabric.root.receive(LINK, tlp.Completion(request.tag, 0, 0, b""))
     assert done == [True]
 
 
@@ -49,8 +49,8 @@ def test_mmio_goes_down_the_port_whose_window_holds_it(fabric: Fabric) -> None:
     fabric.root.mmio_write(PEER_BAR, 8, 6)
     fabric.root.mmio_write(0xC020_0000, 4, 7)
     fabric.root.mmio_write(0xC000_0002, 4, 8)
-    assert fabric.sent[SLOT] == [tlp.MmioWrite(0xC000_0010, b"\x05\0\0\0")]
-    assert fabric.sent[PEER_SLOT] == [tlp.MmioWrite(PEER_BAR, b"\x06" + bytes(7))]
+    assert fabric.sent[LINK] == [tlp.MmioWrite(0xC000_0010, b"\x05\0\0\0")]
+    assert fabric.sent[PEER_LINK] == [tlp.MmioWrite(PEER_BAR, b"\x06" + bytes(7))]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -58,7 +58,7 @@ def test_a_cpus_write_carries_the_bytes_of_its_size_only(fabric: Fabric, size: i
     fabric.root.mmio_write(0xC000_0010, size, 1 << 8 * size | 0x7F)
     fabric.root.config_write(DEVICE, 0x40, size, 1 << 8 * size | 0x7F, lambda: None)
     data = (0x7F).to_bytes(size, "little")
-    mmio, config = fabric.sent[SLOT]
+    mmio, config = fabric.sent[LINK]
     assert mmio == tlp.MmioWrite(0xC000_0010, data)
     assert isinstance(config, tlp.CfgWrite) and config.data == data
 
@@ -66,15 +66,15 @@ def test_a_cpus_write_carries_the_bytes_of_its_size_only(fabric: Fabric, size: i
 def test_an_unsupported_request_reads_all_ones(fabric: Fabric) -> None:
     got: list[int] = []
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    fabric.root.receive(SLOT, tlp.Completion(0, tlp.CompletionStatus.UNSUPPORTED_REQUEST, 0, b""))
+    fabric.root.receive(LINK, tlp.Completion(0, tlp.CompletionStatus.UNSUPPORTED_REQUEST, 0, b""))
     assert got == [0xFFFF_FFFF]
 
 
 def test_a_completion_nobody_asked_for_is_dropped(fabric: Fabric) -> None:
     got: list[int] = []
     fabric.root.mmio_read(PEER_BAR, 4, got.append)
-    fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"evil"))
-    assert got == [] and fabric.root.outstanding == [(PEER_SLOT, 0)]
+    fabric.root.receive(LINK, tlp.Completion(0, 0, 4, b"evil"))
+    assert got == [] and fabric.root.outstanding == [(PEER_LINK, 0)]
     assert fabric.counters == {"unexpected completion": 1}
 
 
@@ -82,21 +82,21 @@ def test_a_completion_nobody_asked_for_is_dropped(fabric: Fabric) -> None:
 def test_a_completion_of_a_wrong_length_is_dropped(fabric: Fabric, answer: tuple[int, bytes]) -> None:
     got: list[int] = []
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    fabric.root.receive(SLOT, tlp.Completion(0, 0, *answer))
+    fabric.root.receive(LINK, tlp.Completion(0, 0, *answer))
     assert got == [] and fabric.counters == {"malformed": 1}
-    fabric.root.expire(SLOT, 0)
+    fabric.root.expire(LINK, 0)
     assert got == [0xFFFF_FFFF]
 
 
 def test_after_a_timeout_the_late_completion_meets_no_newer_request(fabric: Fabric) -> None:
     got: list[int] = []
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    fabric.root.expire(SLOT, 0)
-    fabric.root.expire(SLOT, 0)
+    fabric.root.expire(LINK, 0)
+    fabric.root.expire(LINK, 0)
     assert got == [0xFFFF_FFFF]
-    fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
+    fabric.root.receive(LINK, tlp.Completion(0, 0, 4, b"late"))
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
+    fabric.root.receive(LINK, tlp.Completion(0, 0, 4, b"late"))
     assert got == [0xFFFF_FFFF]
     assert fabric.counters == {"completion timeout": 1, "unexpected completion": 2}
 
@@ -106,24 +106,24 @@ def test_a_device_that_let_a_request_time_out_is_not_waited_for_again(fabric: Fa
     got: list[int] = []
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
     fabric.root.mmio_read(0xC000_0004, 4, lambda _: None)
-    fabric.root.expire(SLOT, 0)
+    fabric.root.expire(LINK, 0)
     for _ in range(3):
         fabric.root.mmio_read(0xC000_0000, 4, got.append)
         fabric.root.config_read(DEVICE, 0, 4, got.append)
-    assert got == [0xFFFF_FFFF] * 7 and fabric.root.outstanding == [(SLOT, 1)]
-    fabric.root.receive(SLOT, tlp.Completion(9, 0, 4, b"what"))
+    assert got == [0xFFFF_FFFF] * 7 and fabric.root.outstanding == [(LINK, 1)]
+    fabric.root.receive(LINK, tlp.Completion(9, 0, 4, b"what"))
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
     assert len(got) == 8, "a completion that nobody is owed changes nothing"
     if end == "late completion":
-        fabric.root.receive(SLOT, tlp.Completion(0, 0, 4, b"late"))
+        fabric.root.receive(LINK, tlp.Completion(0, 0, 4, b"late"))
     elif end == "completion of another":
-        fabric.root.receive(SLOT, tlp.Completion(1, 0, 4, b"fine"))
+        fabric.root.receive(LINK, tlp.Completion(1, 0, 4, b"fine"))
     elif end == "hot reset":
-        fabric.root.hot_reset(SLOT)
+        fabric.root.hot_reset(LINK)
     else:
-        fabric.root.attach(SLOT, lambda message: fabric.send(SLOT, message))
+        fabric.root.attach(LINK, lambda message: fabric.send(LINK, message))
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    assert len(got) == 8 and (SLOT, 2) in fabric.root.outstanding
+    assert len(got) == 8 and (LINK, 2) in fabric.root.outstanding
 
 
 def test_a_full_link_reads_all_ones_at_once(fabric: Fabric) -> None:
@@ -142,12 +142,12 @@ def test_running_out_of_tags_reads_all_ones_at_once(fabric: Fabric) -> None:
 
 def test_detaching_answers_what_waits_and_shows_in_the_slot(fabric: Fabric) -> None:
     got: list[int] = []
-    port = fabric.root.ports[SLOT].config
+    port = fabric.root.ports[LINK].config
     express = port.capability(pci.CapabilityId.PCI_EXPRESS)
     assert express is not None
     assert port.read(express + pci.EXP_SLOT_STATUS, 2) & pci.SLTSTA_PRESENT
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
-    fabric.root.detach(SLOT)
+    fabric.root.detach(LINK)
     fabric.root.mmio_read(0xC000_0000, 4, got.append)
     assert got == [0xFFFF_FFFF] * 2
     status = port.read(express + pci.EXP_SLOT_STATUS, 2)
@@ -158,14 +158,14 @@ def test_detaching_answers_what_waits_and_shows_in_the_slot(fabric: Fabric) -> N
 def test_secondary_bus_reset_resets_the_device_once(fabric: Fabric) -> None:
     for value in (pci.SECONDARY_BUS_RESET, pci.SECONDARY_BUS_RESET, 0):
         fabric.configure(pci.bdf(0, SLOT, 0), pci.BRIDGE_CONTROL, 2, value)
-    assert fabric.sent[SLOT] == [tlp.HotReset(0)]
+    assert fabric.sent[LINK] == [tlp.HotReset(0)]
 
 
 def test_a_log_keeps_the_first_entries_and_counts_the_rest(fabric: Fabric) -> None:
-    log = fabric.root.start_log(SLOT, capacity=2)
+    log = fabric.root.start_log(LINK, capacity=2)
     for page in range(5):
         fabric.read(page << 12)
-    fabric.root.stop_log(SLOT)
+    fabric.root.stop_log(LINK)
     fabric.read(0x9000)
     assert [entry.address for entry in log.entries] == [0, 0x1000] and log.lost == 3
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.devices.bench import Bench
-from tests.pci.fabric import DEVICE, SLOT, Fabric
+from tests.pci.fabric import DEVICE, LINK, Fabric
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
@@ -51,7 +51,7 @@ def test_the_root_complex_takes_anything(seed: int, acs: bool) -> None:
     for _ in range(2000):
         if rng.random() < 0.05:
             fabric.root.mmio_read(0xC000_0000, 4, lambda _: None)
-        fabric.root.receive(SLOT, upstream(rng))
+        fabric.root.receive(LINK, upstream(rng))
     page = slice(ALLOWED_PAGE << 12, ALLOWED_PAGE + 1 << 12)
     assert fabric.ram[page] != before[page]
     fabric.ram[page] = before[page]

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pci.fabric import DEVICE, FULL, PEER, PEER_BAR, PEER_SLOT, READ_FAULT, SLOT, UNSUPPORTED, WRITE_FAULT, Fabric
-from viommu_actors.pci.root_port import LogEntry, Outcome
+from tests.pci.fabric import (
+    DEVICE,
+    FULL,
+    LINK,
+    PEER,
+    PEER_BAR,
+    PEER_LINK,
+    READ_FAULT,
+    SLOT,
+    UNSUPPORTED,
+    WRITE_FAULT,
+    Fabric,
+)
+from viommu_actors.pci.link import LogEntry, Outcome
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.vtd import Access, FaultReason
 
@@ -51,7 +63,7 @@ def test_a_zero_length_read_is_translated(fabric: Fabric) -> None:
 
 
 def test_a_fault_is_an_unsupported_request(fabric: Fabric) -> None:
-    log = fabric.root.start_log(SLOT)
+    log = fabric.root.start_log(LINK)
     fabric.table = {(DEVICE, 1): (2, Access.READ)}
     fabric.read(0x1000)
     fabric.write(0x1000, b"abcd")
@@ -76,7 +88,7 @@ def test_another_devices_bar_is_not_reached(fabric: Fabric) -> None:
     fabric.write(PEER_BAR, b"abcd")
     fabric.read(PEER_BAR)
     assert fabric.counters == {"peer to peer": 2}
-    assert fabric.sent[PEER_SLOT] == []
+    assert fabric.sent[PEER_LINK] == []
 
 
 # --- malformed
@@ -120,7 +132,7 @@ def test_malformed_writes_are_counted_and_dropped(address: int, data: bytes, fir
 
 def test_the_programmed_max_payload_counts_not_the_capability() -> None:
     fabric = Fabric(max_payload=4096)
-    express = fabric.root.ports[SLOT].config.capability(pci.CapabilityId.PCI_EXPRESS)
+    express = fabric.root.ports[LINK].config.capability(pci.CapabilityId.PCI_EXPRESS)
     assert express is not None
     fabric.configure(pci.bdf(0, SLOT, 0), express + pci.EXP_DEVICE_CONTROL, 2, 0)
     fabric.write(0x1000, bytes(256))
@@ -128,9 +140,9 @@ def test_the_programmed_max_payload_counts_not_the_capability() -> None:
 
 
 def test_a_configuration_request_upstream_is_unsupported(fabric: Fabric) -> None:
-    fabric.root.receive(SLOT, tlp.CfgWrite(0, 2, 0, 4, bytes(4)))
+    fabric.root.receive(LINK, tlp.CfgWrite(0, 2, 0, 4, bytes(4)))
     assert fabric.counters == {"unsupported": 1}
-    assert fabric.sent[PEER_SLOT] == []
+    assert fabric.sent[PEER_LINK] == []
 
 
 # --- identity
@@ -143,7 +155,7 @@ def test_acs_drops_a_forged_bus_number(fabric: Fabric) -> None:
     assert fabric.counters["acs"] == 2
     assert fabric.ram == before and fabric.asked == []
     # Answered, but to the bus that was named.
-    assert fabric.sent[PEER_SLOT] == [tlp.Completion(7, tlp.CompletionStatus.COMPLETER_ABORT, 0, b"")]
+    assert fabric.sent[PEER_LINK] == [tlp.Completion(7, tlp.CompletionStatus.COMPLETER_ABORT, 0, b"")]
 
 
 def test_another_function_of_the_own_bus_passes_acs(fabric: Fabric) -> None:
@@ -163,7 +175,7 @@ def test_the_answer_to_a_forged_read_goes_to_the_one_it_named() -> None:
     fabric = Fabric(acs=False)
     fabric.read(0x1000, requester=PEER)
     assert fabric.answers == []
-    assert len(fabric.sent[PEER_SLOT]) == 1
+    assert len(fabric.sent[PEER_LINK]) == 1
 
 
 def test_the_answer_to_a_bus_that_is_nowhere_is_dropped() -> None:
@@ -174,7 +186,7 @@ def test_the_answer_to_a_bus_that_is_nowhere_is_dropped() -> None:
 
 
 def test_acs_can_be_switched_off_by_its_control_register(fabric: Fabric) -> None:
-    acs = fabric.root.ports[SLOT].config.extended_capability(pci.ExtendedCapabilityId.ACS)
+    acs = fabric.root.ports[LINK].config.extended_capability(pci.ExtendedCapabilityId.ACS)
     assert acs is not None
     fabric.configure(pci.bdf(0, SLOT, 0), acs + pci.ACS_CONTROL, 2, 0)
     fabric.write(0x1000, b"evil", requester=PEER)
@@ -225,7 +237,7 @@ def test_a_misaligned_write_to_the_interrupt_range_is_none(fabric: Fabric) -> No
 
 
 def test_the_log_says_what_blocked_an_interrupt(fabric: Fabric) -> None:
-    log = fabric.root.start_log(SLOT)
+    log = fabric.root.start_log(LINK)
     fabric.write(0xFEE0_0010, b"1\0\0\0")
     fabric.blocks = FaultReason.IR_COMPATIBILITY_BLOCKED
     fabric.write(0xFEE0_0000, b"1\0\0\0")

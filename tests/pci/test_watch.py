@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viommu_actors.pci.root_port import LogEntry, Outcome
+from viommu_actors.pci.link import LogEntry, Outcome
 from viommu_actors.pci.watch import Aim, Watch
 
 GUARDED = 0x10_0000

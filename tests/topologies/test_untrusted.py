@@ -54,7 +54,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Supervisor, Scenario]]:
 
 def _port(supervisor: Supervisor) -> dict[str, int]:
     ports: dict[str, dict[str, int]] = supervisor.command("host", "ports")
-    return ports["1"]
+    return ports["slot1"]
 
 
 def _works(supervisor: Supervisor) -> bool:

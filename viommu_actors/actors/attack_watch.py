@@ -1,4 +1,4 @@
-"""Control commands about what a device does at its root port while it attacks."""
+"""Control commands about what a device does at its port while it attacks."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from viommu_actors.spec import pci
 
 
 class AttackWatch:
-    """One watch for each slot that is watched."""
+    """One watch for each link that is watched."""
 
     def __init__(self, root: RootComplex) -> None:
         self._root = root
-        self._watches: dict[int, Watch] = {}
+        self._watches: dict[str, Watch] = {}
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
         return {"watch": self.watch, "evidence": self.evidence, "unwatch": self.unwatch, "ports": self.ports}
 
-    def watch(self, slot: int, aims: tuple[tuple[int, int, int], ...], guarded: tuple[int, ...]) -> None:
+    def watch(self, link: str, aims: tuple[tuple[int, int, int], ...], guarded: tuple[int, ...]) -> None:
         """From here on the port's transactions are judged: `aims` as `pci.watch.Aim`, `guarded` physical pages."""
-        self._watches[slot] = Watch([Aim(*aim) for aim in aims], guarded)
-        self._root.ports[slot].log = self._watches[slot]
+        self._watches[link] = Watch([Aim(*aim) for aim in aims], guarded)
+        self._root.ports[link].log = self._watches[link]
 
-    def unwatch(self, slot: int) -> None:
+    def unwatch(self, link: str) -> None:
         """Forgets it."""
-        del self._watches[slot]
-        self._root.stop_log(slot)
+        del self._watches[link]
+        self._root.stop_log(link)
 
-    def evidence(self, slot: int) -> dict[str, Any]:
+    def evidence(self, link: str) -> dict[str, Any]:
         """What was seen by now."""
-        watch = self._watches[slot]
+        watch = self._watches[link]
         refused = watch.first_refusal
         return {
             "tried": watch.tried,
@@ -50,6 +50,6 @@ class AttackWatch:
         }
 
     def ports(self) -> dict[str, dict[str, int]]:
-        """Counters of each port."""
+        """Counters of each port, by the name of its link."""
         ports = self._root.ports
-        return {str(slot): {str(kind): n for kind, n in port.counters.items()} for slot, port in ports.items()}
+        return {link: {str(kind): n for kind, n in port.counters.items()} for link, port in ports.items()}

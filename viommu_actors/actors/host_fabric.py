@@ -1,4 +1,4 @@
-"""The root complex on its wires: a link socket for each slot, completion timeouts, and the evidence log."""
+"""The root complex on its wires: a socket for each link, completion timeouts, and the evidence log."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import zmq
 from viommu_actors.actors.attack_watch import AttackWatch
 from viommu_actors.actors.runtime import log
 from viommu_actors.memory import PhysicalMemory
+from viommu_actors.pci.link import Link, Outcome
 from viommu_actors.pci.root_complex import RootComplex
-from viommu_actors.pci.root_port import Outcome, PortConfig, RootPort
+from viommu_actors.pci.root_port import PortConfig
 from viommu_actors.pci.upstream import Interrupt
 from viommu_actors.spec import platform
 from viommu_actors.vtd.unit import RemappingUnit
@@ -41,21 +42,19 @@ class Fabric:
     ) -> None:
         ports = [PortConfig(link["slot"]) for link in links]
         self._complex = RootComplex(memory, unit.translate, msi, ports)
-        self._slots: dict[zmq.Socket[bytes], int] = {}
-        self._tallies: dict[int, Tally] = {}
-        self._unplugged: set[int] = set()
-        #: (slot, tag) -> when it times out; only while something is outstanding
-        self._deadlines: dict[tuple[int, int], float] = {}
+        self._links: dict[zmq.Socket[bytes], str] = {}
+        self._tallies: dict[str, Tally] = {}
+        self._unplugged: set[str] = set()
+        #: (link, tag) -> when it times out; only while something is outstanding
+        self._deadlines: dict[tuple[str, int], float] = {}
         for link in links:
-            slot = link["slot"]
             socket = connect_link(context, link["address"])
-            tally = Tally(f"link:{link['device']}", "host")
-            self._slots[socket] = slot
-            self._tallies[slot] = tally
+            self._links[socket] = link["name"]
+            self._tallies[link["name"]] = Tally(f"link:{link['device']}", "host")
 
     @property
-    def ports(self) -> Mapping[int, RootPort]:
-        """The root ports by slot."""
+    def ports(self) -> Mapping[str, Link]:
+        """What each link ends at, by its name."""
         return self._complex.ports
 
     @property
@@ -65,28 +64,28 @@ class Fabric:
 
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """To be polled."""
-        return list(self._slots)
+        return list(self._links)
 
     def train(self) -> None:
         """Waits until the links are up, as firmware does before it looks for devices."""
         deadline = time.monotonic() + LINK_TIMEOUT
-        for socket, slot in self._slots.items():
+        for socket, link in self._links.items():
             if socket.poll(max(0, int((deadline - time.monotonic()) * 1000)), zmq.POLLOUT):
-                self._complex.attach(slot, _sender(socket, self._tallies[slot]))
+                self._complex.attach(link, _sender(socket, self._tallies[link]))
             else:
-                log(f"slot {slot}: link down")
+                log(f"{link}: link down")
 
     def unplug(self, device: str | None = None) -> None:
-        """Takes a device out of its slot, or all: nothing it sends is taken any more."""
-        for slot, tally in self._tallies.items():
+        """Takes a device off its link, or all: nothing it sends is taken any more."""
+        for link, tally in self._tallies.items():
             if device is None or tally.wire == f"link:{device}":
-                self._complex.detach(slot)
-                self._unplugged.add(slot)
+                self._complex.detach(link)
+                self._unplugged.add(link)
 
     def drain(self, socket: Any, limit: int, after_each: Callable[[], object] | None) -> None:
         """Takes up to `limit` messages of a link; `after_each` runs between them."""
-        slot = self._slots[socket]
-        tally = self._tallies[slot]
+        link = self._links[socket]
+        tally = self._tallies[link]
         receive, decode = self._complex.receive, LINK_UP.decode
         for _ in range(limit):
             try:
@@ -98,12 +97,12 @@ class Fabric:
                     raise MalformedMessage("several frames")
                 message = decode(frame)
             except MalformedMessage as error:
-                self._malformed(slot, tally, error)
+                self._malformed(link, tally, error)
                 continue
             tally.received[type(message)] += 1
-            if slot in self._unplugged:
+            if link in self._unplugged:
                 continue
-            receive(slot, message)
+            receive(link, message)
             if after_each is not None:
                 after_each()
 
@@ -135,10 +134,10 @@ class Fabric:
             self._deadlines.clear()
             return -1
         waiting = {key: self._deadlines.get(key, now + COMPLETION_TIMEOUT) for key in outstanding}
-        for (slot, tag), deadline in waiting.items():
+        for (link, tag), deadline in waiting.items():
             if deadline <= now:
-                log(f"completion timeout at slot {slot}")
-                self._complex.expire(slot, tag)
+                log(f"completion timeout at {link}")
+                self._complex.expire(link, tag)
         self._deadlines = {key: deadline for key, deadline in waiting.items() if deadline > now}
         return int((min(self._deadlines.values(), default=now) - now) * 1000) + 1
 
@@ -146,12 +145,11 @@ class Fabric:
         """Control commands."""
         return AttackWatch(self._complex).handlers() | {"unplug": self.unplug}
 
-    def _malformed(self, slot: int, tally: Tally, error: MalformedMessage) -> None:
+    def _malformed(self, link: str, tally: Tally, error: MalformedMessage) -> None:
         tally.malformed += 1
-        port = self._complex.ports[slot]
-        port.record("message", 0, 0, 0, Outcome.MALFORMED)
+        self._complex.ports[link].record("message", 0, 0, 0, Outcome.MALFORMED)
         if tally.malformed <= _MALFORMED_LOGGED:
-            log(f"link of slot {slot}: dropped a message: {error}")
+            log(f"{link}: dropped a message: {error}")
 
 
 def _sender(socket: zmq.Socket[bytes], tally: Tally) -> Callable[[Message], bool]:

@@ -15,7 +15,7 @@ from typing import Any
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
-from viommu_actors.pci.root_port import LogEntry, PortLog, RootPort
+from viommu_actors.pci.link import Link, LogEntry, PortLog
 from viommu_actors.spec import pci, platform
 from viommu_actors.spec.vtd import Reg
 
@@ -136,25 +136,25 @@ class KernelLatency:
 
 
 class PortClock:
-    """Of the host: when the posted writes of the device in a slot have reached memory."""
+    """Of the host: when the posted writes of a link's device have reached memory."""
 
-    def __init__(self, ports: Mapping[int, RootPort]) -> None:
+    def __init__(self, ports: Mapping[str, Link]) -> None:
         self._ports = ports
 
     def handlers(self) -> Handlers:
         """By command name."""
         return {"clock_writes": self.start, "clocked_writes": self.stop}
 
-    def start(self, slot: int) -> None:
-        """Notes from here on each write of the device in `slot`."""
-        self._ports[slot].log = _WriteClock()
+    def start(self, link: str) -> None:
+        """Notes from here on each write of the link's device."""
+        self._ports[link].log = _WriteClock()
 
-    def stop(self, slot: int) -> bytes:
+    def stop(self, link: str) -> bytes:
         """When each write was done since `start`; stops."""
-        port = self._ports[slot]
+        port = self._ports[link]
         clock, port.log = port.log, None
         if not isinstance(clock, _WriteClock):
-            raise ValueError(f"the writes of slot {slot} are not clocked")
+            raise ValueError(f"the writes of {link} are not clocked")
         return clock.times.tobytes()
 
 

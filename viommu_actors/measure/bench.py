@@ -140,12 +140,12 @@ class Bench:
 
     def writes(self, count: int) -> list[tuple[int, int]]:
         """When each posted write was begun, and when it was in memory."""
-        host, slot = self._strict.supervisor, self._nic.slot
+        host, link = self._strict.supervisor, self._nic.link
         iova = self._strict.kernel("nic", "hold", pages=1)
-        host.command("host", "clock_writes", slot=slot)
+        host.command("host", "clock_writes", link=link)
         began = nanoseconds(self._device("time_dma_writes", address=iova, length=SMALL, count=count, gap=GAP))
         time.sleep(10 * GAP)
-        done = nanoseconds(host.command("host", "clocked_writes", slot=slot))
+        done = nanoseconds(host.command("host", "clocked_writes", link=link))
         self._strict.kernel("nic", "release")
         return list(zip(began, done, strict=False))
 

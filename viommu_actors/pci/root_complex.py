@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from viommu_actors.memory import Memory
 from viommu_actors.pci import config_space
-from viommu_actors.pci.root_port import Outstanding, PortConfig, PortLog, RootPort
+from viommu_actors.pci.link import Outstanding, PortLog
+from viommu_actors.pci.root_port import PortConfig, RootPort
 from viommu_actors.pci.upstream import Interrupt, Translate, Upstream
 from viommu_actors.spec import pci, tlp
 
@@ -23,7 +24,9 @@ class RootComplex:
     """
 
     def __init__(self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Sequence[PortConfig]) -> None:
-        self.ports = {config.slot: RootPort(config) for config in ports}
+        #: By the name of the link.
+        self.ports = {config.name: RootPort(config) for config in ports}
+        self._slots = {port.slot: port for port in self.ports.values()}
         self._upstream = Upstream(memory, translate, interrupt, self.ports)
         self._host_bridge = config_space.endpoint_header(
             pci.VENDOR_REDHAT, pci.DEVICE_HOST_BRIDGE, pci.ClassCode.HOST_BRIDGE
@@ -31,48 +34,48 @@ class RootComplex:
 
     # --- links
 
-    def attach(self, slot: int, send: Callable[[tlp.Downstream], bool]) -> None:
-        """A device stands in the slot; `send` returns False where its link is full or gone."""
-        port = self.ports[slot]
+    def attach(self, link: str, send: Callable[[tlp.Downstream], bool]) -> None:
+        """A device stands at the end of the link; `send` returns False where that is full or gone."""
+        port = self.ports[link]
         port.send = send
         port.start_over()
         port.set_presence(True)
 
-    def detach(self, slot: int) -> None:
+    def detach(self, link: str) -> None:
         """The device is gone; what waits for it is answered all-ones."""
-        port = self.ports[slot]
+        port = self.ports[link]
         port.send = None
         port.set_presence(False)
         port.abandon()
 
-    def hot_reset(self, slot: int) -> None:
-        """Resets the device of the slot, as bridge control's secondary bus reset does."""
-        self.ports[slot].start_over()
-        self.ports[slot].post(tlp.HotReset(0))
+    def hot_reset(self, link: str) -> None:
+        """Resets the device of the link, as bridge control's secondary bus reset does."""
+        self.ports[link].start_over()
+        self.ports[link].post(tlp.HotReset(0))
 
     @property
-    def outstanding(self) -> list[tuple[int, int]]:
-        """(slot, tag) of each request that waits for a device."""
-        return [(slot, tag) for slot, port in self.ports.items() for tag in port.outstanding]
+    def outstanding(self) -> list[tuple[str, int]]:
+        """(link, tag) of each request that waits for a device."""
+        return [(link, tag) for link, port in self.ports.items() for tag in port.outstanding]
 
-    def expire(self, slot: int, tag: int) -> None:
+    def expire(self, link: str, tag: int) -> None:
         """Completion timeout of one request: all-ones."""
-        self.ports[slot].expire(tag)
+        self.ports[link].expire(tag)
 
-    def start_log(self, slot: int, capacity: int = 4096) -> PortLog:
-        """Records what the slot's device does from here on; the log is the caller's to read."""
+    def start_log(self, link: str, capacity: int = 4096) -> PortLog:
+        """Records what the link's device does from here on; the log is the caller's to read."""
         log = PortLog(capacity)
-        self.ports[slot].log = log
+        self.ports[link].log = log
         return log
 
-    def stop_log(self, slot: int) -> None:
-        self.ports[slot].log = None
+    def stop_log(self, link: str) -> None:
+        self.ports[link].log = None
 
     # --- from a device
 
-    def receive(self, slot: int, message: object) -> None:
-        """Carries out what the device in `slot` sent. Whatever it sent, this returns."""
-        self._upstream.receive(self.ports[slot], message)
+    def receive(self, link: str, message: object) -> None:
+        """Carries out what the device of the link sent. Whatever it sent, this returns."""
+        self._upstream.receive(self.ports[link], message)
 
     # --- from the kernel
 
@@ -127,15 +130,15 @@ class RootComplex:
     def _root_function(self, function: int) -> config_space.ConfigSpace | None:
         if function == 0:
             return self._host_bridge
-        port = self.ports.get(pci.bdf_device(function))
+        port = self._slots.get(pci.bdf_device(function))
         return port.config if port is not None and port.bdf == function else None
 
     def _root_write(self, function: int, offset: int, size: int, value: int) -> None:
-        port = self.ports.get(pci.bdf_device(function))
+        port = self._slots.get(pci.bdf_device(function))
         if function == 0:
             self._host_bridge.write(offset, size, value)
         elif port is not None and port.bdf == function and port.config_write(offset, size, value):
-            self.hot_reset(port.slot)
+            self.hot_reset(port.name)
 
     def _port_of_bus(self, bus: int) -> RootPort | None:
         return next((port for port in self.ports.values() if port.forwards_bus(bus)), None)

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.pci.fragment import byte_count, enabled_ranges, well_formed
-from viommu_actors.pci.root_port import Outcome, RootPort
+from viommu_actors.pci.link import Link, Outcome
+from viommu_actors.pci.root_port import RootPort
 from viommu_actors.spec import tlp
 from viommu_actors.spec.tlp import Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
 from viommu_actors.spec.vtd import Access, FaultReason
@@ -41,17 +42,17 @@ Interrupt = Callable[[int, int, int], FaultReason | None]
 
 
 class Upstream:
-    """Carries out what devices send. `ports` are all root ports of the complex, by slot."""
+    """Carries out what devices send. `ports` are all root ports of the complex, by name."""
 
     def __init__(
-        self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Mapping[int, RootPort]
+        self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Mapping[str, RootPort]
     ) -> None:
         self._memory = memory
         self._translate = translate
         self._interrupt = interrupt
         self._ports = ports
 
-    def receive(self, port: RootPort, message: object) -> None:
+    def receive(self, port: Link, message: object) -> None:
         """Carries out one message of the device behind `port`. Whatever it is, this returns."""
         if isinstance(message, MemRead):
             self._read(port, message)
@@ -64,7 +65,7 @@ class Upstream:
         else:
             port.record(type(message).__name__, 0, 0, 0, Outcome.UNSUPPORTED)
 
-    def _read(self, port: RootPort, request: MemRead) -> None:
+    def _read(self, port: Link, request: MemRead) -> None:
         requester, tag, at, address, dwords, first_be, last_be = request
         length = dwords * tlp.DWORD
         # Whole dwords, several of them, within a page: as nearly all are, and nothing to be calculated.
@@ -101,7 +102,7 @@ class Upstream:
             remaining -= stop - start - skipped
             start, skipped = stop, 0
 
-    def _write(self, port: RootPort, request: MemWrite) -> None:
+    def _write(self, port: Link, request: MemWrite) -> None:
         requester, at, address, first_be, last_be, data = request
         length = len(data)
         dwords = length // tlp.DWORD
@@ -126,7 +127,7 @@ class Upstream:
             return
         port.record("write", requester, address, length, Outcome.OK, physical)
 
-    def _message(self, port: RootPort, request: MemWrite) -> None:
+    def _message(self, port: Link, request: MemWrite) -> None:
         """A write to the interrupt range: one dword with every byte enabled is an interrupt, nothing else is."""
         requester, at, address, first_be, _, data = request
         outcome = port.refusal(requester, at)
@@ -139,7 +140,7 @@ class Upstream:
         outcome = Outcome.OK if reason is None else Outcome.FAULT
         port.record("msi", requester, address, len(data), outcome, reason=reason)
 
-    def _atomic(self, port: RootPort, request: Atomic) -> None:
+    def _atomic(self, port: Link, request: Atomic) -> None:
         requester, tag, at, kind, address, data = request
         compares = kind == AtomicKind.COMPARE_SWAP
         size = len(data) // 2 if compares else len(data)
@@ -162,7 +163,7 @@ class Upstream:
         self._complete(port, requester, Completion(tag, CompletionStatus.SUCCESS, size, old))
 
     def _admit(
-        self, port: RootPort, kind: str, requester: int, at: int, address: int, length: int, access: Access
+        self, port: Link, kind: str, requester: int, at: int, address: int, length: int, access: Access
     ) -> int | Outcome:
         """The physical address of a well-formed memory request, or what stopped it (recorded)."""
         outcome = port.refusal(requester, at)
@@ -178,7 +179,7 @@ class Upstream:
         return target.address
 
     def _unclaimed(
-        self, port: RootPort, kind: str, requester: int, address: int, length: int, physical: int
+        self, port: Link, kind: str, requester: int, address: int, length: int, physical: int
     ) -> Outcome:
         """No memory answers: it is another device's BAR, which is not reached from here, or nothing."""
         peer = any(other.forwards_address(physical) for other in self._ports.values())
@@ -186,15 +187,15 @@ class Upstream:
         port.record(kind, requester, address, length, outcome, physical)
         return outcome
 
-    def _refuse(self, port: RootPort, requester: int, tag: int, outcome: Outcome) -> None:
+    def _refuse(self, port: Link, requester: int, tag: int, outcome: Outcome) -> None:
         # An ACS violation is answered by completer abort (section 6.12.4), the rest is unsupported.
         acs = outcome is Outcome.ACS
         status = CompletionStatus.COMPLETER_ABORT if acs else CompletionStatus.UNSUPPORTED_REQUEST
         self._complete(port, requester, Completion(tag, status, 0, b""))
 
-    def _complete(self, port: RootPort, requester: int, completion: Completion) -> None:
+    def _complete(self, port: Link, requester: int, completion: Completion) -> None:
         """Completions are routed by ID: that of a forged bus number goes to the port of that bus, or nowhere."""
-        target: RootPort | None = port
+        target: Link | None = port
         if not port.forwards_bus(requester >> 8):
             target = next((other for other in self._ports.values() if other.forwards_bus(requester >> 8)), None)
         if target is None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from viommu_actors.pci.root_port import LogEntry, Outcome
+from viommu_actors.pci.link import LogEntry, Outcome
 
 _PAGE = ~0xFFF
 

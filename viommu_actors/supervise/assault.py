@@ -60,7 +60,7 @@ class Assault:
         command, device, owner = self._supervisor.command, self._device, self._owner
         mission = self._aims.mission(attack, target)
         command("host", "faults")
-        command("host", "watch", slot=device.slot, aims=mission.aims, guarded=mission.guarded)
+        command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
         deadline = COMMAND_TIMEOUT + accesses(mission.steps) / _SLOWEST
         self._supervisor.each({device.name: {"steps": mission.steps}}, "attack", deadline)
         seen = self._settled(mission)
@@ -100,10 +100,10 @@ class Assault:
         """The port's evidence once all that the rogue had to try has arrived."""
         deadline = time.monotonic() + _SETTLE
         while True:
-            seen: dict[str, Any] = self._supervisor.command("host", "evidence", slot=self._device.slot)
+            seen: dict[str, Any] = self._supervisor.command("host", "evidence", link=self._device.link)
             done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= accesses(mission.steps)
             if done or time.monotonic() > deadline:
-                self._supervisor.command("host", "unwatch", slot=self._device.slot)
+                self._supervisor.command("host", "unwatch", link=self._device.link)
                 return seen
             self._supervisor.poll(0.01)
 

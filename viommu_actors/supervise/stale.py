@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from viommu_actors.measure.shapes import Probes
-from viommu_actors.pci.root_port import Outcome
+from viommu_actors.pci.link import Outcome
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice
@@ -56,5 +56,5 @@ def _probe(supervisor: Supervisor, device: ResolvedDevice, iova: int) -> tuple[i
 
 def _seen(supervisor: Supervisor, device: ResolvedDevice) -> tuple[int, int]:
     """Requests of the device so far that went through, and that faulted."""
-    port: dict[str, int] = supervisor.command("host", "ports")[str(device.slot)]
+    port: dict[str, int] = supervisor.command("host", "ports")[device.link]
     return port.get("read", 0) + port.get("write", 0), port.get(Outcome.FAULT, 0)

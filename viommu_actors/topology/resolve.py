@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from viommu_actors.attacks.catalogue import DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec.pci import bdf, format_bdf
 from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, Topology, Viommu, Vm
 
@@ -21,11 +22,15 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class ResolvedDevice(Struct, kw_only=True, frozen=True):
-    """`bdf` is its address on the host; `vm` is None where the host kernel drives it."""
+    """`link` names the host's end of its link, `bdf` is its address on the host.
+
+    `vm` is None where the host kernel drives it.
+    """
 
     name: str
     model: Literal["nic", "edu"]
     slot: int
+    link: str
     bdf: str
     peer: str | None
     max_payload: int
@@ -109,6 +114,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             name=device.name,
             model=device.model,
             slot=slots[device.name],
+            link=slot_name(slots[device.name]),
             bdf=addresses[device.name],
             peer=device.peer,
             max_payload=device.max_payload,

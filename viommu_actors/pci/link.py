@@ -1,0 +1,203 @@
+"""The end of a link that a device stands at: what is in flight to it, and what it has sent.
+
+PCI Express Base 5.0 sections 2.2.6 (tags), 2.3 (handling of received requests), 2.8 (completion timeout).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from viommu_actors.spec.tlp import Completion, CompletionStatus, Downstream, Tag
+
+#: Tags that a port may have in flight (10-bit tags).
+_TAGS = 1 << 10
+
+
+class Outcome(StrEnum):
+    """What became of a transaction that a device sent."""
+
+    OK = "ok"
+    FAULT = "fault"
+    ACS = "acs"
+    MALFORMED = "malformed"
+    UNCLAIMED = "unclaimed"
+    NO_BUS_MASTER = "no bus master"
+    #: A translated request or a translation request: ATS is not there.
+    ADDRESS_TYPE = "address type"
+    #: It would have reached another device's BAR.
+    PEER = "peer to peer"
+    #: It touched the interrupt range, and is no interrupt.
+    INTERRUPT_RANGE = "interrupt range"
+    UNEXPECTED_COMPLETION = "unexpected completion"
+    #: A kind of request that no device may send upstream, such as a configuration request.
+    UNSUPPORTED = "unsupported"
+
+
+class LogEntry(NamedTuple):
+    """One transaction as the port saw it; `physical` where it was translated, `reason` where that faulted."""
+
+    kind: str
+    requester: int
+    address: int
+    length: int
+    write: bool
+    outcome: Outcome
+    physical: int | None
+    reason: int | None
+
+
+class Log(Protocol):
+    """Hears of each transaction of a port."""
+
+    def add(self, entry: LogEntry) -> None: ...
+
+
+@dataclass
+class PortLog:
+    """The first `capacity` transactions since it was started, and how many came after."""
+
+    capacity: int
+    entries: list[LogEntry] = field(default_factory=list)
+    lost: int = 0
+
+    def add(self, entry: LogEntry) -> None:
+        if len(self.entries) < self.capacity:
+            self.entries.append(entry)
+        else:
+            self.lost += 1
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """A non-posted request that waits for the device: `length` bytes to come, and whom to tell."""
+
+    length: int
+    done: Callable[[int], None]
+
+    def fail(self) -> None:
+        """Answers all-ones, as a root complex does for a read that nothing completes."""
+        self.done((1 << 8 * self.length) - 1)
+
+
+class Link(ABC):
+    """One device's link as the fabric holds it. `name` says where it ends, whatever device stands there."""
+
+    #: Largest payload in bytes that may be sent up or down.
+    max_payload: int
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counters: Counter[str] = Counter()
+        self.log: Log | None = None
+        self.outstanding: dict[Tag, Outstanding] = {}
+        self.send: Callable[[Downstream], bool] | None = None
+        self._next_tag = 0
+        #: Tags of requests that timed out since the device last completed one.
+        self._overdue: set[Tag] = set()
+
+    @abstractmethod
+    def refusal(self, requester: int, address_type: int) -> Outcome | None:
+        """Why a well-formed request of the device may not go upstream, or None."""
+
+    @abstractmethod
+    def forwards_bus(self, bus: int) -> bool:
+        """Whether requests by ID to that bus go down this link."""
+
+    @abstractmethod
+    def set_presence(self, present: bool) -> None:
+        """Shows whether a device stands there."""
+
+    # --- upstream
+
+    def record(
+        self,
+        kind: str,
+        requester: int,
+        address: int,
+        length: int,
+        outcome: Outcome,
+        physical: int | None = None,
+        reason: int | None = None,
+    ) -> None:
+        """Counts a transaction by kind where it went well, else by what stopped it; and logs it if asked to."""
+        self.counters[kind if outcome is Outcome.OK else outcome] += 1
+        if self.log is not None:
+            write = kind in ("write", "atomic", "msi")
+            self.log.add(LogEntry(kind, requester, address, length, write, outcome, physical, reason))
+
+    # --- downstream
+
+    def request(self, waiting: Outstanding, build: Callable[[Tag], Downstream]) -> None:
+        """Sends a non-posted request; with no device, no free tag or a full link the answer is all-ones at once.
+
+        So it is for a device that owes a completion since a timeout: who asks it does not wait that long again and
+        again, as downstream port containment sees to it (section 6.2.10). It is asked again once it completes that.
+        """
+        tag = None if self._overdue else self._free_tag()
+        if self.send is None or tag is None:
+            waiting.fail()
+            return
+        # Listed before it is sent: a link within the process answers before `send` returns.
+        self.outstanding[tag] = waiting
+        if not self.send(build(tag)) and self.outstanding.pop(tag, None) is not None:
+            self.counters["not sent"] += 1
+            waiting.fail()
+
+    def post(self, message: Downstream) -> None:
+        """Sends what needs no answer; it is lost where no device stands or the link is full."""
+        if self.send is None or not self.send(message):
+            self.counters["not sent"] += 1
+
+    def complete(self, completion: Completion) -> None:
+        """The device's answer to a read of it; the tag is looked up among this port's requests only."""
+        tag, status, remaining, data = completion
+        waiting = self.outstanding.get(tag)
+        if waiting is None:
+            if tag in self._overdue:
+                self._overdue.clear()
+            self.record("completion", 0, 0, len(data), Outcome.UNEXPECTED_COMPLETION)
+            return
+        success = status == CompletionStatus.SUCCESS
+        if success and (len(data) != waiting.length or remaining != waiting.length):
+            # Dropped, as malformed ones are: the request ends by its timeout.
+            self.record("completion", 0, 0, len(data), Outcome.MALFORMED)
+            return
+        del self.outstanding[tag]
+        self._overdue.clear()
+        self.counters["completion"] += 1
+        if success:
+            waiting.done(int.from_bytes(data, "little"))
+        else:
+            waiting.fail()
+
+    def expire(self, tag: Tag) -> None:
+        """Completion timeout: the request is answered all-ones, a late completion is unexpected."""
+        waiting = self.outstanding.pop(tag, None)
+        if waiting is not None:
+            self.counters["completion timeout"] += 1
+            self._overdue.add(tag)
+            waiting.fail()
+
+    def start_over(self) -> None:
+        """A device fresh from its reset, or another: it owes nothing."""
+        self._overdue.clear()
+
+    def abandon(self) -> None:
+        """The link is gone: whatever waits is answered all-ones."""
+        while self.outstanding:
+            self.outstanding.pop(next(iter(self.outstanding))).fail()
+
+    def _free_tag(self) -> Tag | None:
+        """Tags go round, so that a completion that comes after its timeout meets no newer request."""
+        if len(self.outstanding) == _TAGS:
+            return None
+        while self._next_tag in self.outstanding:
+            self._next_tag = (self._next_tag + 1) % _TAGS
+        tag = self._next_tag
+        self._next_tag = (tag + 1) % _TAGS
+        return tag
