@@ -48,9 +48,9 @@ def test_the_refusals_read_as_shown(text: str) -> None:
     assert f"\n{TopologyError('mine.toml', refused.value)}\n" in GUIDE
 
 
-def test_every_attack_is_in_the_concepts() -> None:
-    concepts = (ROOT / "docs" / "concepts.md").read_text()
-    assert all(f"| {attack} |" in concepts for attack in CATALOGUE)
+def test_every_attack_is_in_the_docs() -> None:
+    attacks = (ROOT / "docs" / "attacks.md").read_text()
+    assert all(f"| {attack.id} | {attack.name} |" in attacks for attack in CATALOGUE.values())
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ class AttackWatch:
         """By command name."""
         return {"watch": self.watch, "evidence": self.evidence, "unwatch": self.unwatch, "ports": self.ports}
 
-    def watch(self, link: str, aims: tuple[tuple[int, int, int], ...], guarded: tuple[int, ...]) -> None:
+    def watch(self, link: str, aims: tuple[tuple[int, int, int], ...] | None, guarded: tuple[int, ...]) -> None:
         """From here on the port's transactions are judged: `aims` as `pci.watch.Aim`, `guarded` physical pages."""
-        self._watches[link] = Watch([Aim(*aim) for aim in aims], guarded)
+        self._watches[link] = Watch(None if aims is None else [Aim(*aim) for aim in aims], guarded)
         self._root.ports[link].log = self._watches[link]
 
     def unwatch(self, link: str) -> None:

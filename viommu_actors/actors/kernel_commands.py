@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from viommu_actors.attacks.guard import Guard
+from viommu_actors.attacks.offers import Offers
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
@@ -26,6 +27,7 @@ class KernelCommands:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._guard = Guard(kernel, os.urandom)
+        self._offers = Offers(kernel, self._guard)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -33,11 +35,18 @@ class KernelCommands:
             "boot": self.boot,
             "io": self.io,
             "rebind": self.rebind,
+            "bind": self.bind,
+            "unbind": self.unbind,
             "counters": self.counters,
             "guard": self.guard,
             "digest": self._guard.digest,
+            "expect": self._guard.expect,
             "restore": self._guard.restore,
             "mapped": self.mapped,
+            "offer": self.offer,
+            "take_back": self._offers.take_back,
+            "clear_entry": self.clear_entry,
+            "end_offer": self._offers.end,
             "offer_control": self.offer_control,
             "check_control": self.check_control,
             "end_control": self.end_control,
@@ -79,10 +88,17 @@ class KernelCommands:
 
     def rebind(self, bdf: str) -> None:
         """Unbinds the driver of a device and binds it again: a tear-down and a set-up."""
+        self.unbind(bdf)
+        self.bind(bdf)
+
+    def unbind(self, bdf: str) -> None:
+        """Takes the driver away from a device."""
         self._driver(bdf)
-        device = pci.parse_bdf(bdf)
-        self._kernel.unbind(device)
-        self._kernel.bind(device)
+        self._kernel.unbind(pci.parse_bdf(bdf))
+
+    def bind(self, bdf: str) -> None:
+        """Gives a device to the driver that takes it."""
+        self._kernel.bind(pci.parse_bdf(bdf))
 
     def _driver(self, bdf: str) -> Driver:
         driver = self._kernel.drivers.get(pci.parse_bdf(bdf))
@@ -97,17 +113,27 @@ class KernelCommands:
     # --- what a rogue is after
 
     def guard(self, what: str) -> dict[str, Any]:
-        """Guards "canaries", "page tables" or "structures" for an attack: their pages, and how they stand."""
+        """Guards "canaries", "page tables", "structures" or the "first page": the pages, and how they stand."""
         choices = {
             "canaries": self._guard.place_canaries,
             "page tables": self._guard.guard_page_tables,
             "structures": self._guard.guard_structures,
+            "first page": self._guard.guard_first_page,
         }
         return {"pages": choices[what](), "digest": self._guard.digest()}
 
     def mapped(self, bdf: str) -> list[tuple[int, int]]:
         """See `Guard.mapped`."""
         return self._guard.mapped(pci.parse_bdf(bdf))
+
+    def offer(self, bdf: str, kind: str, avoid: tuple[tuple[int, int], ...] = ()) -> dict[str, Any]:
+        """See `Offers.offer`: the device's address of the buffer, the guarded pages, and how they stand."""
+        offer = self._offers.offer(pci.parse_bdf(bdf), kind, avoid)
+        return {"iova": offer.iova, "pages": offer.pages, "digest": self._guard.digest()}
+
+    def clear_entry(self, bdf: str, iova: int) -> None:
+        """See `Offers.clear_entry`."""
+        self._offers.clear_entry(pci.parse_bdf(bdf), iova)
 
     def offer_control(self, bdf: str) -> dict[str, Any]:
         """A page legally mapped for the device, for its positive control: where to write what."""

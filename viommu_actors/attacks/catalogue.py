@@ -1,123 +1,69 @@
-"""The attacks that a rogue device can play: what each does, and what should stop it.
-
-Ids are those of the project's catalogue and never change meaning. Sources: Thunderclap (NDSS 2019),
-Markuze et al. (ASPLOS 2016), Intel VT-d specification 3.x.
-"""
+"""The attacks that a rogue device can play: what each does, and what should stop it, from `catalogue.toml`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tomllib
 from enum import StrEnum
+from importlib import resources
 from typing import Literal
+
+import msgspec
+from msgspec import Struct
 
 
 class Target(StrEnum):
-    """Whose memory or interrupts an attack aims at, as seen by who drives the rogue."""
+    """Whose memory, interrupts or service an attack aims at, as seen by who drives the rogue."""
 
     GUEST_MEMORY = "guest memory"
     HOST_MEMORY = "host memory"
     OTHER_GUEST = "other guest"
     #: Of the kernel that drives the device; the host's own where that kernel has no IOMMU.
     PAGE_TABLES = "page tables"
+    #: Memory which the kernel that drives the device gave to it in some way: for a time, one way, in part.
+    BUFFER = "driver's buffer"
+    #: Memory that a kernel gave to another device.
+    OTHER_BUFFER = "another device's buffer"
+    OTHER_REGISTERS = "another device's registers"
     #: A vector of the host's CPU that is no device's.
     HOST_VECTOR = "host's interrupts"
     #: The vector of another device, by the handle that this one was given.
     OTHER_DEVICE = "another device's interrupts"
     BEYOND_TABLE = "an entry beyond the table"
     ABSENT_ENTRY = "an entry that is not present"
+    #: What everybody else gets of the machine while the attack lasts.
+    SERVICE = "service to others"
 
 
-Access = Literal["read", "write", "interrupt"]
+Access = Literal["read", "write", "interrupt", "service"]
+#: Which part of the protection decides about an attack.
+Axis = Literal["dma", "interrupts", "acs", "ats"]
 #: What stands between a device and the memory of the kernel that drives it.
 DmaSetting = Literal["none", "strict", "passthrough"]
-#: On top of those, interrupt remapping, and the same without its check of the source ID.
-Setting = Literal[DmaSetting, "ir", "ir-nosid"]
+#: Those; and, each on top of "strict", interrupt remapping, the same without its check of the source ID, ACS at the
+#: ports off and on, and address translation services.
+Setting = Literal[DmaSetting, "ir", "ir-nosid", "acs-off", "acs-on", "ats"]
 
 
-@dataclass(frozen=True)
-class Attack:
+class Attack(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One row of the catalogue; the fields are explained at the top of its file."""
+
     id: str
     name: str
     access: Access
     does: str
     stopped_by: str
     targets: tuple[Target, ...]
+    axis: Axis = "dma"
+    waits: str = ""
 
 
-CATALOGUE: dict[str, Attack] = {
-    attack.id: attack
-    for attack in (
-        Attack(
-            "A1",
-            "scan-read",
-            "read",
-            "reads page after page of memory that no driver gave to the device",
-            "address translation: no mapping",
-            (Target.GUEST_MEMORY, Target.HOST_MEMORY),
-        ),
-        Attack(
-            "A2",
-            "arbitrary write",
-            "write",
-            "writes a pattern to memory that no driver gave to the device",
-            "address translation: no mapping",
-            (Target.GUEST_MEMORY, Target.HOST_MEMORY),
-        ),
-        Attack(
-            "A12",
-            "cross-guest DMA",
-            "write",
-            "writes to the memory of a guest that the device is not assigned to",
-            "a domain for each VM",
-            (Target.OTHER_GUEST,),
-        ),
-        Attack(
-            "A31",
-            "write to page tables",
-            "write",
-            "writes to the page tables that translate the device's own DMA",
-            "tables are never mapped for a device",
-            (Target.PAGE_TABLES,),
-        ),
-        Attack(
-            "A32",
-            "write to root table or queue",
-            "write",
-            "writes to the root table, the context table and the invalidation queue",
-            "tables are never mapped for a device",
-            (Target.PAGE_TABLES,),
-        ),
-        Attack(
-            "A22",
-            "MSI injection",
-            "interrupt",
-            "writes a compatibility-format message with a vector that is not its own",
-            "interrupt remapping: the format is blocked",
-            (Target.HOST_VECTOR,),
-        ),
-        Attack(
-            "A23",
-            "handle of another device",
-            "interrupt",
-            "writes a remappable message with the handle that another device was given",
-            "interrupt remapping: source validation of the entry",
-            (Target.OTHER_DEVICE,),
-        ),
-        Attack(
-            "A24",
-            "handle of no entry",
-            "interrupt",
-            "writes remappable messages with handles that nobody was given",
-            "interrupt remapping: the table's size, the entry's present bit",
-            (Target.BEYOND_TABLE, Target.ABSENT_ENTRY),
-        ),
-        Attack(
-            "A25",
-            "no dword at the interrupt window",
-            "interrupt",
-            "reads it, and writes it in other sizes and alignments than an interrupt has",
-            "the interrupt window itself",
-            (Target.HOST_VECTOR,),
-        ),
-    )
-}
+def _read() -> dict[str, Attack]:
+    text = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
+    rows = tomllib.loads(text)
+    return {name: msgspec.convert({"id": name, **fields}, Attack) for name, fields in rows.items()}
+
+
+#: Every attack by its id, in order.
+CATALOGUE: dict[str, Attack] = _read()
+#: Those that can be played.
+PLAYABLE: dict[str, Attack] = {name: attack for name, attack in CATALOGUE.items() if not attack.waits}

@@ -9,12 +9,17 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from viommu_actors.attacks.catalogue import Setting, Target
 
 Driver = Literal["host", "guest"]
-Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered"]
+Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded"]
+
+BASE_SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
+#: Each of them alone on top of "strict".
+ADDED_SETTINGS: tuple[Setting, ...] = ("ir", "ir-nosid", "acs-off", "acs-on", "ats")
+SETTINGS = BASE_SETTINGS + ADDED_SETTINGS
 
 
 class Cell(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -25,20 +30,34 @@ class Cell(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     source: str
 
 
-class Row(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+class Row(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """One attack on one target, by a device that one of these kernels drives.
 
-    `ir` and `ir-nosid` tell of attacks on interrupts; whether DMA passes does not depend on them.
+    `all` is the cell of each setting that has none of its own; what stands on top of "strict" is as "strict" without.
     """
 
     attack: str
     driver: Driver | Literal["any"]
     target: Target
-    none: Cell
-    strict: Cell
-    passthrough: Cell
+    all: Cell | None = None
+    none: Cell | None = None
+    strict: Cell | None = None
+    passthrough: Cell | None = None
     ir: Cell | None = None
-    ir_nosid: Cell | None = field(default=None, name="ir-nosid")
+    ir_nosid: Cell | None = None
+    acs_off: Cell | None = None
+    acs_on: Cell | None = None
+    ats: Cell | None = None
+
+    def cell(self, setting: Setting) -> Cell:
+        """The cell of a setting. Raises ValueError where the row says nothing of it."""
+        own: Cell | None = getattr(self, setting.replace("-", "_"))
+        if own is None and setting in ADDED_SETTINGS:
+            own = self.strict
+        found = own or self.all
+        if found is None:
+            raise ValueError(f"expected.toml says nothing of {self.attack} on {self.target} under {setting}")
+        return found
 
 
 class Key(NamedTuple):
@@ -58,20 +77,12 @@ def matrix() -> dict[Key, Cell]:
     text = resources.files(__package__).joinpath("expected.toml").read_text(encoding="utf-8")
     cells: dict[Key, Cell] = {}
     for row in msgspec.convert(tomllib.loads(text), _File).expected:
-        settings: dict[Setting, Cell | None] = {
-            "none": row.none,
-            "strict": row.strict,
-            "passthrough": row.passthrough,
-            "ir": row.ir,
-            "ir-nosid": row.ir_nosid,
-        }
         drivers: tuple[Driver, ...] = ("host", "guest") if row.driver == "any" else (row.driver,)
-        for driver, (setting, cell) in product(drivers, settings.items()):
+        for driver, setting in product(drivers, SETTINGS):
             key = Key(row.attack, driver, row.target, setting)
             if key in cells:
                 raise ValueError(f"expected.toml says two things of {key}")
-            if cell is not None:
-                cells[key] = cell
+            cells[key] = row.cell(setting)
     return cells
 
 

@@ -6,7 +6,7 @@ Placed and checked by the kernel that owns the memory; nothing that a rogue says
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from viommu_actors.kernel.domain import Domain
 from viommu_actors.kernel.invalidation import QueuedInvalidation
@@ -36,19 +36,42 @@ class Guard:
         """Guards pages of the kernel's own with fresh random content; their physical addresses."""
         if not self._canaries:
             self._canaries = [self._kernel.pages.alloc() for _ in range(CANARIES)]
-        for page in self._canaries:
+        return self.guard_afresh(self._canaries)
+
+    def guard_afresh(self, pages: list[int]) -> list[int]:
+        """Guards these pages, with fresh random content."""
+        for page in pages:
             self._kernel.machine.memory.write(page, self._random(PAGE))
-        return self._guard(self._canaries)
+        return self.guard(pages)
+
+    def guard(self, pages: list[int]) -> list[int]:
+        """Guards these pages, as they stand."""
+        self._guarded = {page: self._kernel.machine.memory.read(page, PAGE) for page in pages}
+        return list(pages)
+
+    def guard_first_page(self) -> list[int]:
+        """Guards the page at physical address zero."""
+        return self.guard([0])
 
     def guard_page_tables(self) -> list[int]:
         """Guards the page tables of all domains; none where there is no IOMMU."""
         iommu = self._kernel.iommu
-        return self._guard([] if iommu is None else iommu.table_pages())
+        return self.guard([] if iommu is None else iommu.table_pages())
 
     def guard_structures(self) -> list[int]:
         """Guards root, context and interrupt tables and the invalidation queue."""
         iommu = self._kernel.iommu
-        return self._guard([] if iommu is None else iommu.structure_pages())
+        return self.guard([] if iommu is None else iommu.structure_pages())
+
+    def expect(self, pieces: Sequence[tuple[int, int]], data: bytes) -> str:
+        """The digest that shall stand once the first `size` bytes of `data` are written at each (offset, size) of the
+        one page that is guarded, and nothing else of it."""
+        [(page, content)] = self._guarded.items()
+        changed = bytearray(content)
+        for offset, size in pieces:
+            changed[offset : offset + size] = data[:size]
+        self._guarded = {page: bytes(changed)}
+        return hashlib.sha256(changed).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 over what is guarded, as it stands in memory now; empty where nothing is."""
@@ -110,7 +133,3 @@ class Guard:
         """Unmaps the control page."""
         del self._controls[bdf]
         self._kernel.drivers[bdf].release_control()
-
-    def _guard(self, pages: list[int]) -> list[int]:
-        self._guarded = {page: self._kernel.machine.memory.read(page, PAGE) for page in pages}
-        return list(pages)

@@ -154,6 +154,13 @@ class Endpoint:
         address, data, messages = self._message
         return self._send_message(address, data & -messages | (data | vector) & messages - 1)
 
+    def interrupt_otherwise(self, address: int, data: int) -> None:
+        """Raises interrupt 0 with another message than the driver's: the table is the device's own."""
+        if self._msix is not None and self._msix.enabled:
+            self._msix.signal_otherwise(address, data)
+        else:
+            self._send_message(address, data)
+
     def _send_message(self, address: int, data: int) -> bool:
         if not self._bus_master:
             self.counters["no interrupt"] += 1

@@ -61,6 +61,13 @@ class MsixTable:
         self._pending |= 1 << vector
         self._deliver()
 
+    def signal_otherwise(self, address: int, data: int) -> None:
+        """Interrupt 0 with another message in its entry, which then stands as it was."""
+        held = self._entries[0]
+        self._entries[0] = [address & 0xFFFF_FFFF, address >> 32, data, 0]
+        self.signal(0)
+        self._entries[0] = held
+
     def read(self, offset: int, size: int) -> int | None:
         """A register of the BAR: dwords and qwords; None is an unsupported request."""
         if size == 2 * _DWORD:

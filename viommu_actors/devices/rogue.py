@@ -24,6 +24,7 @@ from viommu_actors.devices.rogue_plan import (
     Read,
     Scan,
     Step,
+    Tamper,
     Write,
     parse_plan,
 )
@@ -102,13 +103,18 @@ class Rogue:
                 return (yield from self._control(number, kind, step))
             case Write():
                 limit = step.limit or self._endpoint.max_payload
-                self._endpoint.engine.write(self._name(step.requester), step.address, step.data, limit, step.at)
-                return StepResult(number, kind, "sent", length=len(step.data))
+                for _ in range(step.times):
+                    self._endpoint.engine.write(self._name(step.requester), step.address, step.data, limit, step.at)
+                return StepResult(number, kind, "sent", attempts=step.times, length=len(step.data))
             case Interrupt():
                 data = step.data.to_bytes(tlp.DWORD, "little")
                 message = tlp.MemWrite(self._name(step.requester), AddressType.UNTRANSLATED, step.address, 0xF, 0, data)
                 for _ in range(step.times):
                     self._endpoint.send(message)
+                return StepResult(number, kind, "sent", attempts=step.times)
+            case Tamper():
+                for _ in range(step.times):
+                    self._endpoint.interrupt_otherwise(step.address, step.data)
                 return StepResult(number, kind, "sent", attempts=step.times)
             case Message():
                 self._endpoint.send(MESSAGES[step.name](*step.fields))  # type: ignore[arg-type]

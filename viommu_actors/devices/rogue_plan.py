@@ -26,13 +26,14 @@ class Read(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Writes bytes, posted; `limit` None: the max payload that was programmed."""
+    """Writes bytes, posted, `times` times; `limit` None: the max payload that was programmed."""
 
     address: int
     data: bytes
     requester: int | None = None
     at: int = AddressType.UNTRANSLATED
     limit: int | None = None
+    times: int = 1
 
 
 class Scan(NamedTuple):
@@ -64,6 +65,14 @@ class Interrupt(NamedTuple):
     requester: int | None = None
 
 
+class Tamper(NamedTuple):
+    """Raises its own interrupt `times` times, with this message in place of the one that its driver programmed."""
+
+    address: int
+    data: int
+    times: int = 1
+
+
 class Message(NamedTuple):
     """A link message as it is, however malformed: its class in `spec.tlp` by name, and its fields. Not waited for."""
 
@@ -84,13 +93,14 @@ class Control(NamedTuple):
     data: bytes
 
 
-Step = Read | Write | Scan | AtomicStep | Interrupt | Message | Raw | Control
+Step = Read | Write | Scan | AtomicStep | Interrupt | Tamper | Message | Raw | Control
 STEPS: dict[str, type[Step]] = {
     "read": Read,
     "write": Write,
     "scan": Scan,
     "atomic": AtomicStep,
     "interrupt": Interrupt,
+    "tamper": Tamper,
     "message": Message,
     "raw": Raw,
     "control": Control,
@@ -130,13 +140,14 @@ def _problem(step: Step) -> str | None:
         case Read():
             ok = 0 <= step.length <= MAX_BYTES and step.limit in pci.PAYLOAD_SIZES
         case Write():
-            ok = len(bytes(memoryview(step.data))) <= MAX_BYTES and step.limit in (None, *pci.PAYLOAD_SIZES)
+            short = len(bytes(memoryview(step.data))) <= MAX_BYTES and 1 <= step.times <= MAX_ACCESSES
+            ok = short and step.limit in (None, *pci.PAYLOAD_SIZES)
         case Scan():
             short = 1 <= step.length <= tlp.PAGE and step.stride >= 1
             ok = short and 0 <= step.first <= step.last and (step.last - step.first) // step.stride < MAX_ACCESSES
         case AtomicStep():
             ok = step.kind in set(AtomicKind) and 4 <= len(memoryview(step.data)) <= 32
-        case Interrupt():
+        case Interrupt() | Tamper():
             ok = 0 <= step.data < 1 << 32 and 1 <= step.times <= MAX_ACCESSES and not step.address & 3
         case Message():
             kind = MESSAGES.get(step.name)

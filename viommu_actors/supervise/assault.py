@@ -6,17 +6,18 @@ Whether it got there is said by the owners of the memory, by the root port and b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Setting, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Cell, Driver, expected
 from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Absent, Verdict
-from viommu_actors.supervise.aims import Aims, Mission, accesses
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import Plan
+from viommu_actors.supervise.plays import PLAYS, missing
+from viommu_actors.supervise.stage import Mission, Stage
 from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
@@ -29,27 +30,34 @@ class Assault:
     """Attacks of one device."""
 
     def __init__(
-        self, topology: ResolvedTopology, plan: Plan, supervisor: Supervisor, device: ResolvedDevice, owner: Owner
+        self,
+        topology: ResolvedTopology,
+        plan: Plan,
+        supervisor: Supervisor,
+        device: ResolvedDevice,
+        owner: Owner,
+        setting: Setting | None = None,
     ) -> None:
+        """`setting` is what a verdict is told to be under, where it is not to follow from the attack's axis."""
         self._topology = topology
         self._supervisor = supervisor
         self._device = device
         self._owner = owner
-        self._aims = Aims(topology, plan, supervisor, device, owner)
+        self._setting_told = setting
+        self._stage = Stage(topology, plan, supervisor, device, owner)
         self._driver: Driver = "host" if device.vm is None else "guest"
 
-    def choices(self) -> Iterator[tuple[Attack, Target, str]]:
-        """The device's attacks on each of their targets, and why one is left out; empty for those to be played."""
-        for name in self._device.rogue:
+    def choices(self, attacks: Sequence[str] | None = None) -> Iterator[tuple[Attack, Target, str]]:
+        """Attacks (the device's own without any) on each of their targets, and why one is left out.
+
+        The reason is empty for those to be played.
+        """
+        for name in self._device.rogue if attacks is None else attacks:
             attack = CATALOGUE[name]
             for target in attack.targets:
                 if target is Target.GUEST_MEMORY and self._device.vm is None:
                     continue  # the memory of the kernel that drives it is the host's
-                if self._aims.missing(target):
-                    yield attack, target, self._aims.missing(target)
-                else:
-                    cell = self._cell(attack, target)
-                    yield attack, target, cell.reason if cell.verdict is None else ""
+                yield attack, target, self._reason_against(attack, target)
 
     def absent(self, attack: Attack, target: Target, reason: str) -> Absent:
         """The row of an attack that is left out."""
@@ -57,42 +65,72 @@ class Assault:
 
     def play(self, attack: Attack, target: Target) -> Verdict:
         """Plays one attack on one target and gathers the proofs. What it harmed is mended afterwards."""
-        command, device, owner = self._supervisor.command, self._device, self._owner
-        mission = self._aims.mission(attack, target)
-        command("host", "faults")
-        command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
-        deadline = COMMAND_TIMEOUT + accesses(mission.steps) / _SLOWEST
-        self._supervisor.each({device.name: {"steps": mission.steps}}, "attack", deadline)
-        seen = self._settled(mission)
-        faults = command("host", "faults")
-        # Before the control: its own mapping is a lawful change of tables and queue.
-        after = " ".join(command(keeper, mission.digest_command) for keeper in mission.keepers)
-        for keeper in mission.keepers:
-            command(keeper, "restore")
-        control = command(owner.kernel, "offer_control", bdf=owner.bdf)
-        command(device.name, "attack", steps=[{"do": "control", "iova": control["iova"], "data": control["data"]}])
-        arrived = self._control_arrived()
-        evidence = _evidence(attack, device.bdf, mission, seen, faults, after, arrived)
+        mission = PLAYS[attack.id](self._stage, target)
+        evidence = self._played(attack, mission)
         cell = self._cell(attack, target)
         assert cell.verdict is not None
         return Verdict(
-            device=device.name,
+            device=self._device.name,
             driver=self._driver,
             attack=attack.id,
             target=target.value,
             setting=self._setting(attack),
             expected=cell.verdict,
-            observed=observe(attack.access, device.bdf, evidence),
+            observed=observe(attack.access, self._source(mission), evidence),
             evidence=evidence,
         )
+
+    def _played(self, attack: Attack, mission: Mission) -> Evidence:
+        command, device = self._supervisor.command, self._device
+        command("host", "faults")
+        command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
+        deadline = COMMAND_TIMEOUT + mission.accesses / _SLOWEST
+        attacking = self._supervisor.ask(device.name, "attack", steps=mission.steps)
+        if mission.meanwhile is not None:
+            mission.meanwhile()
+        self._supervisor.answer(attacking, deadline)
+        seen = self._settled(mission)
+        faults = command("host", "faults")
+        # Before the control: its own mapping is a lawful change of tables and queue.
+        after = " ".join(command(keep.actor, keep.digest) for keep in mission.keeps)
+        for keep in mission.keeps:
+            command(keep.actor, keep.restore)
+        fault = _fault(faults, seen, mission, self._source(mission))
+        if fault is None and mission.record is not None:
+            fault = mission.record()
+        if mission.after is not None:
+            mission.after()
+        return _evidence(attack, mission, seen, fault, after, self._control())
+
+    def _source(self, mission: Mission) -> str:
+        """The requester that a record must name."""
+        return mission.source or self._device.bdf
+
+    def _control(self) -> bool:
+        """The positive control: whether a legal DMA of the same device passes."""
+        control = self._stage.own("offer_control")
+        self._stage.rogue([{"do": "control", "iova": control["iova"], "data": control["data"]}])
+        deadline = time.monotonic() + _SETTLE
+        while not (arrived := self._stage.own("check_control")) and time.monotonic() < deadline:
+            self._supervisor.poll(0.01)
+        self._stage.own("end_control")
+        return bool(arrived)
+
+    # --- what is expected
+
+    def _reason_against(self, attack: Attack, target: Target) -> str:
+        if attack.waits:
+            return f"waits {attack.waits}"
+        if reason := missing(self._stage, attack, target):
+            return reason
+        cell = self._cell(attack, target)
+        return cell.reason if cell.verdict is None else ""
 
     def _cell(self, attack: Attack, target: Target) -> Cell:
         return expected(attack.id, self._driver, target, self._setting(attack))
 
     def _setting(self, attack: Attack) -> Setting:
-        if attack.access == "interrupt":
-            return self._topology.interrupt_setting(self._device.name)
-        return self._topology.setting(self._device.name)
+        return self._setting_told or self._topology.setting_for(attack.axis, self._device.name)
 
     # --- waiting for posted writes, which nobody answers
 
@@ -101,29 +139,15 @@ class Assault:
         deadline = time.monotonic() + _SETTLE
         while True:
             seen: dict[str, Any] = self._supervisor.command("host", "evidence", link=self._device.link)
-            done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= accesses(mission.steps)
+            done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= mission.accesses
             if done or time.monotonic() > deadline:
                 self._supervisor.command("host", "unwatch", link=self._device.link)
                 return seen
             self._supervisor.poll(0.01)
 
-    def _control_arrived(self) -> bool:
-        deadline = time.monotonic() + _SETTLE
-        command, owner = self._supervisor.command, self._owner
-        while not (arrived := command(owner.kernel, "check_control", bdf=owner.bdf)) and time.monotonic() < deadline:
-            self._supervisor.poll(0.01)
-        command(owner.kernel, "end_control", bdf=owner.bdf)
-        return bool(arrived)
-
 
 def _evidence(
-    attack: Attack,
-    source: str,
-    mission: Mission,
-    seen: dict[str, Any],
-    faults: dict[str, Any],
-    after: str,
-    control: bool,
+    attack: Attack, mission: Mission, seen: dict[str, Any], fault: Fault | None, after: str, control: bool
 ) -> Evidence:
     outcomes = seen["outcomes"]
     refused = sum(n for outcome, n in outcomes.items() if outcome != "ok")
@@ -131,11 +155,12 @@ def _evidence(
     interrupt = attack.access == "interrupt"
     return Evidence(
         aimed=mission.aimed,
-        tried=seen["tried"],
+        # Of what has no aims, more than the least may come.
+        tried=min(seen["tried"], mission.aimed) if mission.aims is None else seen["tried"],
         attempts=sum(outcomes.values()),
-        canary_before=mission.digest,
+        canary_before=mission.before,
         canary_after=after,
-        fault=_fault(faults, seen, mission, source),
+        fault=fault,
         control=control,
         reached=seen["reached"],
         # Where an interrupt goes to that the victim did not take, nobody can say: it stays unaccounted for.
@@ -161,8 +186,9 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
     refusal = seen["first_refusal"]
     if refusal is None or refusal["outcome"] == "fault":
         return None
+    kinds: dict[str, Literal["acs", "malformed"]] = {"acs": "acs", "malformed": "malformed"}
     return Fault(
-        kind="acs" if refusal["outcome"] == "acs" else "rejected",
+        kind=kinds.get(refusal["outcome"], "rejected"),
         unit="root port",
         source=refusal["source"],
         address=f"{refusal['address']:#x}",
@@ -174,6 +200,8 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
 
 def _is_aimed(record: dict[str, Any], mission: Mission) -> bool:
     """Whether a fault record is of an address that was aimed at; an interrupt's names an entry instead."""
+    if mission.aims is None:
+        return True
     if record["interrupt"]:
         return not mission.guarded
     place = int(record["place"], 16)

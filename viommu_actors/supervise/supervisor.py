@@ -60,6 +60,13 @@ class _Question(NamedTuple):
     number: int
 
 
+class Asked(NamedTuple):
+    """A command by its name, that may be answered by now."""
+
+    question: _Question
+    name: str
+
+
 class _Answer(NamedTuple):
     """A reply, and the launcher's counts of that wire when it came."""
 
@@ -143,7 +150,18 @@ class Supervisor:
         self, arguments: Mapping[str, dict[str, Any]], name: str, seconds: float = COMMAND_TIMEOUT
     ) -> dict[str, Any]:
         """The same with arguments of their own for each of the actors, and within so many seconds."""
-        asked = [self._send(actor, name, own) for actor, own in arguments.items()]
+        return self._fetch([self._send(actor, name, own) for actor, own in arguments.items()], name, seconds)
+
+    def ask(self, actor: str, name: str, **arguments: Any) -> Asked:
+        """Has one actor do something, and goes on; `answer` waits for it."""
+        return Asked(self._send(actor, name, arguments), name)
+
+    def answer(self, asked: Asked, seconds: float = COMMAND_TIMEOUT) -> Any:
+        """The result of what was asked; raises as `commands` does."""
+        [result] = self._fetch([asked.question], asked.name, seconds).values()
+        return result
+
+    def _fetch(self, asked: list[_Question], name: str, seconds: float) -> dict[str, Any]:
         self._wait_for(asked, name, seconds)
         replies = {question.actor: self._answers.pop(question).reply for question in asked}
         for actor, reply in replies.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from viommu_actors.attacks.catalogue import CATALOGUE, Target
+from viommu_actors.attacks.catalogue import PLAYABLE, Target
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
@@ -264,12 +264,12 @@ def _attacks(topology: Topology) -> None:
     for d, device in enumerate(topology.device):
         for r, attack in enumerate(device.rogue):
             key = f"device[{d}].rogue[{r}]"
-            if attack not in CATALOGUE:
-                guess = did_you_mean(attack, CATALOGUE)
-                raise Refusal(key, f'there is no attack "{attack}"', guess or f"known are {', '.join(CATALOGUE)}")
+            if attack not in PLAYABLE:
+                guess = did_you_mean(attack, PLAYABLE)
+                raise Refusal(key, f'there is no attack "{attack}"', guess or f"known are {', '.join(PLAYABLE)}")
             if attack in device.rogue[:r]:
                 raise Refusal(key, f'"{attack}" stands there twice', "name each attack once")
-            if CATALOGUE[attack].targets == (Target.OTHER_GUEST,) and not _other_guest(device, vm_of, topology):
+            if PLAYABLE[attack].targets == (Target.OTHER_GUEST,) and not _other_guest(device, vm_of, topology):
                 raise Refusal(
                     key, f'"{attack}" aims at another guest, and there is none', f"add a [[vm]], or take {attack} out"
                 )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from viommu_actors.attacks.catalogue import DmaSetting, Setting
+from viommu_actors.attacks.catalogue import Axis, DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec.pci import bdf, format_bdf
@@ -100,6 +100,12 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         if not self.host.iommu.intremap or options.get("intremap") == "off" or options.get("intel_iommu") != "on":
             return self.setting(device)
         return "ir-nosid" if options.get("intremap") == "nosid" else "ir"
+
+    def setting_for(self, axis: Axis, device: str) -> Setting:
+        """The setting of that part of the protection which decides about an attack. Raises KeyError."""
+        if axis == "interrupts":
+            return self.interrupt_setting(device)
+        return "acs-on" if axis == "acs" else self.setting(device)
 
 
 def resolve(topology: Topology) -> ResolvedTopology:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from viommu_actors.attacks.catalogue import CATALOGUE
+from viommu_actors.attacks.catalogue import PLAYABLE
 from viommu_actors.topology.model import Topology
 
 
@@ -19,8 +19,8 @@ def schema() -> str:
     described: dict[str, Any] = msgspec.json.schema(Topology)
     rogue = described["$defs"]["Device"]["properties"]["rogue"]
     rogue["items"] = {
-        "enum": list(CATALOGUE),
-        "description": "; ".join(f"{attack.id}: {attack.name}" for attack in CATALOGUE.values()),
+        "enum": list(PLAYABLE),
+        "description": "; ".join(f"{attack.id}: {attack.name}" for attack in PLAYABLE.values()),
     }
     rogue["uniqueItems"] = True
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}

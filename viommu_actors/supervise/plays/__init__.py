@@ -1,0 +1,31 @@
+"""How each attack is played: what is guarded, what the rogue is told, what the others do meanwhile.
+
+A play prepares one attack on one target and returns the `Mission`; whether the attack exists in a topology at all is
+said by `missing`. Nothing that is judged stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from viommu_actors.attacks.catalogue import Attack, Target
+from viommu_actors.supervise.plays import buffers, interrupts, memory
+from viommu_actors.supervise.stage import Mission, Stage
+
+Play = Callable[[Stage, Target], Mission]
+
+#: By the attack's id.
+PLAYS: Final[Mapping[str, Play]] = MappingProxyType({**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS})
+
+
+def missing(stage: Stage, attack: Attack, target: Target) -> str:
+    """Why a topology has no such target for a device; empty where it has."""
+    if target is Target.OTHER_GUEST and not stage.other_guests():
+        return "there is no other guest"
+    if attack.id == "A11" and stage.neighbour() is None:
+        return "the kernel drives no other device"
+    if target in (Target.OTHER_DEVICE, Target.OTHER_BUFFER, Target.OTHER_REGISTERS) and stage.stranger() is None:
+        return "there is no other device with a driver"
+    return ""

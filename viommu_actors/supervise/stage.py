@@ -1,0 +1,180 @@
+"""What the play of an attack has at hand: who owns what, where it lies, and commands to all of them.
+
+The launcher gives the rogue all that an attacker could ever learn. Foreign memory is probed by host-physical
+address, that of the kernel which drives the device by this kernel's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from viommu_actors.attacks.catalogue import Target
+from viommu_actors.attacks.evidence import Fault
+from viommu_actors.pci.watch import Aim
+from viommu_actors.supervise.owner import Owner, owner_of
+from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+
+PAGE = 4096
+#: What a rogue writes: a whole number of dwords that no canary holds.
+PATTERN = b"\xde\xad\xbe\xef" * 16
+
+Ranges = list[tuple[int, int]]
+Steps = list[dict[str, Any]]
+
+
+class Keep(NamedTuple):
+    """Somebody who says how what is attacked stands: `digest` is the command that tells, `restore` one that mends."""
+
+    actor: str
+    digest: str = "digest"
+    restore: str = "restore"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mission:
+    """One attack on one target, ready to be played.
+
+    `steps` is the rogue's plan (`devices.rogue_plan`). `aims` are the addresses that it has to try, None for whatever
+    it sends, of which `least` must arrive. `guarded` are the host-physical pages that must stay out of its reach;
+    `before` is what the keepers said of their state. `source` is the requester that a record must name, where the
+    rogue does not use its own. `meanwhile` is done while the rogue plays, `after` when all is judged; `record`
+    tells what blocked it, where neither a fault nor the port's log does.
+    """
+
+    steps: Steps
+    aims: list[Aim] | None
+    keeps: tuple[Keep, ...]
+    before: str
+    guarded: list[int] = field(default_factory=list)
+    least: int = 0
+    source: str = ""
+    meanwhile: Callable[[], None] | None = None
+    after: Callable[[], None] | None = None
+    record: Callable[[], Fault | None] | None = None
+
+    @property
+    def aimed(self) -> int:
+        """How many addresses, or accesses, have to be seen."""
+        return self.least if self.aims is None else sum(aim.size for aim in self.aims)
+
+    @property
+    def accesses(self) -> int:
+        """How many requests the steps make at least."""
+        return sum(
+            (step["last"] - step["first"]) // step["stride"] + 1 if step["do"] == "scan" else step.get("times", 1)
+            for step in self.steps
+        )
+
+
+class Stage:
+    """The surroundings of one device's attacks under one setting."""
+
+    def __init__(
+        self,
+        topology: ResolvedTopology,
+        plan: Plan,
+        supervisor: Supervisor,
+        device: ResolvedDevice,
+        owner: Owner,
+    ) -> None:
+        self.topology = topology
+        self.supervisor = supervisor
+        self.command = supervisor.command
+        self.device = device
+        self.owner = owner
+        self._memory = plan.memory
+
+    # --- commands
+
+    def own(self, name: str, **arguments: Any) -> Any:
+        """A command about the device to the kernel that drives it."""
+        return self.command(self.owner.kernel, name, bdf=self.owner.bdf, **arguments)
+
+    def rogue(self, steps: Steps) -> Any:
+        """Has the rogue do something that is not judged; what it says of it decides nothing."""
+        return self.command(self.device.name, "attack", steps=steps)
+
+    # --- others
+
+    def other_guests(self) -> tuple[str, ...]:
+        """Guests that the device is not assigned to."""
+        return tuple(guest_of(vm.name) for vm in self.topology.vms if vm.name != self.device.vm)
+
+    def others(self) -> Iterator[tuple[ResolvedDevice, Owner]]:
+        """The other devices that a driver works with, and who drives them; those of the same kernel first."""
+        others = [device for device in self.topology.devices if device.name != self.device.name and device.operations]
+        for device in sorted(others, key=lambda each: each.vm != self.device.vm):
+            yield device, owner_of(self.topology, device)
+
+    def neighbour(self) -> tuple[ResolvedDevice, Owner] | None:
+        """Another device that the same kernel drives."""
+        return next((each for each in self.others() if each[0].vm == self.device.vm), None)
+
+    def stranger(self) -> tuple[ResolvedDevice, Owner] | None:
+        """Another device, in a domain that has nothing to do with the rogue's; of another kernel where there is one."""
+        return next(iter(sorted(self.others(), key=lambda each: each[0].vm == self.device.vm)), None)
+
+    # --- memory
+
+    def keepers(self, target: Target) -> tuple[str, ...]:
+        """The kernels that own what a target names."""
+        if target is Target.HOST_MEMORY:
+            return ("host",)
+        if target is Target.OTHER_GUEST:
+            return self.other_guests()
+        return (self.owner.kernel,)
+
+    def mapped(self) -> Ranges:
+        """(IOVA, size) of what the device may reach lawfully by page tables: no address to probe foreign memory by."""
+        if self.topology.setting(self.device.name) != "strict":
+            return []
+        return [(iova, size) for iova, size in self.own("mapped")]
+
+    def memory_of(self, keeper: str) -> Ranges:
+        """(base, size) of the keeper's memory by the addresses that the rogue would use."""
+        if keeper == "host":
+            return [(HOST_HIGH_BASE, self.topology.host.memory - HOST_LOW_MEMORY)]
+        own = keeper == self.owner.kernel
+        return [(gpa if own else hpa, size) for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]]
+
+    def physical(self, keeper: str, page: int) -> int:
+        """Host-physical address of a page that the keeper's kernel knows by its own."""
+        if keeper == "host":
+            return page
+        for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]:
+            if gpa <= page < gpa + size:
+                return hpa + page - gpa
+        raise CommandFailed(f"{keeper} has no memory at {page:#x}")
+
+    def aimed_pages(self, told: dict[str, dict[str, Any]]) -> list[int]:
+        """The keepers' pages by the addresses that the rogue would use."""
+        addresses: list[int] = []
+        for keeper, guarded in told.items():
+            own = keeper == self.owner.kernel
+            addresses += guarded["pages"] if own else [self.physical(keeper, page) for page in guarded["pages"]]
+        return addresses
+
+    def guarded_pages(self, told: dict[str, dict[str, Any]]) -> list[int]:
+        """The same by host-physical address."""
+        return sorted(self.physical(keeper, page) for keeper, guarded in told.items() for page in guarded["pages"])
+
+
+def digest_of(told: dict[str, dict[str, Any]]) -> str:
+    """What several keepers said, as one."""
+    return " ".join(guarded["digest"] for guarded in told.values())
+
+
+def without(whole: tuple[int, int], holes: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The (base, size) pieces of `whole` that no hole touches; holes ascend."""
+    base, end = whole[0], sum(whole)
+    for hole, size in holes:
+        if hole < end and hole + size > base:
+            if hole > base:
+                yield base, hole - base
+            base = hole + size
+    if base < end:
+        yield base, end - base
