@@ -1,11 +1,12 @@
 """The device process: a PCI Express function behind its one link, honest until told otherwise.
 
-It never opens a socket of its own. Its link and its control channel are listeners that it was
-given; a cable to another nic is a socket pair.
+It is the untrusted party, so it confines itself before anything reaches it. It never opens a socket of its own: its
+link and its control channel are listeners that it was given; a cable to another nic is a socket pair.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import zmq
@@ -14,6 +15,7 @@ from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
 from viommu_actors.actors.device_latency import DeviceLatency
 from viommu_actors.actors.runtime import inbox_listener, log
+from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
@@ -34,6 +36,8 @@ class DeviceActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name = configuration["name"]
+        sandbox = Sandbox(configuration["sandbox"])
+        sandbox.enter(_given(configuration))
         context = make_context()
         self._inbox = Inbox(context, inbox_listener(configuration))
         self._link = bind_link(context, inbox_listener(configuration, "link"))
@@ -47,10 +51,12 @@ class DeviceActor:
             self._cable = Cable(configuration["cable"], name)
             self._poller.register(self._cable.fd, zmq.POLLIN)
             tallies.append(self._cable.tally)
+        confinement = sandbox.seal()
         self._endpoint = self._make(configuration)
         self._rogue = Rogue(self._endpoint, self._send_raw)
         self._control = Control(self._inbox, name, tallies)
         self._control.register({"attack": self._attack, "counters": lambda: dict(self._endpoint.counters)})
+        self._control.register({"confinement": lambda: asdict(confinement)})
         self._control.register(DeviceLatency(self._endpoint, self._control).handlers())
 
     def run(self) -> None:
@@ -132,3 +138,10 @@ class DeviceActor:
 
         self._rogue.play(parse_plan(steps), over)
         return LATER
+
+
+def _given(configuration: dict[str, Any]) -> list[int]:
+    """The descriptors that this process was given to have."""
+    cable = configuration["cable"]
+    held = [configuration["inbox"]["fd"], configuration["link"]["fd"], configuration["lifeline"]]
+    return held if cable is None else [*held, cable["fd"]]

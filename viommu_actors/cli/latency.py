@@ -19,6 +19,7 @@ from viommu_actors.measure.settings import settings_of
 from viommu_actors.measure.surroundings import surroundings
 from viommu_actors.report.bar import ProgressBar
 from viommu_actors.report.latency_text import render, render_soak
+from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.page import write_latencies
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     """See `cli.exits`. A goal that is missed is told, and no failure."""
     try:
         topology = load(options.config)
+        refuse_unconfined(topology.sandbox)
         chosen: Sequence[Placement] = [options.placement or topology.placement]
         if options.placement == "all":
             chosen = _PLACEMENTS

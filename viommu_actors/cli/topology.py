@@ -12,8 +12,9 @@ from viommu_actors.measure.costs import load_costs
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import render
 from viommu_actors.report.results import Results, to_json
+from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.run import Ended, Run
-from viommu_actors.topology.errors import TopologyError
+from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
 from viommu_actors.topology.resolve import ResolvedTopology, resolve
 
@@ -44,9 +45,13 @@ def run(options: argparse.Namespace) -> int:
     """See `cli.exits`."""
     try:
         topology = resolve(load(options.config))
+        refuse_unconfined(topology.sandbox)
         costs = tuple(load_costs(path) for path in options.costs)
     except TopologyError as error:
         print(error, file=sys.stderr)
+        return Exit.REFUSED
+    except Refusal as refusal:
+        print(TopologyError(str(options.config), refusal), file=sys.stderr)
         return Exit.REFUSED
     with Progress(sys.stderr) as progress:
         try:

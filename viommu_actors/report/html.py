@@ -25,6 +25,7 @@ from viommu_actors.report.tables import (
     io_tables,
     modelled_table,
     process_table,
+    sandbox_words,
     summary,
     verdict_tables,
 )
@@ -218,6 +219,7 @@ def _environment(topology: ResolvedTopology, results: Results, facts: Mapping[st
         ("host", _machine(topology.host.memory, topology.host.cmdline)),
     ]
     pairs += [(vm.name, _machine(vm.memory, vm.cmdline)) for vm in topology.vms]
+    pairs += [("sandbox", words) for words in sandbox_words(results.processes)]
     return [_pairs(pairs), *_tables(process_table(results) if results.processes else None)]
 
 

@@ -16,6 +16,7 @@ from viommu_actors.report.tables import (
     interrupt_note,
     io_tables,
     modelled_table,
+    sandbox_note,
     summary,
     verdict_tables,
 )
@@ -97,6 +98,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         picture(topology, results, width),
         *(table.lines() for table in tables if table),
         *interrupt_note(topology),
+        *sandbox_note(results),
         [summary(results)],
     ]
     return [each for block in blocks for each in (*block, ())][:-1]

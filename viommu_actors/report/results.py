@@ -12,14 +12,19 @@ from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Driver, Outcome
 from viommu_actors.attacks.verdict import Observed
+from viommu_actors.confine.level import Level
 
 Role = Literal["host", "hypervisor", "guest", "device", "app"]
 
 
-class Process(Struct, kw_only=True, frozen=True):
+class Process(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """`sandbox` is how far a device process is confined, `sandbox_detail` by what, and why no further."""
+
     role: Role
     name: str
     pid: int
+    sandbox: Level | None = None
+    sandbox_detail: str = ""
 
 
 class Verdict(Struct, kw_only=True, frozen=True):

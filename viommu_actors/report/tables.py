@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
 from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
-from viommu_actors.report.results import Assignment, Io, Machine, Modelled, Results, Verdict
+from viommu_actors.report.results import Assignment, Io, Machine, Modelled, Process, Results, Verdict
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -33,6 +34,12 @@ _MACHINE_COUNTS = (
     ("pte_writes", "table writes"),
     ("invalidations", "invalidations"),
 )
+_SANDBOXES = {
+    "full": "full sandbox",
+    "landlock": "PARTIAL sandbox",
+    "seccomp": "PARTIAL sandbox",
+    "none": "NO sandbox",
+}
 #: The few of them that tell what a set-up or the other end cost.
 _MAIN_COUNTS = tuple(each for each in COUNTS if each[0] in ("traps", "vfio_maps", "vfio_unmaps"))
 
@@ -98,10 +105,34 @@ def process_table(results: Results) -> Table:
     """Who played what."""
     return Table(
         title="Processes",
-        columns=("role", "name", "pid"),
-        rows=tuple((line(each.role), line(each.name), line(str(each.pid))) for each in results.processes),
+        columns=("role", "name", "pid", "sandbox"),
+        rows=tuple(
+            (line(each.role), line(each.name), line(str(each.pid)), line(each.sandbox or ""))
+            for each in results.processes
+        ),
         numbers=frozenset([2]),
     )
+
+
+def sandbox_words(processes: Iterable[Process]) -> list[str]:
+    """How far the device processes are confined, a line for each level that there is."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for each in processes:
+        if each.sandbox is not None:
+            alike.setdefault((each.sandbox, each.sandbox_detail), []).append(each.name)
+    words = []
+    for (level, detail), names in alike.items():
+        whose = "device processes" if len(alike) == 1 else ", ".join(names)
+        words.append(f"{whose}: {_SANDBOXES[level]} ({detail})")
+    return words
+
+
+def sandbox_note(results: Results) -> list[list[Line]]:
+    """The same as a block; none where no device process told."""
+    confined = all(each.sandbox in ("full", None) for each in results.processes)
+    style: Style = "" if confined else "unsafe"
+    lines = [line(Span(words[0].upper() + words[1:], style)) for words in sandbox_words(results.processes)]
+    return [lines] if lines else []
 
 
 def absent_table(results: Results) -> Table | None:

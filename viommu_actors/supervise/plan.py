@@ -10,6 +10,7 @@ from typing import Any
 from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
 from viommu_actors.supervise.placement import place
+from viommu_actors.topology.model import SandboxMode
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
 from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.tally import CABLE
@@ -80,7 +81,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     host = _actor("host", "host")
     slots = _place_memory(topology, plan)
     for device in topology.devices:
-        plan.actors.append(_device(device, links[device.name], cables.get(device.name)))
+        plan.actors.append(_device(device, links[device.name], cables.get(device.name), topology.sandbox))
     vms = [_vm(vm, slots[vm.name], host.inbox) for vm in topology.vms]
     host.configuration |= {
         "low_memory": HOST_LOW_MEMORY,
@@ -121,7 +122,9 @@ def _actor(role: Role, name: str) -> ActorPlan:
     return ActorPlan(role, name, inbox, configuration, [inbox.fd])
 
 
-def _device(device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None) -> ActorPlan:
+def _device(
+    device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None, sandbox: SandboxMode
+) -> ActorPlan:
     actor = _actor("device", device.name)
     actor.configuration |= {
         "link": {"fd": link.fd, "address": link.address},
@@ -130,6 +133,7 @@ def _device(device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None
         "dma_mask_bits": device.dma_mask_bits,
         "mac": (_MAC_BASE + device.slot).to_bytes(6, "big").hex(),
         "cable": cable,
+        "sandbox": sandbox,
     }
     actor.fds += [link.fd] if cable is None else [link.fd, cable["fd"]]
     return actor

@@ -16,6 +16,8 @@ from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
 from viommu_actors.wire.sockets import Channel
 from viommu_actors.wire.tally import Tally
 
+#: What the interpreter of an actor runs.
+PROGRAM = ("-m", "viommu_actors.actors")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -67,7 +69,7 @@ def _spawn(configuration: dict[str, Any], fds: list[int], log: IO[bytes]) -> sub
         memory.write(json.dumps(configuration).encode())
         memory.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", "viommu_actors.actors"],
+            [sys.executable, *PROGRAM],
             stdin=memory,
             stdout=log,
             stderr=log,

@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from viommu_actors.report.results import Absent, Assignment, Counts, Io, Machine, Process, Results, Verdict, as_expected
+from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
@@ -74,6 +78,7 @@ class Scenario:
         supervisor = self._supervisor
         self._tell(f"starting {len(supervisor.actors)} processes")
         supervisor.living(list(supervisor.actors), "ping")
+        self._confined()
         self._tell("host kernel boots")
         supervisor.command("host", "boot")
         vms = [vm.name for vm in self._topology.vms]
@@ -86,6 +91,18 @@ class Scenario:
             for vm, counts in self._counts().items():
                 counts.subtract(built[vm])
                 self._machines.append(Machine(vm=vm, build=Counts(**built[vm]), boot=Counts(**counts)))
+
+    def _confined(self) -> None:
+        """Before anything reaches a device: it is still what it was started as."""
+        found = confinements(self._supervisor, [device.name for device in self._topology.devices])
+        self._processes = tuple(
+            replace(each, sandbox=found[each.name].level, sandbox_detail=found[each.name].detail)
+            if each.name in found
+            else each
+            for each in self._processes
+        )
+        for told in sandbox_words(self._processes):
+            self._tell(told)
 
     def _counts(self) -> dict[str, Counter[str]]:
         """What each VM that is there has counted up to now."""

@@ -240,6 +240,7 @@ class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 Placement = Literal["pack", "spread", "free"]
+SandboxMode = Literal["auto", "require", "off"]
 
 
 class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -270,6 +271,16 @@ class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=["pack"],
         ),
     ] = "pack"
+    sandbox: Annotated[
+        SandboxMode,
+        Meta(
+            description=(
+                "Confinement of the device processes by Landlock and seccomp: auto, as far as this machine's kernel"
+                " allows; require, all of it or the topology is refused; off, none."
+            ),
+            examples=["auto"],
+        ),
+    ] = "auto"
     host: Annotated[Host, Meta(description="The physical machine and its kernel.")] = Host()
     device: Annotated[
         tuple[Device, ...], Meta(max_length=MAX_DEVICES, description="The physical devices, a [[device]] each.")

@@ -13,7 +13,7 @@ from viommu_actors.attacks.catalogue import Axis, DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec.pci import bdf, format_bdf
-from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, Topology, Viommu, Vm
+from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, SandboxMode, Topology, Viommu, Vm
 
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
@@ -74,6 +74,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     description: str
     on_death: Literal["end", "contain"]
     placement: Placement
+    sandbox: SandboxMode
     host: ResolvedHost
     devices: tuple[ResolvedDevice, ...]
     vms: tuple[ResolvedVm, ...]
@@ -136,6 +137,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
         description=topology.description,
         on_death=topology.on_death,
         placement=topology.placement,
+        sandbox=topology.sandbox,
         host=ResolvedHost(
             memory=bytes_of(topology.host.memory),
             cmdline=_with_parameters(

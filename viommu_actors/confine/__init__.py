@@ -1,0 +1,1 @@
+"""Confinement of a process by the operating system: what it keeps (policy) apart from how that is enforced."""

@@ -1,0 +1,19 @@
+"""What a process may give up: linux/prctl.h and linux/capability.h."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+PR_SET_NAME: Final = 15
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+#: struct __user_cap_header_struct: version, pid.
+CAPABILITY_HEADER: Final = struct.Struct("=Ii")
+CAPABILITY_VERSION_3: Final = 0x2008_0522
+#: Two of struct __user_cap_data_struct: effective, permitted, inheritable, for 32 capabilities each.
+CAPABILITY_DATA: Final = struct.Struct("=6I")
+CAPABILITY_LIMIT: Final = 64
