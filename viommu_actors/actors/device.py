@@ -21,7 +21,7 @@ from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
-from viommu_actors.wire.codec import MalformedMessage, Message
+from viommu_actors.wire.codec import Defect, MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
 from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame, send_frame
 from viommu_actors.wire.tally import Tally
@@ -97,7 +97,7 @@ class DeviceActor:
                 return
             try:
                 if frame is None:
-                    raise MalformedMessage("several frames")
+                    raise MalformedMessage(Defect.FRAMES, "several frames")
                 message = LINK_DOWN.decode(frame)
             except MalformedMessage as error:
                 self._tally.malformed += 1

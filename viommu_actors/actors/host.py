@@ -128,7 +128,9 @@ class HostActor:
         lent = [slot for vm in configuration["vms"] for slot in open_slots(vm["ram"], "hpa")]
         memory = PhysicalMemory(own + lent)
         self._unit = RemappingUnit(UnitConfig(**configuration["iommu"]), memory, self._interrupt_message)
-        self._fabric = Fabric(self._context, memory, self._unit, self._msi, configuration["links"])
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        self._fabric = Fabric(self._poller, memory, self._unit, self._msi, configuration["links"])
         self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
         self._kernel = Kernel(self._machine)
         self._lending = Lending(self._fabric, self._inbox, self._inject)
@@ -138,10 +140,6 @@ class HostActor:
         self._guest_of = {vm["name"]: vm["guest"] for vm in configuration["vms"]}
         #: frames for the kernel, in order of arrival
         self._requests: deque[tuple[bytes, bytes]] = deque()
-        self._poller = zmq.Poller()
-        self._poller.register(self._inbox.socket, zmq.POLLIN)
-        for link in self._fabric.sockets():
-            self._poller.register(link, zmq.POLLIN)
         self._tallies: list[Tally] = [*self._fabric.tallies]
         self._control = Control(self._inbox, name, self._tallies)
         install(
@@ -177,7 +175,9 @@ class HostActor:
         timeout = self._fabric.expire(time.monotonic())
         if idle is not None and idle < IDLE:
             timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
-        for source in poll_with(self._poller, timeout, self._outlets.values()):
+        behind = list(self._fabric.behind)
+        sources = poll_with(self._poller, 0 if behind else timeout, self._outlets.values())
+        for source in [*behind, *(source for source in sources if source not in behind)] if behind else sources:
             if source is self._inbox.socket:
                 self._drain_inbox()
             else:

@@ -58,7 +58,8 @@ def poll_with(poller: zmq.Poller, timeout: int, outlets: Collection[Outlet]) -> 
         return [source for source, _ in poller.poll(timeout)]
     for outlet in waiting:
         poller.register(outlet.socket, zmq.POLLOUT)
-    ready = [source for source, event in poller.poll(timeout) if event & zmq.POLLIN]
+    sockets = [outlet.socket for outlet in waiting]
+    ready = [source for source, _ in poller.poll(timeout) if source not in sockets]
     for outlet in waiting:
         poller.unregister(outlet.socket)
         outlet.flush()

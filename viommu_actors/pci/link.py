@@ -130,6 +130,11 @@ class Link(ABC):
             write = kind in ("write", "atomic", "msi")
             self.log.add(LogEntry(kind, requester, address, length, write, outcome, physical, reason))
 
+    def reject(self, defect: str) -> None:
+        """Counts what came up the link and is no transaction, by what is wrong with it."""
+        self.counters[f"rejected: {defect}"] += 1
+        self.record("message", 0, 0, 0, Outcome.MALFORMED)
+
     # --- downstream
 
     def request(self, waiting: Outstanding, build: Callable[[Tag], Downstream]) -> None:

@@ -9,6 +9,7 @@ earlier field states, and no trailing bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -20,8 +21,26 @@ Message = tuple[Any, ...]
 MAX_FRAME = (1 << 20) + 4096
 
 
+class Defect(StrEnum):
+    """What is wrong with a frame that is no message."""
+
+    NOT_MSGPACK = "not msgpack"
+    NO_ARRAY = "no array with a tag"
+    UNKNOWN_TAG = "unknown tag"
+    ARITY = "wrong number of fields"
+    FIELD = "field of a wrong type or out of range"
+    #: Of the transport: what never becomes a frame.
+    FRAMES = "several frames"
+    OVERSIZE = "too long a frame"
+    COMMAND = "no frame of a message"
+
+
 class MalformedMessage(ValueError):
-    """A frame that is no message of this wire; the text says what is wrong with it."""
+    """A frame that is no message of this wire: which `defect` it has, and in the text what is wrong with it."""
+
+    def __init__(self, defect: Defect, text: str) -> None:
+        super().__init__(text)
+        self.defect = defect
 
 
 class Plain:
@@ -35,6 +54,7 @@ class Codec:
         self.classes = dict(classes)
         self.tags = {cls: tag for tag, cls in self.classes.items()}
         self._checks = {tag: _compile_check(cls) for tag, cls in self.classes.items()}
+        self._lengths = {tag: len(get_type_hints(cls)) + 1 for tag, cls in self.classes.items()}
         self._pack = msgpack.Packer(autoreset=True).pack
 
     def encode(self, message: Message) -> bytes:
@@ -47,16 +67,17 @@ class Codec:
         try:
             fields = msgpack.unpackb(frame, use_list=False)
         except (ValueError, TypeError) as error:
-            raise MalformedMessage(f"not msgpack: {error}") from None
+            raise MalformedMessage(Defect.NOT_MSGPACK, f"not msgpack: {error}") from None
         if type(fields) is not tuple or not fields:
-            raise MalformedMessage("not an array with a tag")
+            raise MalformedMessage(Defect.NO_ARRAY, "not an array with a tag")
         tag = fields[0]
         check = self._checks.get(tag) if type(tag) is int else None
         if check is None:
-            raise MalformedMessage(f"unknown tag {tag!r:.40}")
+            raise MalformedMessage(Defect.UNKNOWN_TAG, f"unknown tag {tag!r:.40}")
         problem = check(fields)
         if problem:
-            raise MalformedMessage(f"{self.classes[tag].__name__}: {problem}")
+            defect = Defect.FIELD if len(fields) == self._lengths[tag] else Defect.ARITY
+            raise MalformedMessage(defect, f"{self.classes[tag].__name__}: {problem}")
         return tuple.__new__(self.classes[tag], fields[1:])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from viommu_actors.wire.codec import MAX_FRAME, Codec, MalformedMessage, Message
+from viommu_actors.wire.codec import MAX_FRAME, Codec, Defect, MalformedMessage, Message
 from viommu_actors.wire.tally import Tally
 
 #: pyzmq's own send. What `zmq.Socket` adds to it are arguments that no wire has, and half of its time.
@@ -60,9 +60,8 @@ def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     made.setsockopt(zmq.LINGER, 0)
     made.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     made.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-    # This bounds a frame, the marks above bound messages. How many frames a message has libzmq does not bound: it keeps
-    # them until the last has come, so that a peer which speaks ZMTP by itself can fill this process's memory with one
-    # message. Every peer here is a process of ours that does not; one that may be taken over needs a sandbox for that.
+    # This bounds a frame, the marks above bound messages; how many frames a message has, libzmq does not bound. Towards
+    # a peer that is not trusted stands a `ZmtpPeer` instead.
     made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
     made.setsockopt(zmq.HANDSHAKE_IVL, 5000)
     return made
@@ -81,7 +80,7 @@ def bind_link(context: zmq.Context[Any], listener: Listener) -> zmq.Socket[bytes
 
 
 def connect_link(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
-    """The root port's end of a link."""
+    """A root port's end of a link that libzmq has both ends of."""
     made = _socket(context, zmq.DEALER)
     made.setsockopt(zmq.IMMEDIATE, 1)
     made.connect(address)
@@ -191,7 +190,7 @@ class Channel:
             raise PeerGone("no answer in time") from None
         if frame is None:
             self.tally.malformed += 1
-            raise MalformedMessage("a message of several frames")
+            raise MalformedMessage(Defect.FRAMES, "a message of several frames")
         message = self._decode(frame)
         self.tally.received[type(message)] += 1
         return message

@@ -1,0 +1,216 @@
+"""A ZMTP peer of our own, for a wire whose other end is not trusted.
+
+libzmq bounds how long a frame is and how many messages wait, but not how many frames a message has: it keeps them until
+the last has come, so that whoever writes ZMTP by himself fills the memory of who reads it. Here a message of
+several frames does not exist. Whatever comes in, a peer keeps one frame and one read of its socket.
+
+ZMTP 3.0 with the NULL mechanism (https://rfc.zeromq.org/spec/23), as libzmq of any version since 4.0 speaks it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Final
+
+from viommu_actors.wire.codec import Defect, MalformedMessage
+
+#: Frames that wait for room before the next is refused: as many as between two sockets of libzmq.
+QUEUE: Final = 128
+_READ: Final = 1 << 16
+_MORE, _LONG, _COMMAND = 1, 2, 4
+_SHORT_HEADER, _LONG_HEADER = 2, 9
+#: Signature, version 3.0, mechanism, no server, filler.
+_GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_READY: Final = b"\x05READY"
+
+
+class PeerLost(Exception):
+    """The other end has closed, or does not speak ZMTP."""
+
+
+class ZmtpPeer:
+    """One connection to a listening libzmq socket, as a DEALER. Nothing here blocks.
+
+    `limit`: bytes of the longest frame, 255 or more; a longer one is passed over, and malformed.
+    """
+
+    def __init__(self, address: str, limit: int) -> None:
+        """`address` as a `sockets.Listener` has it. Raises PeerLost where nobody listens."""
+        self._limit = limit
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        #: whether the handshake is over
+        self.up = False
+        self._greeted = False
+        #: what was read and not handed out, from `_at` on
+        self._data = b""
+        self._at = 0
+        #: there is no whole frame in it; the socket had no more at the last read
+        self._starved = True
+        self._emptied = False
+        #: bytes still to be passed over; inside a message of several frames
+        self._skip = 0
+        self._inside = False
+        self._queue: deque[bytes] = deque()
+        try:
+            self._socket.connect("\0" + address.removeprefix("ipc://@"))
+        except OSError as error:
+            self.close()
+            raise PeerLost(str(error)) from None
+        ready = _READY + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")
+        self._write(_GREETING + bytes((_COMMAND, len(ready))) + ready)
+
+    def fileno(self) -> int:
+        """To be polled for reading, and for writing while something `waits`."""
+        return self._socket.fileno()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a frame waits for room."""
+        return bool(self._queue)
+
+    @property
+    def behind(self) -> bool:
+        """Whether there may be a message that no poll will tell of, because it was read already."""
+        return not self._starved
+
+    def shake_hands(self) -> bool:
+        """Goes on with the handshake as far as the other end has; whether it is over. Raises PeerLost."""
+        try:
+            while not self.up:
+                self._shake_hands()
+        except BlockingIOError:
+            return False
+        return True
+
+    def receive(self) -> bytes | None:
+        """The next message; None for a further frame of one that was told of before.
+
+        Raises BlockingIOError where none is there, MalformedMessage once for each that is none, and PeerLost.
+        """
+        while True:
+            if self._skip or not self.up:
+                self._pass_over() if self.up else self._shake_hands()
+                continue
+            data, at = self._data, self._at
+            have = len(data)
+            if at + 1 < have:
+                flags = data[at]
+                start = at + (_LONG_HEADER if flags & _LONG else _SHORT_HEADER)
+                if start <= have:
+                    size = int.from_bytes(data[at + 1 : start], "big")
+                    if flags & ~_LONG or size > self._limit or self._inside:
+                        self._refuse(flags, start, size)
+                        return None
+                    stop = start + size
+                    if stop <= have:
+                        self._at = stop
+                        return data[start:stop]
+            self._read()
+
+    def send(self, frame: bytes) -> bool:
+        """Sends now, or once there is room; False where `QUEUE` frames wait already, or the other end is not there."""
+        if not self.up:
+            return False
+        size = len(frame)
+        data = (bytes((0, size)) if size < 256 else b"\x02" + size.to_bytes(8, "big")) + frame
+        if self._queue:
+            if len(self._queue) >= QUEUE:
+                return False
+            self._queue.append(data)
+            return True
+        return self._write(data)
+
+    def flush(self) -> None:
+        """Sends what waits, as far as there is room."""
+        waiting, self._queue = self._queue, deque()
+        while waiting and not self._queue:
+            self._write(waiting.popleft())
+        self._queue += waiting
+
+    def close(self) -> None:
+        """The connection is gone, and what waited for it."""
+        self._queue.clear()
+        self._socket.close()
+
+    # --- the stream
+
+    def _write(self, data: bytes) -> bool:
+        """What finds no room waits; False where the other end is gone."""
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False
+        if sent < len(data):
+            self._queue.append(data[sent:])
+        return True
+
+    def _read(self) -> None:
+        """More of the stream. Raises BlockingIOError, PeerLost."""
+        self._starved = True
+        if self._emptied:
+            # Polled for, more of it will wake who polls; asking now would mostly be in vain.
+            self._emptied = False
+            raise BlockingIOError
+        try:
+            more = self._socket.recv(_READ)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise PeerLost(str(error)) from None
+        if not more:
+            raise PeerLost("the other end has closed")
+        self._starved = False
+        self._emptied = len(more) < _READ
+        self._data = self._data[self._at :] + more
+        self._at = 0
+
+    def _peek(self, count: int) -> bytes:
+        """The next bytes, all of them, which stay there. Raises as `_read` does."""
+        while len(self._data) - self._at < count:
+            self._read()
+        return self._data[self._at : self._at + count]
+
+    def _pass_over(self) -> None:
+        if self._at == len(self._data):
+            self._read()
+        passed = min(self._skip, len(self._data) - self._at)
+        self._at += passed
+        self._skip -= passed
+
+    def _refuse(self, flags: int, start: int, size: int) -> None:
+        """A frame that no message has: passed over, and told of if it is the first of its message."""
+        told, self._inside = self._inside, bool(flags & _MORE)
+        self._at, self._skip = start, size
+        if told:
+            return
+        if flags & ~(_MORE | _LONG):
+            raise MalformedMessage(Defect.COMMAND, f"flags {flags:#x}")
+        if flags & _MORE:
+            raise MalformedMessage(Defect.FRAMES, "several frames")
+        raise MalformedMessage(Defect.OVERSIZE, f"a frame of {size} bytes")
+
+    # --- the handshake
+
+    def _shake_hands(self) -> None:
+        """One step. Raises BlockingIOError, PeerLost."""
+        if not self._greeted:
+            greeting = self._peek(len(_GREETING))
+            signature = greeting[0] == 0xFF and greeting[9] == 0x7F
+            if not signature or greeting[10] < 3 or greeting[12:32] != _GREETING[12:32]:
+                raise PeerLost("the other end does not speak ZMTP 3")
+            self._at += len(_GREETING)
+            self._greeted = True
+        flags, size = self._peek(_SHORT_HEADER)
+        ready = self._peek(_SHORT_HEADER + size)[_SHORT_HEADER:]
+        if flags != _COMMAND or not ready.startswith(_READY):
+            raise PeerLost("the other end did not get ready")
+        self._at += _SHORT_HEADER + size
+        self.up = True
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
