@@ -55,6 +55,7 @@ class PhysicalMemory:
     def __init__(self, slots: list[Slot] | None = None) -> None:
         self._slots: list[Slot] = []
         self._bases: list[int] = []
+        self._views: list[memoryview] = []
         self._words: list[memoryview] = []
         for slot in slots or []:
             self.add(slot)
@@ -73,35 +74,48 @@ class PhysicalMemory:
         index = bisect_right(self._bases, slot.base)
         self._slots.insert(index, slot)
         self._bases.insert(index, slot.base)
-        self._words.insert(index, slot.view.cast("B").cast("Q"))
+        view = slot.view.cast("B")
+        self._views.insert(index, view)
+        self._words.insert(index, view.cast("Q"))
 
     def release(self) -> None:
         """Lets go of every view, so that the mappings beneath can be closed."""
-        for words in self._words:
-            words.release()
+        for view in (*self._words, *self._views):
+            view.release()
         self._words.clear()
+        self._views.clear()
         self._slots.clear()
         self._bases.clear()
 
     def claims(self, address: int, length: int = 1) -> bool:
-        try:
-            self._index(address, length)
-        except Unclaimed:
-            return False
-        return True
+        index = bisect_right(self._bases, address) - 1
+        return index >= 0 and address + length <= self._bases[index] + len(self._views[index])
+
+    # Walks and DMA live on these four: each looks once, and only what the slot does not hold is looked at again.
 
     def read(self, address: int, length: int) -> bytes:
-        slot = self._slots[self._index(address, length)]
-        start = address - slot.base
-        return bytes(slot.view[start : start + length])
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            start = address - self._bases[index]
+            # Where the slot ends early, so do the bytes.
+            data = self._views[index][start : start + length].tobytes()
+            if len(data) == length:
+                return data
+        raise Unclaimed(address, length)
 
     def write(self, address: int, data: bytes) -> None:
-        slot = self._slots[self._index(address, len(data))]
-        start = address - slot.base
-        slot.view[start : start + len(data)] = data
+        length = len(data)
+        index = bisect_right(self._bases, address) - 1
+        if index >= 0:
+            start = address - self._bases[index]
+            try:
+                self._views[index][start : start + length] = data
+                return
+            except ValueError:
+                pass  # the slot ends early: nothing was written
+        raise Unclaimed(address, length)
 
     def read_u64(self, address: int) -> int:
-        # Page walks live on this: one look, and only what fails is looked at again.
         index = bisect_right(self._bases, address) - 1
         if index >= 0:
             try:
@@ -111,11 +125,11 @@ class PhysicalMemory:
         raise Unclaimed(address, 8)
 
     def write_u64(self, address: int, value: int) -> None:
-        index = self._index(address, 8)
-        self._words[index][(address - self._bases[index]) >> 3] = value
-
-    def _index(self, address: int, length: int) -> int:
         index = bisect_right(self._bases, address) - 1
-        if index < 0 or address + length > self._bases[index] + len(self._slots[index].view):
-            raise Unclaimed(address, length)
-        return index
+        if index >= 0:
+            try:
+                self._words[index][address - self._bases[index] >> 3] = value
+                return
+            except IndexError:
+                pass
+        raise Unclaimed(address, 8)

@@ -35,6 +35,9 @@ _LAST_ADDRESS: Final = (1 << 64) - 1
 #: describe more pages than anyone could walk, and VFIO takes 65,535 mappings anyway.
 WALK_LIMIT: Final = 1 << 17
 
+#: An entry of the guest's tables: first and last address, and what the device is to see there.
+_Entry = tuple[int, int, Sequence[Mapping]]
+
 
 class ShadowPorts(Protocol):
     """The device's container, in guest-physical terms."""
@@ -190,7 +193,10 @@ class Shadow:
         # Nothing is to be held from `bare` to the next mapping.
         bare, end = first, last
         for begin, finish, mappings in self._entries(first, last):
-            bare, end = min(bare, begin), max(end, finish)
+            if begin < bare:
+                bare = begin
+            if finish > end:
+                end = finish
             for wanted in mappings:
                 if wanted.iova > bare:
                     reaching_out += self._drop(bare, wanted.iova - 1, first, last)
@@ -236,28 +242,32 @@ class Shadow:
 
     # --- the guest
 
-    def _entries(self, first: int, last: int) -> Iterator[tuple[int, int, Sequence[Mapping]]]:
+    def _entries(self, first: int, last: int) -> Iterable[_Entry]:
         """What the guest says of first..last: ranges (begin, finish) ascending, with the mappings in each."""
         view = self._view
         if isinstance(view, Context):
             self.counters["walks"] += 1
-            if last - first == PAGE_MASK and not first & PAGE_MASK:
-                # One page, as most invalidations are about.
-                leaf_of_page = leaf_at(self._memory, view, first, self._unit.config)
-                if leaf_of_page is not None:
-                    yield self._entry(leaf_of_page)
-                return
-            walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
-            for leaf in islice(walk, WALK_LIMIT):
-                yield self._entry(leaf)
-            if next(walk, None) is not None:
-                self.counters["walks_cut_short"] += 1
-                self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
-        elif view is View.DIRECT:
-            for ram in self._ram:
-                yield ram.base, ram.base + ram.size - 1, self._crop(ram.base, ram.base, ram.size, ram.access)
+            if last - first != PAGE_MASK or first & PAGE_MASK:
+                return self._walk(view, first, last)
+            # One page, as most invalidations are about.
+            leaf = leaf_at(self._memory, view, first, self._unit.config)
+            return () if leaf is None else (self._entry(leaf),)
+        if view is View.DIRECT:
+            return [
+                (ram.base, ram.base + ram.size - 1, self._crop(ram.base, ram.base, ram.size, ram.access))
+                for ram in self._ram
+            ]
+        return ()
 
-    def _entry(self, leaf: Leaf) -> tuple[int, int, Sequence[Mapping]]:
+    def _walk(self, view: Context, first: int, last: int) -> Iterator[_Entry]:
+        walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
+        for leaf in islice(walk, WALK_LIMIT):
+            yield self._entry(leaf)
+        if next(walk, None) is not None:
+            self.counters["walks_cut_short"] += 1
+            self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
+
+    def _entry(self, leaf: Leaf) -> _Entry:
         iova, shift, address, access, _ = leaf
         size = 1 << shift
         return iova, iova + size - 1, self._crop(iova, address, size, access) if access else ()
@@ -268,7 +278,7 @@ class Shadow:
         if end <= INTERRUPT_FIRST or iova > INTERRUPT_LAST:
             for ram in self._ram:
                 if ram.access is Access.BOTH and ram.base <= gpa and gpa + size <= ram.base + ram.size:
-                    return [Mapping(iova, gpa, size, access)]
+                    return [tuple.__new__(Mapping, (iova, gpa, size, access))]
         cropped = []
         for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):
             outside = high - low

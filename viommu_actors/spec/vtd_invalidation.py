@@ -109,15 +109,12 @@ class IotlbInvalidate(NamedTuple):
 
     @classmethod
     def decode(cls, low: int, high: int) -> IotlbInvalidate:
-        return cls(
-            low >> 4 & 3,
-            low >> DOMAIN_SHIFT & 0xFFFF,
-            high & ADDRESS_FIELD,
-            high & 0x3F,
-            bool(high >> 6 & 1),
-            bool(low >> 6 & 1),
-            bool(low >> 7 & 1),
-        )
+        return cls(*cls.pages(low, high), bool(high >> 6 & 1), bool(low >> 6 & 1), bool(low >> 7 & 1))
+
+    @staticmethod
+    def pages(low: int, high: int) -> tuple[int, int, int, int]:
+        """The first four fields: what is to be invalidated."""
+        return low >> 4 & 3, low >> DOMAIN_SHIFT & 0xFFFF, high & ADDRESS_FIELD, high & 0x3F
 
     @staticmethod
     def reserved(low: int, high: int) -> bool:
@@ -179,7 +176,8 @@ class InvalidationWait(NamedTuple):
 
     @classmethod
     def decode(cls, low: int, high: int) -> InvalidationWait:
-        return cls(bool(low >> 4 & 1), bool(low >> 5 & 1), bool(low >> 6 & 1), low >> 32, high & ~3)
+        # As the hot path takes it: each strict operation of a kernel has one.
+        return tuple.__new__(cls, (low & 0x10 != 0, low & 0x20 != 0, low & 0x40 != 0, low >> 32, high & ~3))
 
     @staticmethod
     def reserved(low: int, high: int) -> bool:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from viommu_actors.spec.vtd import ADDRESS_FIELD, Capability, ExtendedCapability, Reg, pte_reserved_mask, width_of
+from viommu_actors.spec.vtd import (
+    ADDRESS_FIELD,
+    Capability,
+    ExtendedCapability,
+    Reg,
+    TranslationType,
+    pte_reserved_mask,
+    width_of,
+)
 from viommu_actors.vtd.deviations import Quirk, Quirks, quirk_set
 
 _WIDTH_CODES: Final = {39: (1,), 48: (1, 2)}
@@ -44,10 +52,17 @@ class UnitConfig:
         """The deviations of `quirks` by name."""
         return quirk_set(self.quirks)
 
-    @property
+    @cached_property
     def width_codes(self) -> tuple[int, ...]:
         """Values of a context entry's AW field that the unit supports (CAP.SAGAW)."""
         return _WIDTH_CODES[self.aw_bits] if self.dma_translation else ()
+
+    @cached_property
+    def translation_types(self) -> tuple[int, ...]:
+        """Values of a context entry's TT field that the unit supports."""
+        passing = (TranslationType.PASS_THROUGH,) if self.pass_through else ()
+        devices = (TranslationType.DEVICE_IOTLB,) if self.device_iotlb else ()
+        return TranslationType.MULTI_LEVEL, *devices, *passing
 
     @cached_property
     def address_mask(self) -> int:

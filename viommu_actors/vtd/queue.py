@@ -29,7 +29,6 @@ from viommu_actors.vtd.events import Event, SendInterrupt
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.registers import RegisterFile
 
-_WORDS: Final = Struct("<QQ")
 _STATUS: Final = Struct("<I")
 
 
@@ -49,6 +48,11 @@ class Invalidations(Protocol):
 
 class BadDescriptor(Exception):
     """The queue stops here with FSTS.IQE."""
+
+
+def _bad(low: int, high: int) -> None:
+    """A descriptor type that is not there."""
+    raise BadDescriptor
 
 
 class InvalidationQueue:
@@ -71,7 +75,9 @@ class InvalidationQueue:
         self._faults = faults
         self._completion = Event(registers, Reg.IECTL, send_interrupt)
         self._counters = counters
-        self._execute = self._actions()
+        actions = self._actions()
+        #: by descriptor type
+        self._execute = tuple(actions.get(kind, _bad) for kind in range(TYPE_MASK + 1))
         self.reset()
 
     def handlers(self) -> dict[int, Callable[[], None]]:
@@ -129,20 +135,19 @@ class InvalidationQueue:
             self._completion.withdraw()
 
     def _drain(self) -> None:
-        registers, read, execute = self._registers, self._memory.read, self._execute
+        registers, read, execute = self._registers, self._memory.read_u64, self._execute
+        entries = self._entries
         while (head := self._head) != (tail := self._tail()):
-            if tail >= self._entries:
+            if tail >= entries:
                 raise BadDescriptor
+            place = self._base + head * DESCRIPTOR_SIZE
             try:
-                low, high = _WORDS.unpack(read(self._base + head * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE))
+                low, high = read(place), read(place + 8)
             except Unclaimed:
                 raise BadDescriptor from None
-            action = execute.get(low & TYPE_MASK)
-            if action is None:
-                raise BadDescriptor
-            action(low, high)
-            head = head + 1 if head + 1 < self._entries else 0
-            self._head = head
+            execute[low & TYPE_MASK](low, high)
+            head += 1
+            self._head = head = head if head < entries else 0
             registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
 
     def _tail(self) -> int:
@@ -169,7 +174,7 @@ class InvalidationQueue:
     def _iotlb(self, low: int, high: int) -> None:
         if IotlbInvalidate.reserved(low, high):
             raise BadDescriptor
-        granularity, domain, address, address_mask, *_ = IotlbInvalidate.decode(low, high)
+        granularity, domain, address, address_mask = IotlbInvalidate.pages(low, high)
         if granularity == IotlbGranularity.RESERVED:
             raise BadDescriptor
         if granularity == IotlbGranularity.PAGE and address_mask > MAX_ADDRESS_MASK:

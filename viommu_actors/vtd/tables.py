@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count as count_from
-from struct import unpack
+from struct import Struct, unpack
 from typing import Final, NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
@@ -46,6 +46,8 @@ _FUNCTION_MASK: Final = 0xFF
 _INDEX_MASK: Final = TABLE_ENTRIES - 1
 #: PTE bits that an access needs, by Access; who wants nothing is held to reading.
 _WANTED: Final = (PTE_READ, PTE_READ, PTE_WRITE, PTE_ACCESS)
+#: Root and context entries.
+_WORDS: Final = Struct("<QQ")
 _new: Final = tuple.__new__
 
 
@@ -102,24 +104,24 @@ def denied(missing: int) -> FaultReason:
 def read_context(memory: Memory, root: int, requester: int, config: UnitConfig) -> Context:
     """The context of `requester` below the root table at `root`. Raises TableFault."""
     try:
-        address = root + (requester >> _BUS_SHIFT) * ENTRY_SIZE
-        low, high = memory.read_u64(address), memory.read_u64(address + 8)
+        entry = memory.read(root + (requester >> _BUS_SHIFT) * ENTRY_SIZE, ENTRY_SIZE)
     except Unclaimed:
         raise TableFault(FaultReason.ROOT_TABLE_ACCESS) from None
+    table = _context_table(entry, config.aw_bits)
     try:
-        address = _context_table(low, high, config.aw_bits) + (requester & _FUNCTION_MASK) * ENTRY_SIZE
-        low, high = memory.read_u64(address), memory.read_u64(address + 8)
+        entry = memory.read(table + (requester & _FUNCTION_MASK) * ENTRY_SIZE, ENTRY_SIZE)
     except Unclaimed:
         raise TableFault(FaultReason.CONTEXT_TABLE_ACCESS) from None
-    return _context(low, high, requester, config)
+    return _context(entry, requester, config.aw_bits, config.width_codes, config.translation_types)
 
 
-# What the same two words mean does not change; a shadow asks for it at every invalidation.
+# What the same bytes mean does not change; a shadow asks for it at every invalidation.
 
 
 @lru_cache(maxsize=256)
-def _context_table(low: int, high: int, aw_bits: int) -> int:
+def _context_table(entry: bytes, aw_bits: int) -> int:
     """Where a root entry leads. Raises TableFault."""
+    low, high = _WORDS.unpack(entry)
     bus = RootEntry.decode(low, high)
     if not bus.present:
         raise TableFault(FaultReason.ROOT_NOT_PRESENT)
@@ -129,24 +131,27 @@ def _context_table(low: int, high: int, aw_bits: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _context(low: int, high: int, requester: int, config: UnitConfig) -> Context:
-    """What a context entry says. Raises TableFault."""
-    entry = ContextEntry.decode(low, high)
-    if not entry.present:
-        raise TableFault(FaultReason.CONTEXT_NOT_PRESENT, entry.fault_disable)
-    if context_reserved(low, high, config.aw_bits):
-        raise TableFault(FaultReason.CONTEXT_RESERVED, entry.fault_disable)
-    if entry.width_code not in config.width_codes or not _supported(entry.translation_type, config):
-        raise TableFault(FaultReason.CONTEXT_INVALID, entry.fault_disable)
+def _context(
+    entry: bytes, requester: int, aw_bits: int, width_codes: tuple[int, ...], types: tuple[int, ...]
+) -> Context:
+    """What a context entry says to a unit of that address width, with those AW and TT. Raises TableFault."""
+    low, high = _WORDS.unpack(entry)
+    context = ContextEntry.decode(low, high)
+    if not context.present:
+        raise TableFault(FaultReason.CONTEXT_NOT_PRESENT, context.fault_disable)
+    if context_reserved(low, high, aw_bits):
+        raise TableFault(FaultReason.CONTEXT_RESERVED, context.fault_disable)
+    if context.width_code not in width_codes or context.translation_type not in types:
+        raise TableFault(FaultReason.CONTEXT_INVALID, context.fault_disable)
     return Context(
         source=requester,
-        domain=entry.domain,
-        pass_through=entry.translation_type == TranslationType.PASS_THROUGH,
-        device_iotlb=entry.translation_type == TranslationType.DEVICE_IOTLB,
-        fault_disable=entry.fault_disable,
-        table=entry.table,
-        levels=levels_of(entry.width_code),
-        width=min(width_of(entry.width_code), config.aw_bits),
+        domain=context.domain,
+        pass_through=context.translation_type == TranslationType.PASS_THROUGH,
+        device_iotlb=context.translation_type == TranslationType.DEVICE_IOTLB,
+        fault_disable=context.fault_disable,
+        table=context.table,
+        levels=levels_of(context.width_code),
+        width=min(width_of(context.width_code), aw_bits),
     )
 
 
@@ -193,8 +198,10 @@ def leaf_at(memory: Memory, context: Context, address: int, config: UnitConfig) 
     """The leaf that holds `address`, as `leaves` gives it; None beyond the width of the tables."""
     if address >> context.width:
         return None
-    reserved = config.reserved_bits
-    read, allowed = memory.read_u64, PTE_ACCESS
+    reserved_tables, reserved_leaves = config.reserved_bits
+    address_mask = config.address_mask
+    allowed = PTE_ACCESS
+    read = memory.read_u64
     table, level = context.table, context.levels
     shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
     while True:
@@ -203,20 +210,22 @@ def leaf_at(memory: Memory, context: Context, address: int, config: UnitConfig) 
         except Unclaimed:
             shift += LEVEL_BITS
             return Leaf(address >> shift << shift, shift, 0, Access.NONE, FaultReason.TABLE_ACCESS)
-        iova = address >> shift << shift
         allowed &= entry
         if not allowed:
-            return Leaf(iova, shift, 0, Access.NONE)
-        leaf = level == 1 or (level <= LARGEST_LEAF_LEVEL and bool(entry & PTE_LARGE))
-        if entry & reserved[leaf][level]:
-            return Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
-        table = entry & config.address_mask
-        if leaf:
-            if _in_interrupt_range(table, shift):
-                return Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
-            return Leaf(iova, shift, table, _ACCESS[allowed])
+            return _new(Leaf, (address >> shift << shift, shift, 0, Access.NONE, None))
+        if level == 1 or (entry & PTE_LARGE and level <= LARGEST_LEAF_LEVEL):
+            break
+        if entry & reserved_tables[level]:
+            return Leaf(address >> shift << shift, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
+        table = entry & address_mask
         level -= 1
         shift -= LEVEL_BITS
+    iova, target = address >> shift << shift, entry & address_mask
+    if entry & reserved_leaves[level]:
+        return Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
+    if target <= INTERRUPT_LAST and target + (1 << shift) > INTERRUPT_FIRST:
+        return Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
+    return _new(Leaf, (iova, shift, target, _ACCESS[allowed], None))
 
 
 def leaves(
@@ -279,14 +288,6 @@ def _leaves(
             yield Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
         else:
             yield Leaf(iova, shift, target, _ACCESS[access])
-
-
-def _supported(translation_type: int, config: UnitConfig) -> bool:
-    if translation_type == TranslationType.PASS_THROUGH:
-        return config.pass_through
-    if translation_type == TranslationType.DEVICE_IOTLB:
-        return config.device_iotlb
-    return translation_type == TranslationType.MULTI_LEVEL
 
 
 def _in_interrupt_range(address: int, shift: int) -> bool:
