@@ -194,12 +194,24 @@ def test_acs_can_be_switched_off_by_its_control_register(fabric: Fabric) -> None
 
 
 @pytest.mark.parametrize("at", [tlp.AddressType.TRANSLATED, tlp.AddressType.TRANSLATION_REQUEST, 3])
-def test_translated_requests_are_refused(fabric: Fabric, at: int) -> None:
+def test_translation_blocking_stops_what_is_not_untranslated(fabric: Fabric, at: int) -> None:
     fabric.read(0x1000, at=at)
     fabric.write(0x1000, b"evil", at=at)
     fabric.write(0xFEE0_0000, b"evil", at=at)
-    assert fabric.counters == {"address type": 3}
+    assert fabric.counters == {"acs translation blocking": 3}
+    assert fabric.answers == [tlp.Completion(7, tlp.CompletionStatus.COMPLETER_ABORT, 0, b"")]
+    assert fabric.asked == [] and fabric.interrupts == []
+
+
+@pytest.mark.parametrize("at", [tlp.AddressType.TRANSLATED, tlp.AddressType.TRANSLATION_REQUEST, 3])
+def test_without_translation_services_none_are_pretended(at: int) -> None:
+    fabric = Fabric(acs=False)
+    fabric.read(0x1000, at=at)
+    fabric.write(0x1000, b"evil", at=at)
+    assert fabric.counters == {"address type": 2}
     assert fabric.answers == [UNSUPPORTED]
+    fabric.write(0xFEE0_0000, b"evil", at=at)
+    assert fabric.counters["interrupt range"] == 1
     assert fabric.asked == [] and fabric.interrupts == []
 
 

@@ -61,12 +61,15 @@ class Rig:
     queue = 0x10000
     status = 0x20000
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, devices: bool = False, **options: Any) -> None:
+        """`devices`: invalidations of device-TLBs are asked of devices, which the test answers for."""
+        self.asked: list[tuple[int, int, int, int]] = []
         self.memory = PhysicalMemory([Slot("ram", 0, memoryview(bytearray(RAM)))])
         self.interrupts: list[tuple[int, int]] = []
         self.listener = Recorder()
         self.config = UnitConfig(**options)
-        self.unit = RemappingUnit(self.config, self.memory, self._interrupt, self.listener)
+        ask = (lambda *request: self.asked.append(request)) if devices else None
+        self.unit = RemappingUnit(self.config, self.memory, self._interrupt, self.listener, invalidate_device=ask)
         self._free = 0x100000
         self.tail = 0
         self.waits = 0

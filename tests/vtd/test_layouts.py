@@ -76,6 +76,20 @@ def test_interrupt_entry_descriptor(descriptor: InterruptEntryInvalidate) -> Non
     assert not InterruptEntryInvalidate.reserved(*descriptor.encode())
 
 
+@given(u16, st.integers(12, 63).flatmap(lambda shift: st.tuples(st.integers(0, (1 << 64 - shift) - 1), st.just(shift))))
+def test_device_tlb_ranges(source: int, place: tuple[int, int]) -> None:
+    number, shift = place
+    # A range of 2^63 bytes or more in the upper half has no form of its own: all bits set is undefined.
+    first = number << shift if shift < 63 else 0
+    assert DeviceTlbInvalidate.of_range(source, first, shift).range == (first, shift)
+
+
+def test_the_range_of_everything() -> None:
+    assert DeviceTlbInvalidate.of_range(0x18, 0, 64).encode()[1] == 0x7FFF_FFFF_FFFF_F001
+    assert DeviceTlbInvalidate.of_range(0x18, 0, 64).range == (0, 64)
+    assert DeviceTlbInvalidate(0x18, 0xFFFF_FFFF_FFFF_F000, size=True).range == (0, 64)
+
+
 @given(
     st.builds(
         InvalidationWait,
@@ -91,7 +105,7 @@ def test_wait_descriptor(descriptor: InvalidationWait) -> None:
     assert not InvalidationWait.reserved(*descriptor.encode())
 
 
-@given(st.builds(FaultRecord, u16, st.integers(0, 255), pages, flag))
+@given(st.builds(FaultRecord, u16, st.integers(0, 255), pages, flag, st.integers(0, 2)))
 def test_fault_record(record: FaultRecord) -> None:
     assert FaultRecord.decode(*record.encode()) == record
 

@@ -40,6 +40,7 @@ class BridgeFunction:
         self.max_payload = pci.payload_size(code)
         acs = read(self._acs + pci.ACS_CONTROL, 2) if self._acs is not None else 0
         self.source_validation = bool(acs & pci.Acs.SOURCE_VALIDATION)
+        self.translation_blocking = bool(acs & pci.Acs.TRANSLATION_BLOCKING)
         self._windows = self._decode_windows() if command & pci.Command.MEMORY else ()
 
     def _decode_windows(self) -> tuple[tuple[int, int], ...]:

@@ -27,7 +27,9 @@ class Outcome(StrEnum):
     MALFORMED = "malformed"
     UNCLAIMED = "unclaimed"
     NO_BUS_MASTER = "no bus master"
-    #: A translated request or a translation request: ATS is not there.
+    #: A translated request or a translation request, at a port that lets neither through.
+    TRANSLATION_BLOCKING = "acs translation blocking"
+    #: The same where the port would, and no address translation service is there.
     ADDRESS_TYPE = "address type"
     #: It would have reached another device's BAR.
     PEER = "peer to peer"

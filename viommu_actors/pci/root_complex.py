@@ -12,22 +12,34 @@ from viommu_actors.memory import Memory
 from viommu_actors.pci import config_space
 from viommu_actors.pci.link import Outstanding, PortLog
 from viommu_actors.pci.root_port import PortConfig, RootPort
-from viommu_actors.pci.upstream import Interrupt, Translate, Upstream
+from viommu_actors.pci.upstream import Interrupt, Translate, TranslationServices, Upstream
 from viommu_actors.spec import pci, tlp
+from viommu_actors.spec.ats import encode_range
+
+#: What the root complex names itself by in invalidations.
+_ROOT_ID = pci.bdf(0, 0, 0)
 
 
 class RootComplex:
     """Bus 0 with its host bridge and root ports, and the way from each port to memory.
 
     `translate(requester, address, access)` is asked for each memory transaction, `interrupt(requester,
-    address, data)` gets each message signalled interrupt and says what blocked it, if anything did.
+    address, data)` gets each message signalled interrupt and says what blocked it, if anything did. `ats` answers
+    address translation services, where there are any.
     """
 
-    def __init__(self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Sequence[PortConfig]) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        translate: Translate,
+        interrupt: Interrupt,
+        ports: Sequence[PortConfig],
+        ats: TranslationServices | None = None,
+    ) -> None:
         #: By the name of the link.
         self.ports = {config.name: RootPort(config) for config in ports}
         self._slots = {port.slot: port for port in self.ports.values()}
-        self._upstream = Upstream(memory, translate, interrupt, self.ports)
+        self._upstream = Upstream(memory, translate, interrupt, self.ports, ats)
         self._host_bridge = config_space.endpoint_header(
             pci.VENDOR_REDHAT, pci.DEVICE_HOST_BRIDGE, pci.ClassCode.HOST_BRIDGE
         )
@@ -76,6 +88,14 @@ class RootComplex:
     def receive(self, link: str, message: object) -> None:
         """Carries out what the device of the link sent. Whatever it sent, this returns."""
         self._upstream.receive(self.ports[link], message)
+
+    # --- to device-TLBs
+
+    def invalidate_device(self, source: int, itag: int, first: int, shift: int) -> None:
+        """Asks the function `source` to forget its translations of 2^shift bytes; lost where none is there."""
+        port = self._port_of_bus(pci.bdf_bus(source))
+        if port is not None:
+            port.post(tlp.InvalidateRequest(_ROOT_ID, itag, source, encode_range(first, shift)))
 
     # --- from the kernel
 

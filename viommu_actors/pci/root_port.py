@@ -11,7 +11,6 @@ from viommu_actors.pci import config_space
 from viommu_actors.pci.bridge_function import BridgeFunction
 from viommu_actors.pci.link import Link, Outcome
 from viommu_actors.spec import pci
-from viommu_actors.spec.tlp import AddressType
 
 _SERVICES = (
     pci.Acs.SOURCE_VALIDATION
@@ -74,8 +73,8 @@ class RootPort(BridgeFunction, Link):
         """As `Link`. ACS checks the bus number only: another function of the own bus passes (section 6.12.1.1)."""
         if self.source_validation and not self.forwards_bus(requester >> 8):
             return Outcome.ACS
-        if address_type != AddressType.UNTRANSLATED:
-            return Outcome.ADDRESS_TYPE
+        if address_type and self.translation_blocking:
+            return Outcome.TRANSLATION_BLOCKING
         if not self.bus_master:
             return Outcome.NO_BUS_MASTER
         return None

@@ -13,10 +13,24 @@ from viommu_actors.pci.fragment import byte_count, enabled_ranges, well_formed
 from viommu_actors.pci.link import Link, Outcome
 from viommu_actors.pci.root_port import RootPort
 from viommu_actors.spec import tlp
-from viommu_actors.spec.tlp import Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
-from viommu_actors.spec.vtd import Access, FaultReason
+from viommu_actors.spec.ats import ENTRY_DWORDS, ENTRY_SIZE, MAX_ENTRIES, NO_WRITE, TranslationEntry
+from viommu_actors.spec.tlp import (
+    AddressType,
+    Atomic,
+    AtomicKind,
+    Completion,
+    CompletionStatus,
+    InvalidateCompletion,
+    MemRead,
+    MemWrite,
+)
+from viommu_actors.spec.vtd import PAGE_MASK, Access, FaultReason
 
 _ALL_BYTES = 0xF
+#: A plain number: an enum member is slower to compare with.
+_TRANSLATION_REQUEST = int(AddressType.TRANSLATION_REQUEST)
+#: Address bits of a translation request below the page number, but for NW.
+_TRANSLATION_RESERVED = PAGE_MASK & ~NO_WRITE
 _SUCCESS = CompletionStatus.SUCCESS
 _new = tuple.__new__
 _ATOMIC_SIZES = {
@@ -41,16 +55,42 @@ Translate = Callable[[int, int, Access], Translated]
 Interrupt = Callable[[int, int, int], FaultReason | None]
 
 
+class TranslationServices(Protocol):
+    """Address translation services of a remapping unit (section 10.1)."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether it answers at all now."""
+        ...
+
+    @property
+    def completed(self) -> Callable[[int, int, int], bool]:
+        """completed(source, itags, copies): takes an invalidation completion; whether it was owed."""
+        ...
+
+    def translate(self, requester: int, address: int, no_write: bool) -> TranslationEntry | CompletionStatus: ...
+
+    def admit(self, requester: int, address: int, access: Access) -> FaultReason | None:
+        """Why a request with a translated address may not pass, recorded; None where it may."""
+        ...
+
+
 class Upstream:
     """Carries out what devices send. `ports` are all root ports of the complex, by name."""
 
     def __init__(
-        self, memory: Memory, translate: Translate, interrupt: Interrupt, ports: Mapping[str, RootPort]
+        self,
+        memory: Memory,
+        translate: Translate,
+        interrupt: Interrupt,
+        ports: Mapping[str, RootPort],
+        ats: TranslationServices | None,
     ) -> None:
         self._memory = memory
         self._translate = translate
         self._interrupt = interrupt
         self._ports = ports
+        self._ats = ats
 
     def receive(self, port: Link, message: object) -> None:
         """Carries out one message of the device behind `port`. Whatever it is, this returns."""
@@ -62,11 +102,16 @@ class Upstream:
             port.complete(message)
         elif isinstance(message, Atomic):
             self._atomic(port, message)
+        elif isinstance(message, InvalidateCompletion):
+            self._invalidated(port, message)
         else:
             port.record(type(message).__name__, 0, 0, 0, Outcome.UNSUPPORTED)
 
     def _read(self, port: Link, request: MemRead) -> None:
         requester, tag, at, address, dwords, first_be, last_be = request
+        if at == _TRANSLATION_REQUEST:
+            self._translation(port, request)
+            return
         length = dwords * tlp.DWORD
         # Whole dwords, several of them, within a page: as nearly all are, and nothing to be calculated.
         plain = (
@@ -131,7 +176,8 @@ class Upstream:
         """A write to the interrupt range: one dword with every byte enabled is an interrupt, nothing else is."""
         requester, at, address, first_be, _, data = request
         outcome = port.refusal(requester, at)
-        if outcome is None and (len(data) != tlp.DWORD or first_be != _ALL_BYTES):
+        # A translated address is one of memory: it raises no interrupt (section 10.1.1).
+        if outcome is None and (at or len(data) != tlp.DWORD or first_be != _ALL_BYTES):
             outcome = Outcome.INTERRUPT_RANGE
         if outcome is not None:
             port.record("msi", requester, address, len(data), outcome)
@@ -172,11 +218,67 @@ class Upstream:
         if outcome is not None:
             port.record(kind, requester, address, length, outcome)
             return outcome
+        if at:
+            return self._admit_translated(port, kind, requester, at, address, length, access)
         target = self._translate(requester, address, access)
         if target.reason is not None:
             port.record(kind, requester, address, length, Outcome.FAULT, reason=target.reason)
             return Outcome.FAULT
         return target.address
+
+    # --- address translation services
+
+    def _admit_translated(
+        self, port: Link, kind: str, requester: int, at: int, address: int, length: int, access: Access
+    ) -> int | Outcome:
+        """The address itself of a request that says it is translated, or what stopped it (recorded)."""
+        if self._ats is None or not self._ats.serves or at != AddressType.TRANSLATED:
+            port.record(kind, requester, address, length, Outcome.ADDRESS_TYPE)
+            return Outcome.ADDRESS_TYPE
+        reason = self._ats.admit(requester, address, access)
+        if reason is not None:
+            port.record(kind, requester, address, length, Outcome.FAULT, reason=reason)
+            return Outcome.FAULT
+        return address
+
+    def _translation(self, port: Link, request: MemRead) -> None:
+        """A translation request (section 10.2.2) is answered with one entry, however many it asks for."""
+        requester, tag, _, address, dwords, first_be, last_be = request
+        length = dwords * tlp.DWORD
+        ats = self._ats
+        outcome = port.refusal(requester, _TRANSLATION_REQUEST)
+        if outcome is None and (ats is None or not ats.serves):
+            outcome = Outcome.ADDRESS_TYPE
+        if outcome is not None or ats is None:
+            outcome = outcome or Outcome.ADDRESS_TYPE
+            port.record("translation", requester, address, length, outcome)
+            self._refuse(port, requester, tag, outcome)
+            return
+        whole = first_be == last_be == _ALL_BYTES and not dwords % ENTRY_DWORDS
+        if not whole or dwords > MAX_ENTRIES * ENTRY_DWORDS or address & _TRANSLATION_RESERVED:
+            port.record("translation", requester, address, length, Outcome.MALFORMED)
+            return
+        answer = ats.translate(requester, address, bool(address & NO_WRITE))
+        if isinstance(answer, CompletionStatus):
+            port.record("translation", requester, address, length, Outcome.FAULT)
+            self._complete(port, requester, Completion(tag, answer, 0, b""))
+            return
+        port.record("translation", requester, address, length, Outcome.OK)
+        self._complete(port, requester, Completion(tag, _SUCCESS, ENTRY_SIZE, answer.encode()))
+
+    def _invalidated(self, port: Link, message: InvalidateCompletion) -> None:
+        """A message by ID: bus mastering has no part in it (section 10.3.3)."""
+        source, _, copies, itags = message
+        if port.refusal(source, AddressType.UNTRANSLATED) is Outcome.ACS:
+            outcome = Outcome.ACS
+        elif self._ats is None:
+            outcome = Outcome.UNSUPPORTED
+        else:
+            owed = self._ats.completed(source, itags, copies)
+            outcome = Outcome.OK if owed else Outcome.UNEXPECTED_COMPLETION
+        port.record("invalidation completion", source, 0, 0, outcome)
+
+    # --- what comes of it
 
     def _unclaimed(
         self, port: Link, kind: str, requester: int, address: int, length: int, physical: int
@@ -189,7 +291,7 @@ class Upstream:
 
     def _refuse(self, port: Link, requester: int, tag: int, outcome: Outcome) -> None:
         # An ACS violation is answered by completer abort (section 6.12.4), the rest is unsupported.
-        acs = outcome is Outcome.ACS
+        acs = outcome in (Outcome.ACS, Outcome.TRANSLATION_BLOCKING)
         status = CompletionStatus.COMPLETER_ABORT if acs else CompletionStatus.UNSUPPORTED_REQUEST
         self._complete(port, requester, Completion(tag, status, 0, b""))
 

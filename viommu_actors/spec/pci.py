@@ -369,6 +369,18 @@ class Acs(IntFlag):
     DIRECT_TRANSLATED = 1 << 6
 
 
+# --- address translation services (PCIe section 10.5.1)
+ATS_CAPABILITY = 0x04
+ATS_CONTROL = 0x06
+ATS_SIZE = 8
+#: Invalidate queue depth: how many invalidations the function takes at a time, 0 for 32.
+ATS_QUEUE_DEPTH_MASK = 0x1F
+ATS_PAGE_ALIGNED = 1 << 5
+#: Smallest translation unit, as a power of two of 4 KiB pages.
+ATS_UNIT_MASK = 0x1F
+ATS_ENABLE = 1 << 15
+
+
 class ClassCode(IntEnum):
     """Base class and sub-class (PCI Code and ID Assignment section 1)."""
 

@@ -136,6 +136,27 @@ class CfgWrite(NamedTuple):
     data: Annotated[bytes, Length(1, 4)]
 
 
+class InvalidateRequest(NamedTuple):
+    """ATS invalidate request, root to device by ID (section 10.3.1): `word` is a range (`spec.ats.decode_range`)."""
+
+    requester: U16
+    itag: Annotated[int, Range(0, 31)]
+    target: U16
+    word: U64
+
+
+class InvalidateCompletion(NamedTuple):
+    """ATS invalidate completion, device to root by ID (section 10.3.2).
+
+    `itags` has a bit for each tag that it completes, `copies` is how many such messages there are of it (CC; 0: eight).
+    """
+
+    requester: U16
+    target: U16
+    copies: Annotated[int, Range(0, 7)]
+    itags: U32
+
+
 class HotReset(NamedTuple):
     """The link's hot reset (training sequence, section 4.2.5.11): the device forgets everything."""
 
@@ -143,5 +164,5 @@ class HotReset(NamedTuple):
 
 
 #: What a device may send, and what it may be sent.
-Upstream = MemRead | MemWrite | Atomic | Completion
-Downstream = MmioRead | MmioWrite | CfgRead | CfgWrite | HotReset | Completion
+Upstream = MemRead | MemWrite | Atomic | Completion | InvalidateCompletion
+Downstream = MmioRead | MmioWrite | CfgRead | CfgWrite | HotReset | Completion | InvalidateRequest

@@ -97,6 +97,8 @@ FAULT_RECORD_SIZE: Final = 16
 FAULT_RECORDED: Final = 1 << 63
 FAULT_TYPE_READ: Final = 1 << 62
 FAULT_SOURCE: Final = 0xFFFF
+#: AT of the request, on a unit with device-TLBs.
+FAULT_ADDRESS_TYPE_SHIFT: Final = 60
 FAULT_REASON_SHIFT: Final = 32
 
 
@@ -108,16 +110,22 @@ class FaultRecord(NamedTuple):
     address: int
     """Page address of the request (FI)."""
     write: bool
+    address_type: int = 0
+    """AT of the request."""
 
     def encode(self) -> tuple[int, int]:
         """Low and high word, F clear."""
-        high = self.source | self.reason << FAULT_REASON_SHIFT | (0 if self.write else FAULT_TYPE_READ)
-        return self.address & ADDRESS_FIELD, high
+        high = self.source | self.reason << FAULT_REASON_SHIFT | self.address_type << FAULT_ADDRESS_TYPE_SHIFT
+        return self.address & ADDRESS_FIELD, high | (0 if self.write else FAULT_TYPE_READ)
 
     @classmethod
     def decode(cls, low: int, high: int) -> FaultRecord:
         return cls(
-            high & FAULT_SOURCE, high >> FAULT_REASON_SHIFT & 0xFF, low & ADDRESS_FIELD, not high & FAULT_TYPE_READ
+            high & FAULT_SOURCE,
+            high >> FAULT_REASON_SHIFT & 0xFF,
+            low & ADDRESS_FIELD,
+            not high & FAULT_TYPE_READ,
+            high >> FAULT_ADDRESS_TYPE_SHIFT & 3,
         )
 
 

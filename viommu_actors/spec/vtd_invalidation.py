@@ -9,7 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from viommu_actors.spec.vtd_structures import ADDRESS_FIELD
+from viommu_actors.spec import ats
+from viommu_actors.spec.vtd_structures import ADDRESS_FIELD, PAGE_SHIFT
 
 DESCRIPTOR_SIZE: Final = 16
 TYPE_MASK: Final = 0xF
@@ -122,12 +123,26 @@ class IotlbInvalidate(NamedTuple):
 
 
 class DeviceTlbInvalidate(NamedTuple):
-    """Section 6.5.2.5. With `size` the trailing ones of the address above bit 12 tell the range."""
+    """Section 6.5.2.5. With `size` the trailing ones of the address from bit 12 upwards tell the range.
+
+    `max_pending`: how many invalidations the device takes at a time, 0 for 32.
+    """
 
     source: int
     address: int
     size: bool = False
     max_pending: int = 0
+
+    @classmethod
+    def of_range(cls, source: int, first: int, shift: int, max_pending: int = 0) -> DeviceTlbInvalidate:
+        """Of the 2^shift bytes from `first`, which is aligned to them."""
+        word = ats.encode_range(first, shift)
+        return cls(source, word & ADDRESS_FIELD, shift != PAGE_SHIFT, max_pending)
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """First byte, and log2 of the bytes."""
+        return ats.decode_range(self.address | self.size << ats.SIZE_SHIFT)
 
     def encode(self) -> Words:
         low = DescriptorType.DEVICE_TLB | self.max_pending << 16 | self.source << 32

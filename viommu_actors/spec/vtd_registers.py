@@ -37,6 +37,7 @@ class Reg:
     IEDATA: Final = 0xA4
     IEADDR: Final = 0xA8
     IEUADDR: Final = 0xAC
+    IQER: Final = 0xB0
     IRTA: Final = 0xB8
     IVA: Final = 0xF0
     IOTLB: Final = 0xF8
@@ -125,7 +126,8 @@ class Fsts:
     ITE: Final = 1 << 6
     FRI_SHIFT: Final = 8
     FRI_MASK: Final = 0xFF
-    WRITE_1_CLEAR: Final = PFO | IQE
+    #: ICE and ITE never show on a unit without device-TLBs.
+    WRITE_1_CLEAR: Final = PFO | IQE | ICE | ITE
 
 
 class EventControl:
@@ -150,6 +152,14 @@ class Iqa:
     WRITABLE: Final = BASE | DW | QS
     #: A queue of size QS is 2^QS pages of 4 KiB: 2^(QS+8) descriptors of 16 bytes.
     ENTRIES_SHIFT: Final = 8
+
+
+class Iqer:
+    """Invalidation queue error record (section 11.4.27): the source ids that ITE and ICE of FSTS are about."""
+
+    ITE_SOURCE_SHIFT: Final = 32
+    ICE_SOURCE_SHIFT: Final = 48
+    SOURCE_MASK: Final = 0xFFFF
 
 
 #: IQH and IQT hold a descriptor's index in bits 18:4 (sections 11.4.20 and 11.4.21).

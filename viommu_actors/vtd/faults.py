@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from viommu_actors.spec.tlp import AddressType
 from viommu_actors.spec.vtd import (
     FAULT_RECORDED,
     FAULT_SOURCE,
@@ -13,6 +14,7 @@ from viommu_actors.spec.vtd import (
     FaultRecord,
     Fsts,
     InterruptFaultRecord,
+    Iqer,
     Reg,
 )
 from viommu_actors.vtd.events import Event, SendInterrupt
@@ -20,7 +22,9 @@ from viommu_actors.vtd.registers import RegisterFile
 
 _RECORD_HIGH: Final = Reg.FRCD + 8
 #: Any of these set: an interrupt has been raised and not been served.
-_CONDITIONS: Final = Fsts.PFO | Fsts.PPF | Fsts.IQE
+_CONDITIONS: Final = Fsts.PFO | Fsts.PPF | Fsts.IQE | Fsts.ICE | Fsts.ITE
+#: Either of these set: the invalidation queue stands still.
+_STOPPED: Final = Fsts.IQE | Fsts.ITE
 
 
 class FaultLog:
@@ -39,13 +43,21 @@ class FaultLog:
             _RECORD_HIGH + 4: self.record_written,
         }
 
-    def report(self, source: int, address: int, write: bool, reason: FaultReason, fault_disable: bool) -> None:
+    def report(
+        self,
+        source: int,
+        address: int,
+        write: bool,
+        reason: FaultReason,
+        fault_disable: bool,
+        address_type: int = AddressType.UNTRANSLATED,
+    ) -> None:
         """A request was blocked; `fault_disable` is FPD of its context entry."""
         self._counters["faults"] += 1
         if fault_disable and self._maskable(reason):
             self._counters["faults_disabled"] += 1
             return
-        self._log(source, self._record(source, address, write, reason))
+        self._log(source, self._record(FaultRecord(source, reason, address, write, address_type)))
 
     def report_interrupt(self, source: int, index: int, reason: FaultReason, fault_disable: bool) -> None:
         """An interrupt was blocked; `fault_disable` is FPD of its table entry, if one was read."""
@@ -80,9 +92,23 @@ class FaultLog:
         """The invalidation queue stopped at a bad descriptor."""
         self._raise(Fsts.IQE)
 
+    def completion_error(self, source: int) -> None:
+        """A device completed an invalidation that it does not owe."""
+        self._note_source(source, Iqer.ICE_SOURCE_SHIFT)
+        self._raise(Fsts.ICE)
+
+    def invalidation_timeout(self, source: int) -> None:
+        """A device did not complete an invalidation in time; the queue stops."""
+        self._note_source(source, Iqer.ITE_SOURCE_SHIFT)
+        self._raise(Fsts.ITE)
+
+    def _note_source(self, source: int, shift: int) -> None:
+        kept = self._registers.get64(Reg.IQER) & ~(Iqer.SOURCE_MASK << shift)
+        self._registers.set64(Reg.IQER, kept | source << shift)
+
     @property
     def queue_stopped(self) -> bool:
-        return bool(self._registers.get32(Reg.FSTS) & Fsts.IQE)
+        return bool(self._registers.get32(Reg.FSTS) & _STOPPED)
 
     def status_written(self) -> None:
         """After a write of FSTS."""
@@ -108,5 +134,5 @@ class FaultLog:
     def _maskable(self, reason: FaultReason) -> bool:
         return reason.qualified
 
-    def _record(self, source: int, address: int, write: bool, reason: FaultReason) -> tuple[int, int]:
-        return FaultRecord(source, reason, address, write).encode()
+    def _record(self, record: FaultRecord) -> tuple[int, int]:
+        return record.encode()

@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Final, Protocol
 
 from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.spec.ats import ITAGS
 from viommu_actors.spec.vtd import (
     DESCRIPTOR_SIZE,
     ICS_IWC,
@@ -25,6 +26,7 @@ from viommu_actors.spec.vtd import (
     Reg,
 )
 from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
+from viommu_actors.vtd.device_tlbs import DeviceTlbs
 from viommu_actors.vtd.events import Event, SendInterrupt
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.registers import RegisterFile
@@ -55,8 +57,20 @@ def _bad(low: int, high: int) -> None:
     raise BadDescriptor
 
 
+class _NoTag(Exception):
+    """The descriptor is looked at again when a device has answered."""
+
+
+class _Held(Exception):
+    """The descriptor, a wait, has been fetched, and nothing is behind it until devices have answered."""
+
+
 class InvalidationQueue:
-    """Runs whenever software writes the tail; done when it returns, so that a wait is complete at once."""
+    """Runs whenever software writes the tail.
+
+    All is done when that returns, and so is a wait, but for what devices owe: a wait behind their invalidations is held
+    until they have answered, and nothing behind it is fetched before (as if it had its fence).
+    """
 
     def __init__(
         self,
@@ -67,6 +81,7 @@ class InvalidationQueue:
         faults: FaultLog,
         send_interrupt: SendInterrupt,
         counters: Counter[str],
+        device_tlbs: DeviceTlbs,
     ) -> None:
         self._registers = registers
         self._memory = memory
@@ -75,6 +90,8 @@ class InvalidationQueue:
         self._faults = faults
         self._completion = Event(registers, Reg.IECTL, send_interrupt)
         self._counters = counters
+        self._device_tlbs = device_tlbs
+        self._owed = device_tlbs.owed
         actions = self._actions()
         #: by descriptor type
         self._execute = tuple(actions.get(kind, _bad) for kind in range(TYPE_MASK + 1))
@@ -94,6 +111,8 @@ class InvalidationQueue:
         self._entries = 0
         self._head = 0
         self._running = False
+        #: A wait that has been fetched and is not complete.
+        self._held: InvalidationWait | None = None
 
     def enable(self) -> None:
         """QIE 0 to 1: latches address and size; a tail already written is acted on, as in QEMU."""
@@ -109,11 +128,12 @@ class InvalidationQueue:
         self._head = 0
         self._registers.set32(Reg.IQH, 0)
         self.enabled = False
+        self._held = None
         return True
 
     def run(self) -> None:
         """Carries out descriptors up to the tail, or to the first bad one. Bounded by the size of the queue."""
-        if not self.enabled or self._running or self._faults.queue_stopped:
+        if not self.enabled or self._running or self._held is not None or self._faults.queue_stopped:
             return
         # A message sent on the way may come back as a write of the tail; this loop will see it.
         self._running = True
@@ -122,12 +142,35 @@ class InvalidationQueue:
         except BadDescriptor:
             self._counters["queue_errors"] += 1
             self._faults.queue_error()
+        except _Held:
+            self._head = (self._head + 1) % self._entries
+            self._registers.set32(Reg.IQH, self._head << QUEUE_INDEX_SHIFT)
+        except _NoTag:
+            pass
         finally:
             self._running = False
 
     def error_cleared(self) -> None:
-        """After a write of FSTS: with IQE gone, fetching goes on at the descriptor that was bad."""
+        """After a write of FSTS: with IQE gone, fetching goes on at the descriptor that was bad; with ITE gone, behind
+        the last one that was fetched."""
         self.run()
+
+    def devices_answered(self) -> None:
+        """A device has completed an invalidation: a wait for the last of them is complete, and fetching goes on."""
+        if self._held is not None and not self._owed:
+            held, self._held = self._held, None
+            try:
+                self._complete(held)
+            except BadDescriptor:
+                self._counters["queue_errors"] += 1
+                self._faults.queue_error()
+        self.run()
+
+    def abort_wait(self) -> None:
+        """A device has not answered in time: a wait for it never completes (section 6.5.2.11)."""
+        if self._held is not None:
+            self._held = None
+            self._counters["waits_aborted"] += 1
 
     def completion_written(self) -> None:
         """After a write of ICS."""
@@ -182,9 +225,12 @@ class InvalidationQueue:
         self._target.invalidate_iotlb(granularity, domain, address, address_mask)
 
     def _device_tlb(self, low: int, high: int) -> None:
-        """No device keeps translations here; where none is offered the descriptor does not exist."""
+        """Where no device-TLBs are offered the descriptor does not exist."""
         if not self._config.device_iotlb or DeviceTlbInvalidate.reserved(low, high):
             raise BadDescriptor
+        request = DeviceTlbInvalidate.decode(low, high)
+        if not self._device_tlbs.invalidate(request.source, *request.range, request.max_pending or ITAGS):
+            raise _NoTag
         self._counters["device_tlb_invalidations"] += 1
 
     def _interrupt_entry(self, low: int, high: int) -> None:
@@ -195,10 +241,18 @@ class InvalidationQueue:
     def _wait(self, low: int, high: int) -> None:
         if InvalidationWait.reserved(low, high):
             raise BadDescriptor
-        interrupt, status_write, _, data, address = InvalidationWait.decode(low, high)
-        if not (interrupt or status_write):
+        wait = InvalidationWait.decode(low, high)
+        if not (wait.interrupt or wait.status_write):
             raise BadDescriptor
         self._counters["waits"] += 1
+        if self._owed:
+            self._held = wait
+            raise _Held
+        self._complete(wait)
+
+    def _complete(self, wait: InvalidationWait) -> None:
+        """What a wait does once all before it is done."""
+        interrupt, status_write, _, data, address = wait
         if status_write:
             try:
                 self._memory.write(address, _STATUS.pack(data))

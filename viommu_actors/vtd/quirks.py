@@ -22,6 +22,7 @@ from viommu_actors.spec.vtd import (
     DescriptorType,
     DeviceTlbInvalidate,
     FaultReason,
+    FaultRecord,
     InterruptEntryInvalidate,
     IotlbGranularity,
     Iqa,
@@ -248,10 +249,10 @@ class _QemuFaultLog(FaultLog):
             return False
         return super()._maskable(reason)
 
-    def _record(self, source: int, address: int, write: bool, reason: FaultReason) -> tuple[int, int]:
+    def _record(self, record: FaultRecord) -> tuple[int, int]:
         """Faults of a walk carry a PASID field of ones, although no PASID is present."""
-        low, high = super()._record(source, address, write, reason)
-        if reason in _FOUND_BY_WALK and Quirk.PASID_OF_ONES in self._quirks:
+        low, high = super()._record(record)
+        if record.reason in _FOUND_BY_WALK and Quirk.PASID_OF_ONES in self._quirks:
             high |= _NO_PASID
         return low, high
 

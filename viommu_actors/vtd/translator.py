@@ -95,7 +95,7 @@ class Translator:
             self._counters["untranslated"] += 1
             return Translation(address, None)
         try:
-            context = self._context(requester)
+            context = self.context(requester)
             if context.pass_through:
                 self._counters["passed_through"] += 1
                 self._check_pass_through(context, address)
@@ -109,7 +109,8 @@ class Translator:
             return Translation(address, fault.reason)
         return Translation(address + grant[0], None)
 
-    def _context(self, requester: int) -> Context:
+    def context(self, requester: int) -> Context:
+        """The context of a requester, from the cache or from memory. Raises TableFault."""
         context = self._contexts.entries.get(requester)
         if context is None:
             try:

@@ -22,12 +22,14 @@ from viommu_actors.spec.vtd import (
 )
 from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
 from viommu_actors.vtd.deviations import Quirk
+from viommu_actors.vtd.device_tlbs import DeviceTlbs, InvalidateDevice
 from viommu_actors.vtd.events import SendInterrupt
 from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Remap
 from viommu_actors.vtd.listener import InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
 from viommu_actors.vtd.tables import Context, read_context
+from viommu_actors.vtd.translation_agent import TranslationAgent
 
 _CONTEXT_COUNTERS: Final = ("", "context_global", "context_domain", "context_device")
 _IOTLB_COUNTERS: Final = ("", "iotlb_global", "iotlb_domain", "iotlb_page")
@@ -38,6 +40,8 @@ class RemappingUnit:
 
     `send_interrupt(address, data)` carries the unit's own messages (fault and completion events); `listener` hears of
     invalidations, `entries_changed(first, count)` of interrupt remapping entries that may say something else now.
+    `invalidate_device(source, itag, first, shift)` asks a device to forget translations, where there are device-TLBs;
+    it answers by `invalidation_completed`, and who keeps the time says when it is too late for that.
     Nothing that a guest writes, in a register or in memory, makes a method raise.
     """
 
@@ -48,6 +52,7 @@ class RemappingUnit:
         send_interrupt: SendInterrupt,
         listener: InvalidationListener | None = None,
         entries_changed: EntriesChanged | None = None,
+        invalidate_device: InvalidateDevice | None = None,
     ) -> None:
         self.config = config
         self._memory = memory
@@ -57,7 +62,21 @@ class RemappingUnit:
         made_of = parts(config)
         self._faults = made_of.faults(self._registers, send_interrupt, self._counters)
         self._translator = made_of.translator(memory, config, self._faults, self._counters)
-        self._queue = made_of.queue(self._registers, memory, config, self, self._faults, send_interrupt, self._counters)
+        self._device_tlbs = DeviceTlbs(invalidate_device, self._counters)
+        self._queue = made_of.queue(
+            self._registers,
+            memory,
+            config,
+            self,
+            self._faults,
+            send_interrupt,
+            self._counters,
+            self._device_tlbs,
+        )
+        #: Translation requests and translated requests of devices.
+        self.translation_agent = TranslationAgent(
+            self._translator, memory, config, self._faults, self._counters, self.invalidation_completed
+        )
         self._interrupts = InterruptRemapper(
             memory, config, self._registers, self._faults, self._counters, entries_changed
         )
@@ -96,6 +115,35 @@ class RemappingUnit:
         counters["translations"] = sum(counters[way] for way in _WAYS)
         return counters
 
+    # --- device-TLBs -----------------------------------------------------------------------------------------------
+
+    @property
+    def awaits_devices(self) -> bool:
+        """Whether a device owes the completion of an invalidation."""
+        return bool(self._device_tlbs.owed)
+
+    @property
+    def device_invalidations(self) -> list[int]:
+        """Numbers of the invalidations that devices have not completed; a number is used once only."""
+        return self._device_tlbs.outstanding
+
+    def invalidation_completed(self, source: int, itags: int, copies: int) -> bool:
+        """A device's completion, as it came; False, and an invalidation completion error, where it owes no such one."""
+        valid = self._device_tlbs.completed(source, itags, copies)
+        if not valid:
+            self._counters["invalidation_completion_errors"] += 1
+            self._faults.completion_error(source)
+        self._queue.devices_answered()
+        return valid
+
+    def expire_device_invalidation(self, number: int) -> None:
+        """A device has not completed one in time: an invalidation time-out error, unless it did just now."""
+        source = self._device_tlbs.expire(number)
+        if source is not None:
+            self._counters["invalidation_timeouts"] += 1
+            self._queue.abort_wait()
+            self._faults.invalidation_timeout(source)
+
     # --- registers -------------------------------------------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:
@@ -118,6 +166,7 @@ class RemappingUnit:
     def reset(self) -> None:
         """As after power on; the counters go on."""
         self._registers.reset()
+        self._device_tlbs.reset()
         self._queue.reset()
         self._translator.reset()
         self._interrupts.reset()

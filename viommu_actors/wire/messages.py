@@ -326,9 +326,17 @@ class Reply(NamedTuple):
 
 #: Bytes of the longest frame on a link, with room for a payload that is too long to be told as such.
 LINK_FRAME = 2 * tlp.PAGE
-LINK_UP = Codec({1: tlp.MemRead, 2: tlp.MemWrite, 3: tlp.Atomic, 4: tlp.Completion})
+LINK_UP = Codec({1: tlp.MemRead, 2: tlp.MemWrite, 3: tlp.Atomic, 4: tlp.Completion, 7: tlp.InvalidateCompletion})
 LINK_DOWN = Codec(
-    {1: tlp.Completion, 2: tlp.MmioRead, 3: tlp.MmioWrite, 4: tlp.CfgRead, 5: tlp.CfgWrite, 6: tlp.HotReset}
+    {
+        1: tlp.Completion,
+        2: tlp.MmioRead,
+        3: tlp.MmioWrite,
+        4: tlp.CfgRead,
+        5: tlp.CfgWrite,
+        6: tlp.HotReset,
+        7: tlp.InvalidateRequest,
+    }
 )
 TRAP = Codec({1: TrapRead, 2: TrapWrite})
 TRAP_ANSWER = Codec({1: TrapValue, 2: TrapDone, 3: TrapDirect})
