@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.pci.fragment import byte_count
 from viommu_actors.spec import pci, tlp
@@ -35,6 +37,13 @@ class Bench:
         """What was sent since the last call."""
         sent, self.sent = self.sent, []
         return sent
+
+    def dma_write(self, address: int, data: bytes) -> bool:
+        """A DMA write of the endpoint, which does not wait for anything; whether it was let."""
+        task = self.endpoint.dma_write(address, data)
+        with pytest.raises(StopIteration) as over:
+            next(task)
+        return bool(over.value.value)
 
     # --- requests from the root port
 

@@ -47,21 +47,24 @@ class Rig:
         seed: int | None = None,
         boot: bool = True,
         drivers: Sequence[type[Driver]] = DRIVERS,
+        device_iotlb: bool = False,
     ) -> None:
         self.lines: list[str] = []
         self._vectors: deque[int] = deque()
         low, high = bytearray(16 << 20), bytearray(16 << 20)
         self.memory = PhysicalMemory([Slot("low", 0, memoryview(low)), Slot("high", HIGH_BASE, memoryview(high))])
         self.unit = RemappingUnit(
-            UnitConfig(caching_mode=caching_mode, intremap=intremap),
+            UnitConfig(caching_mode=caching_mode, intremap=intremap, device_iotlb=device_iotlb),
             self.memory,
             lambda address, data: self._vectors.append(data & 0xFF),
+            invalidate_device=lambda *request: self.root.invalidate_device(*request),
         )
         self.root = RootComplex(
             self.memory,
             self.unit.translate,
             self._interrupt,
             [PortConfig(slot, acs, max_payload) for slot in devices],
+            self.unit.translation_agent if device_iotlb else None,
         )
         self._handler: Callable[[int], None] = lambda vector: None
         self._random = None if seed is None else random.Random(seed)
@@ -124,6 +127,10 @@ class Rig:
     def mmio_read(self, address: int, size: int) -> int:
         offset = address - platform.REMAPPING_UNIT_BASE
         if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            if self.unit.awaits_devices:
+                self.pump()
+                for number in self.unit.device_invalidations:
+                    self.unit.expire_device_invalidation(number)
             return self.unit.read(offset, size)
         answer: list[int] = []
         if platform.ECAM_BASE <= address < _ECAM_END:

@@ -162,7 +162,7 @@ def test_a_read_obeys_the_max_read_request(bench: Bench) -> None:
 
 def test_a_write_obeys_the_max_payload(bench: Bench) -> None:
     bench.enable(max_payload=256)
-    assert bench.endpoint.dma_write(0x10FF, bytes(range(256)) * 2)
+    assert bench.dma_write(0x10FF, bytes(range(256)) * 2)
     writes = bench.take()
     assert [(it.address, len(it.data), it.first_be, it.last_be) for it in writes] == [
         (0x10FC, 4, 0b1000, 0),
@@ -179,7 +179,7 @@ def test_data_arrive_as_they_are(bench: Bench, address: int, length: int) -> Non
     bench.endpoint.start(device(bench).fetch(address, length))
     bench.serve()
     assert device(bench).results == [expected]
-    bench.endpoint.dma_write(0x8_0000 + address, expected)
+    bench.dma_write(0x8_0000 + address, expected)
     bench.serve()
     assert bench.memory[0x8_0000 + address : 0x8_0000 + address + length] == expected
 
@@ -268,7 +268,7 @@ def test_a_link_that_answers_within_send_works_too() -> None:
 def test_without_bus_master_nothing_is_sent(bench: Bench) -> None:
     bench.configure(pci.COMMAND, 2, pci.Command.MEMORY)
     bench.endpoint.start(device(bench).fetch(0, 4))
-    assert not bench.endpoint.dma_write(0, b"1234")
+    assert not bench.dma_write(0, b"1234")
     assert not bench.endpoint.interrupt()
     assert bench.sent == [] and device(bench).results == [None]
 

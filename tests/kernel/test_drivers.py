@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from errno import EINVAL, EIO, ETIMEDOUT
 from typing import Any
 
 import pytest
 
 from tests.devices.rig import HIGH_BASE, Rig
+from viommu_actors.devices.dma_engine import Transfer
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
@@ -264,7 +265,7 @@ def test_refused_dma_is_an_error_and_the_nic_recovers() -> None:
 class Scribbler(Nic):
     """Writes other bytes than it was given."""
 
-    def dma_write(self, address: int, data: bytes) -> bool:
+    def dma_write(self, address: int, data: bytes) -> Generator[Transfer, None, bool]:
         return super().dma_write(address, data[:-1] + b"!" if len(data) > 64 else data)
 
 

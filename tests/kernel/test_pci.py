@@ -116,7 +116,7 @@ def test_payload_is_what_port_and_device_support(port: int, device: int, code: i
 
 
 def test_acs_goes_on_with_the_iommu_only() -> None:
-    for unit, expected in ((UnitConfig(), 0x1D), (None, 0)):
+    for unit, expected in ((UnitConfig(), 0x1F), (None, 0)):
         kernel, _ = booted({0x08: root_port(1, endpoint())}, unit)
         port = kernel.device(0x08)
         acs = port.extended_capability(pci.ExtendedCapabilityId.ACS)

@@ -30,15 +30,10 @@ class DeviceLatency:
         self._endpoint.start(self._read_each(self._control.number, address, length, stride, count))
         return LATER
 
-    def writes(self, address: int, length: int, count: int, gap: float) -> bytes:
-        """Posted, with a gap of so many seconds behind each; when each was begun."""
-        began, data = array("q"), os.urandom(length)
-        for _ in range(count):
-            began.append(perf_counter_ns())
-            if not self._endpoint.dma_write(address, data):
-                raise ValueError("bus mastering is off")
-            sleep(gap)
-        return began.tobytes()
+    def writes(self, address: int, length: int, count: int, gap: float) -> Later:
+        """Posted, with a gap of so many seconds behind each; answered with when each was begun."""
+        self._endpoint.start(self._write_each(self._control.number, address, length, count, gap))
+        return LATER
 
     def stream(self, address: int, length: int, span: int, count: int, window: int) -> Later:
         """`count` reads through `span` bytes, `window` of them outstanding; answered with (began, ended)."""
@@ -55,6 +50,16 @@ class DeviceLatency:
                 self._control.answer(number, None, "a DMA read was refused")
                 return
         self._control.answer(number, taken.tobytes())
+
+    def _write_each(self, number: int, address: int, length: int, count: int, gap: float) -> Task:
+        began, data = array("q"), os.urandom(length)
+        for _ in range(count):
+            began.append(perf_counter_ns())
+            if not (yield from self._endpoint.dma_write(address, data)):
+                self._control.answer(number, None, "bus mastering is off")
+                return
+            sleep(gap)
+        self._control.answer(number, began.tobytes())
 
     def _stream(self, number: int, address: int, length: int, span: int, count: int, window: int) -> Task:
         endpoint = self._endpoint

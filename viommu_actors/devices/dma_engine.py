@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from viommu_actors.pci.fragment import Fragment, enables, fragments
-from viommu_actors.spec import tlp
+from viommu_actors.spec import ats, tlp
 from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
+from viommu_actors.spec.vtd import PAGE_MASK
 
 #: Non-posted requests in flight: 5-bit tags, since extended tags are not offered.
 TAGS = 32
@@ -65,6 +66,8 @@ class DmaEngine:
         self._requests: dict[int, _Request] = {}
         self._queued: deque[tuple[_Request, Callable[[int], tlp.Upstream]]] = deque()
         self._free_tags = deque(range(TAGS))
+        #: (requests that were under way, whom to tell once they are over)
+        self._drains: list[tuple[set[int], Callable[[], None]]] = []
 
     @property
     def busy(self) -> bool:
@@ -120,6 +123,24 @@ class DmaEngine:
         _release(transfer)
         return transfer
 
+    def translate(self, requester: int, address: int, no_write: bool = False) -> Transfer:
+        """Sends a translation request for the page of `address`; the transfer's data is one entry (`spec.ats`)."""
+        transfer = Transfer(ats.ENTRY_SIZE)
+        request = _Request(transfer, ats.ENTRY_DWORDS, 0, ats.ENTRY_SIZE, 0, ats.ENTRY_SIZE)
+        place = address & ~PAGE_MASK | (ats.NO_WRITE if no_write else 0)
+        kind = AddressType.TRANSLATION_REQUEST
+        self._issue(request, lambda tag: MemRead(requester, tag, kind, place, ats.ENTRY_DWORDS, 0xF, 0xF))
+        _release(transfer)
+        return transfer
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """Calls `done` once every request that is in flight or queued now is over."""
+        under_way = {id(request) for request in self._requests.values()} | {id(request) for request, _ in self._queued}
+        if under_way:
+            self._drains.append((under_way, done))
+        else:
+            done()
+
     def completion(self, completion: Completion) -> None:
         """An answer from the root port. One that fits no request is counted and dropped."""
         tag, status, remaining, data = completion
@@ -152,6 +173,9 @@ class DmaEngine:
         self._free_tags.extend(self._requests)
         self._requests.clear()
         self._queued.clear()
+        drains, self._drains = self._drains, []
+        for _, done in drains:
+            done()
 
     def _issue(self, request: _Request, build: Callable[[int], tlp.Upstream]) -> None:
         request.transfer.waiting += 1
@@ -182,6 +206,19 @@ class DmaEngine:
         if self._queued:
             self._dispatch(*self._queued.popleft())
         _release(transfer)
+        if self._drains:
+            self._drained(id(request))
+
+    def _drained(self, request: int) -> None:
+        """A request is over; those that waited for it as the last one are told."""
+        over = []
+        for under_way, done in self._drains:
+            under_way.discard(request)
+            if not under_way:
+                over.append(done)
+        self._drains = [each for each in self._drains if each[0]]
+        for done in over:
+            done()
 
 
 def _release(transfer: Transfer) -> None:

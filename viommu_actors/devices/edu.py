@@ -20,7 +20,7 @@ _FACTORIAL_ZERO = 34
 
 
 class Edu(Endpoint):
-    """`dma_bits`: how many address bits its DMA engine drives."""
+    """`dma_bits`: how many address bits its DMA engine drives; `ats`: address translation services."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Edu(Endpoint):
         *,
         max_payload: int = 4096,
         dma_bits: int = edu.DMA_BITS,
+        ats: bool = False,
     ) -> None:
         config = config_space.endpoint_header(
             edu.VENDOR_ID, edu.DEVICE_ID, pci.ClassCode.UNCLASSIFIED_OTHER, edu.REVISION
@@ -37,6 +38,8 @@ class Edu(Endpoint):
         config_space.add_msi(config)
         config_space.add_power_management(config)
         config_space.add_express(config, pci.PortType.ENDPOINT, max_payload)
+        if ats:
+            config_space.add_ats(config)
         super().__init__(config, send, log)
         self._dma_mask = (1 << dma_bits) - 1
         self.device_reset()
@@ -121,7 +124,7 @@ class Edu(Endpoint):
             first = start + edu.BUFFER
             self.complain("out of bounds", f"edu: DMA of {count:#x} bytes at {first:#x} leaves the buffer, refused")
         elif to_memory:
-            self.dma_write(self._clamp(destination), bytes(self._buffer[start : start + count]))
+            yield from self.dma_write(self._clamp(destination), bytes(self._buffer[start : start + count]))
         else:
             data = yield from self.dma_read(self._clamp(source), count)
             if data is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
 
+from viommu_actors.devices.device_tlb import DeviceTlb
 from viommu_actors.devices.dma_engine import DmaEngine, Transfer
 from viommu_actors.devices.msix import MsixTable
 from viommu_actors.pci.config_space import ConfigSpace
@@ -46,6 +47,9 @@ class Endpoint:
         self._msi = config.capability(pci.CapabilityId.MSI)
         msix = config.capability(pci.CapabilityId.MSIX)
         self._msix = None if msix is None else MsixTable(config, msix, self._send_message)
+        ats = config.extended_capability(pci.ExtendedCapabilityId.ATS)
+        #: Its address translation services, where it has the capability.
+        self.device_tlb = None if ats is None else DeviceTlb(self, ats)
         self._tasks: set[Task] = set()
         self._latch()
 
@@ -82,6 +86,8 @@ class Endpoint:
                 self._config_read(tag, devfn, offset, length)
             case tlp.CfgWrite(tag, bus, devfn, offset, data):
                 self._config_write(tag, bus, devfn, offset, data)
+            case tlp.InvalidateRequest() if self.device_tlb is not None:
+                self.device_tlb.receive(message)
             case tlp.HotReset():
                 self._reset()
                 self.requester = 0
@@ -130,15 +136,20 @@ class Endpoint:
         if not self._bus_master:
             self.counters["no bus master"] += 1
             return None
+        if self.device_tlb is not None and self.device_tlb.enabled:
+            return (yield from self.device_tlb.read(address, length))
         transfer = self.engine.read(self.requester, address, length, self.max_read)
         yield transfer
         return transfer.data
 
-    def dma_write(self, address: int, data: bytes) -> bool:
-        """Writes `data`, posted: nobody tells whether it arrived. False where bus mastering is off."""
+    def dma_write(self, address: int, data: bytes) -> Generator[Transfer, None, bool]:
+        """Writes `data`, posted: nobody tells whether it arrived. False where bus mastering is off, or where address
+        translation services give no leave. It is sent when this is over, and waits for nothing else."""
         if not self._bus_master:
             self.counters["no bus master"] += 1
             return False
+        if self.device_tlb is not None and self.device_tlb.enabled:
+            return (yield from self.device_tlb.write(address, data))
         self.engine.write(self.requester, address, data, self.max_payload)
         return True
 
@@ -270,6 +281,8 @@ class Endpoint:
         payload = (control & pci.DEVCTL_MAX_PAYLOAD_MASK) >> pci.DEVCTL_MAX_PAYLOAD_SHIFT
         self.max_payload = pci.payload_size(payload)
         self.max_read = pci.payload_size((control & pci.DEVCTL_MAX_READ_MASK) >> pci.DEVCTL_MAX_READ_SHIFT)
+        if self.device_tlb is not None:
+            self.device_tlb.latch()
         self._message = self._read_message()
         if self._msix is not None:
             self._msix.latch()

@@ -51,7 +51,7 @@ class _Ring:
 class Nic(Endpoint):
     """`send_frame` is its end of a cable (None: no cable); `receive_frame` takes what comes from the other end.
 
-    With `msix` it has three MSI-X vectors beside its MSI.
+    With `msix` it has three MSI-X vectors beside its MSI, with `ats` address translation services.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Nic(Endpoint):
         mac: bytes,
         max_payload: int = 4096,
         msix: bool = True,
+        ats: bool = False,
         send_frame: Callable[[bytes], None] | None = None,
     ) -> None:
         if len(mac) != 6:
@@ -74,6 +75,8 @@ class Nic(Endpoint):
             config.add_bar(nic.MSIX_BAR, nic.MSIX_BAR_SIZE)
             config_space.add_msix(config, nic.MSIX_BAR, len(nic.Vector), nic.MSIX_TABLE, nic.MSIX_PBA)
         config_space.add_express(config, pci.PortType.ENDPOINT, max_payload)
+        if ats:
+            config_space.add_ats(config)
         super().__init__(config, send, log)
         self._mac = int.from_bytes(mac, "little")
         self._send_frame = send_frame
@@ -225,7 +228,7 @@ class Nic(Endpoint):
             else:
                 self._count_error("bad_descriptors", f"nic: no frame has {length} bytes")
             sent = frame is not None and self._has_link()
-            self._write_back(ring, 0, Done.DONE if sent else Done.DONE | Done.ERROR)
+            yield from self._write_back(ring, 0, Done.DONE if sent else Done.DONE | Done.ERROR)
             self._finish_one(Cause.TX_DONE, flags)
             if sent and frame is not None:
                 self._statistics["tx_packets"] += 1
@@ -253,10 +256,10 @@ class Nic(Endpoint):
         address, length, flags, _, _ = descriptor
         if length < len(frame):
             self._count_error("bad_descriptors", f"nic: a buffer of {length} bytes is too short for {len(frame)}")
-            self._write_back(ring, 0, Done.DONE | Done.ERROR)
+            yield from self._write_back(ring, 0, Done.DONE | Done.ERROR)
         else:
-            self.dma_write(address, frame)
-            self._write_back(ring, len(frame), Done.DONE)
+            yield from self.dma_write(address, frame)
+            yield from self._write_back(ring, len(frame), Done.DONE)
             self._statistics["rx_packets"] += 1
             self._statistics["rx_bytes"] += len(frame)
         self._finish_one(Cause.RX_DONE, flags)
@@ -270,8 +273,8 @@ class Nic(Endpoint):
         address, length, flags, received, status = nic.DESCRIPTOR.unpack(data)
         return address, length, flags, received, status
 
-    def _write_back(self, ring: _Ring, received: int, status: int) -> None:
-        self.dma_write(ring.address + nic.WRITE_BACK_OFFSET, nic.WRITE_BACK.pack(received, status))
+    def _write_back(self, ring: _Ring, received: int, status: int) -> Generator[Transfer, None, None]:
+        yield from self.dma_write(ring.address + nic.WRITE_BACK_OFFSET, nic.WRITE_BACK.pack(received, status))
         ring.head = (ring.head + 1) % ring.size
 
     def _finish_one(self, cause: Cause, flags: int) -> None:

@@ -138,7 +138,7 @@ class Rogue:
         return tally.result(number, kind, step.length)
 
     def _control(self, number: int, kind: str, step: Control) -> Generator[Transfer, None, StepResult]:
-        self._endpoint.dma_write(step.iova, step.data)
+        yield from self._endpoint.dma_write(step.iova, step.data)
         data = yield from self._endpoint.dma_read(step.iova, len(step.data))
         if data is None:
             return StepResult(number, kind, "refused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from errno import EFAULT, EINVAL
 from typing import Protocol
 
@@ -24,6 +24,9 @@ from viommu_actors.spec.vtd import (
     levels_of,
     width_code,
 )
+
+#: flush_device(source, first, shift)
+FlushDevice = Callable[[int, int, int], None]
 
 
 class AnyDomain(Protocol):
@@ -65,11 +68,16 @@ class Domain:
         large_pages: int,
         max_mask: int,
         flush_maps: bool,
+        flush_device: FlushDevice,
     ) -> None:
         """`large_pages` as in CAP.SLLPS; `max_mask` is CAP.MAMV, -1 for a unit that cannot invalidate by page;
-        `flush_maps` for one that caches what is not present (caching mode)."""
+        `flush_maps` for one that caches what is not present (caching mode). `flush_device(source, first, shift)` makes
+        a device-TLB forget 2^shift bytes."""
         self.id = number
         self.devices: set[int] = set()
+        #: Those of them that keep translations themselves (ATS).
+        self.device_tlbs: set[int] = set()
+        self._flush_device = flush_device
         #: Inclusive ranges that never reach the tables: a device's interrupt messages.
         self.reserved = [(INTERRUPT_FIRST, INTERRUPT_LAST)]
         #: Bits of an I/O virtual address.
@@ -83,7 +91,7 @@ class Domain:
         self._flush_maps = flush_maps
         self._code = width_code(width)
         largest_leaf = 3 if large_pages & 3 == 3 else 2 if large_pages & 1 else 1
-        self._table = PageTable(memory, pages, counters, levels_of(self._code), largest_leaf, self._flush)
+        self._table = PageTable(memory, pages, counters, levels_of(self._code), largest_leaf, self._forget)
 
     def context_entry(self) -> ContextEntry:
         return ContextEntry(True, False, TranslationType.MULTI_LEVEL, self._table.top, self._code, self.id)
@@ -147,6 +155,16 @@ class Domain:
     def destroy(self) -> None:
         """Gives the tables back; no device is in the domain any more."""
         self._table.destroy()
+
+    def _forget(self, iova: int, size: int) -> None:
+        """What was mapped is gone: from the unit's caches first, so that no device is told of it again (Linux:
+        iommu_flush_iotlb_psi, then iommu_flush_dev_iotlb)."""
+        self._flush(iova, size)
+        if self.device_tlbs:
+            shift = PAGE_SHIFT + (iova >> PAGE_SHIFT ^ iova + size - 1 >> PAGE_SHIFT).bit_length()
+            # One that does not answer leaves the domain meanwhile.
+            for source in sorted(self.device_tlbs):
+                self._flush_device(source, iova >> shift << shift, shift)
 
     def _flush(self, iova: int, size: int) -> None:
         """One invalidation that covers the range (Linux: iommu_flush_iotlb_psi). Without devices nothing is cached."""

@@ -14,6 +14,7 @@ from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE
 
 #: Records kept, and lines printed, until they are taken.
 _LIMIT = 1024
+_COMPLETION_ERRORS_LOGGED = 10
 
 
 class FaultRecord(NamedTuple):
@@ -47,6 +48,7 @@ class FaultHandler:
         #: What came since it was last taken, the first `_LIMIT`; `lost` counts what found no place or no record.
         self.records: list[FaultRecord] = []
         self.lost = 0
+        self._completion_errors = 0
         self._drain()
         vector = irq.request_vector(self.handle)
         machine.mmio_write(registers + Reg.FEDATA, 4, vector)
@@ -58,6 +60,8 @@ class FaultHandler:
     def handle(self) -> None:
         """The fault interrupt."""
         status = self._machine.mmio_read(self._registers + Reg.FSTS, 4)
+        if status & Fsts.ICE:
+            self._clear_completion_error()
         if status & (Fsts.PPF | Fsts.PFO):
             if not self.lost and len(self.records) < _LIMIT:
                 self._log(f"DMAR: DRHD: handling fault status reg {status:x}")
@@ -70,6 +74,14 @@ class FaultHandler:
         taken = self.records, self.lost
         self.records, self.lost = [], 0
         return taken
+
+    def _clear_completion_error(self) -> None:
+        """A device completed an invalidation that it does not owe; while that stands no other fault would interrupt."""
+        self._completion_errors += 1
+        if self._completion_errors <= _COMPLETION_ERRORS_LOGGED:
+            source = self._machine.mmio_read(self._registers + Reg.IQER, 8) >> spec.Iqer.ICE_SOURCE_SHIFT
+            self._log(f"DMAR: VT-d detected Invalidation Completion Error: SID {source:x}")
+        self._machine.mmio_write(self._registers + Reg.FSTS, 4, Fsts.ICE)
 
     def _drain(self, status: int | None = None) -> None:
         if status is None:

@@ -6,8 +6,9 @@ Root and context tables, domains, enabling and disabling. A device in no domain 
 from __future__ import annotations
 
 from collections import Counter
-from errno import EBUSY, ENODEV, ENOSPC
+from errno import EBUSY, EIO, ENODEV, ENOSPC
 
+from viommu_actors.kernel.ats import AddressTranslation, offers_ats
 from viommu_actors.kernel.device_scope import in_scope
 from viommu_actors.kernel.domain import AnyDomain, Domain, PassThrough
 from viommu_actors.kernel.faults import FaultHandler, FaultRecord
@@ -30,6 +31,7 @@ from viommu_actors.spec.vtd import (
     IotlbGranularity,
     Reg,
     RootEntry,
+    TranslationType,
 )
 
 #: Reads of a status after which the unit counts as dead.
@@ -51,8 +53,11 @@ class IntelIommu:
         irq: Interrupts,
         counters: Counter[str],
         physical_width: int,
+        *,
+        ats: bool = True,
     ) -> None:
-        """`physical_width` is the machine's host address width in bits. Raises OSError(ENODEV) for no usable unit."""
+        """`physical_width` is the machine's host address width in bits; without `ats` no device's ATS is switched on.
+        Raises OSError(ENODEV) for no usable unit."""
         self._machine = machine
         self._memory = machine.memory
         self._unit = unit
@@ -73,6 +78,10 @@ class IntelIommu:
         if not self.capability.widths:
             raise OSError(ENODEV, "Cannot get a valid agaw for iommu (seq_id = 0)")
         self._groups = IommuGroups()
+        self._allows_ats = ats and self.extended.device_iotlb
+        self._ats = AddressTranslation()
+        #: Devices that did not complete an invalidation: blocked for as long as they are there.
+        self._quarantined: set[int] = set()
         self._attached: dict[int, AnyDomain] = {}
         self._next_id = _FIRST_ID
         self._free_ids: list[int] = []
@@ -114,6 +123,7 @@ class IntelIommu:
         if self._groups.group_of(device.bdf) is not None:
             self.detach(device)
             self._groups.remove(device)
+            self._quarantined.discard(device.bdf)
 
     def covers(self, device: PciDevice) -> bool:
         """Whether the device is in the unit's scope (VT-d section 8.3.1)."""
@@ -147,6 +157,7 @@ class IntelIommu:
                 large_pages=capability.large_pages,
                 max_mask=capability.max_address_mask if capability.page_selective else -1,
                 flush_maps=capability.caching_mode,
+                flush_device=self._flush_device,
             )
         except OSError:
             if number != self._next_id:
@@ -171,15 +182,25 @@ class IntelIommu:
     def attach(self, device: PciDevice, domain: AnyDomain) -> None:
         """Puts the device into the domain, out of any other before.
 
-        Raises OSError: ENODEV for a device that the unit does not translate, ENOMEM without a context table.
+        A device that offers ATS gets it with tables of its own (Linux: dmar_domain_attach_device): it asks for
+        translations and keeps them, and its context entry lets translated requests pass.
+
+        Raises OSError: ENODEV for a device that the unit does not translate, ENOMEM without a context table, EIO for
+        one that is in quarantine.
         """
         if self._groups.group_of(device.bdf) is None:
             raise OSError(ENODEV, f"{device.name} is behind no IOMMU")
+        if device.bdf in self._quarantined:
+            raise OSError(EIO, f"{device.name} is blocked: it did not complete an invalidation")
         if self._attached.get(device.bdf) is domain:
             return
         self.detach(device)
         slot = self._context_slot(device.bdf)
-        low, high = domain.context_entry().encode()
+        entry = domain.context_entry()
+        own = domain if isinstance(domain, Domain) and self._may_translate(device) else None
+        if own is not None:
+            entry = entry._replace(translation_type=TranslationType.DEVICE_IOTLB)
+        low, high = entry.encode()
         self._memory.write_u64(slot + 8, high)
         self._memory.write_u64(slot, low)
         self._attached[device.bdf] = domain
@@ -187,18 +208,48 @@ class IntelIommu:
         # What was not present is cached in caching mode only, under domain id 0 (VT-d section 6.1).
         self.invalidation.context(ContextGranularity.DEVICE, 0, device.bdf)
         self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
+        if own is not None:
+            own.device_tlbs.add(device.bdf)
+            self._ats.enable(device)
+            self._machine.log(f"pci {device.name}: ATS enabled")
 
     def detach(self, device: PciDevice) -> None:
         """Blocks the device: from here on nothing of it reaches memory."""
+        self._ats.disable(device)
+        self._block(device)
+
+    def _block(self, device: PciDevice) -> None:
+        """Takes its context entry away."""
         domain = self._attached.pop(device.bdf, None)
         if domain is None:
             return
+        if isinstance(domain, Domain):
+            domain.device_tlbs.discard(device.bdf)
         slot = self._context_slot(device.bdf)
         self._memory.write_u64(slot, 0)
         self._memory.write_u64(slot + 8, 0)
         self.invalidation.context(ContextGranularity.DEVICE, domain.id, device.bdf)
         self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
         domain.devices.discard(device.bdf)
+
+    # --- device-TLBs
+
+    def _may_translate(self, device: PciDevice) -> bool:
+        queued = isinstance(self.invalidation, QueuedInvalidation)
+        return self._allows_ats and queued and offers_ats(device)
+
+    def _flush_device(self, source: int, first: int, shift: int) -> None:
+        """Has a device forget translations. One that does not say that it has is blocked instead, so that what it may
+        still hold is of no use to it, and the others go on."""
+        assert isinstance(self.invalidation, QueuedInvalidation)
+        device, depth = self._ats.of(source)
+        if not self.invalidation.device_tlb(source, first, shift, depth):
+            self._counters["ats_timeouts"] += 1
+            self._quarantined.add(source)
+            self._machine.log(f"pci {device.name}: no answer to an invalidation, device is blocked")
+            # The unit first: what a device that answers nothing is told may take long, and not arrive.
+            self._block(device)
+            self._ats.disable(device)
 
     # --- the unit
 

@@ -17,6 +17,7 @@ from viommu_actors.spec.vtd import (
     Ccmd,
     ContextCacheInvalidate,
     ContextGranularity,
+    DeviceTlbInvalidate,
     Fsts,
     InterruptEntryInvalidate,
     InvalidationWait,
@@ -24,6 +25,7 @@ from viommu_actors.spec.vtd import (
     IotlbInvalidate,
     IotlbRegister,
     Iqa,
+    Iqer,
     Reg,
 )
 from viommu_actors.spec.vtd_invalidation import DOMAIN_SHIFT
@@ -56,6 +58,7 @@ class QueuedInvalidation:
         self._counters = counters
         self._status_register = registers + Reg.FSTS
         self._tail_register = registers + Reg.IQT
+        self._error_register = registers + Reg.IQER
         self.ring = pages.alloc()
         self._status = pages.alloc()
         self._tail = 0
@@ -75,23 +78,37 @@ class QueuedInvalidation:
 
     def context(self, granularity: ContextGranularity, domain: int = 0, source: int = 0) -> None:
         self._counters["context_invalidations"] += 1
-        self._submit(*ContextCacheInvalidate(granularity, domain, source).encode())
+        self._insist(*ContextCacheInvalidate(granularity, domain, source).encode())
 
     def iotlb(self, granularity: IotlbGranularity, domain: int = 0) -> None:
         self._counters["invalidations"] += 1
         writes, reads = self._drain
-        self._submit(*IotlbInvalidate(granularity, domain, drain_writes=writes, drain_reads=reads).encode())
+        self._insist(*IotlbInvalidate(granularity, domain, drain_writes=writes, drain_reads=reads).encode())
 
     def iotlb_pages(self, domain: int, address: int, mask: int) -> None:
         self._counters["invalidations"] += 1
-        self._submit(self._pages_low | domain << DOMAIN_SHIFT, address | mask)
+        self._insist(self._pages_low | domain << DOMAIN_SHIFT, address | mask)
+
+    def device_tlb(self, source: int, first: int, shift: int, max_pending: int) -> bool:
+        """Has a device forget its translations of 2^shift bytes; False where it did not say in time that it has.
+
+        The unit stopped then (ITE), and goes on (Linux: qi_check_fault). `max_pending` is the device's queue depth.
+        """
+        self._counters["device_tlb_invalidations"] += 1
+        return self._submit(*DeviceTlbInvalidate.of_range(source, first, shift, max_pending).encode())
 
     def interrupt_entries(self, first: int | None = None, mask: int = 0) -> None:
         """2^mask entries of the interrupt remapping table from `first`, naturally aligned; without it all."""
         self._counters["interrupt_entry_invalidations"] += 1
-        self._submit(*InterruptEntryInvalidate(first is not None, first or 0, mask).encode())
+        self._insist(*InterruptEntryInvalidate(first is not None, first or 0, mask).encode())
 
-    def _submit(self, low: int, high: int) -> None:
+    def _insist(self, low: int, high: int) -> None:
+        """For what no device has a part in: were it aborted with another's wait, it is done again."""
+        while not self._submit(low, high):
+            pass
+
+    def _submit(self, low: int, high: int) -> bool:
+        """Whether it is done; False where its wait was aborted."""
         place = self._tail
         done = place + 2 * DESCRIPTOR_SIZE
         self._tail = tail = done % _RING_SIZE
@@ -100,17 +117,27 @@ class QueuedInvalidation:
         counters["waits"] += 1
         counters["queue_tail_writes"] += 1
         self._machine.mmio_write(self._tail_register, 4, tail)
-        if self._memory.read_u64(self._status) != done:
-            self._spin(done)
+        return self._memory.read_u64(self._status) == done or self._spin(done)
 
-    def _spin(self, done: int) -> None:
+    def _spin(self, done: int) -> bool:
         for _ in range(_PATIENCE):
             status = self._machine.mmio_read(self._status_register, 4)
             if self._memory.read_u64(self._status) == done:
-                return
-            if status & (Fsts.IQE | Fsts.ICE | Fsts.ITE):
+                return True
+            if status & Fsts.IQE:
                 raise KernelPanic(f"DMAR: VT-d detected an invalidation queue error: FSTS = {status:#x}")
+            if status & Fsts.ITE:
+                self._clear_timeout()
+                return False
         raise KernelPanic("DMAR: the invalidation queue does not complete its wait descriptor")
+
+
+    def _clear_timeout(self) -> None:
+        """The unit has aborted the wait; with ITE cleared it fetches on behind it."""
+        source = self._machine.mmio_read(self._error_register, 8) >> Iqer.ITE_SOURCE_SHIFT & Iqer.SOURCE_MASK
+        self._machine.log(f"DMAR: VT-d detected Invalidation Time-out Error: SID {source:x}")
+        self._machine.mmio_write(self._status_register, 4, Fsts.ITE)
+        self._machine.log("DMAR: Invalidation Time-out Error (ITE) cleared")
 
 
 class RegisterInvalidation:

@@ -35,7 +35,8 @@ class Kernel:
     """Memory, interrupts, PCI, IOMMU and drivers of one machine; all of it stands once `boot` has returned.
 
     `counters` counts what the kernel does: pte_writes, invalidations (IOTLB), context_invalidations,
-    interrupt_entry_invalidations, waits, queue_tail_writes, dma_maps, dma_unmaps, interrupts, spurious_interrupts.
+    interrupt_entry_invalidations, device_tlb_invalidations, ats_timeouts, waits, queue_tail_writes, dma_maps,
+    dma_unmaps, interrupts, spurious_interrupts.
     """
 
     cmdline: CommandLine
@@ -177,7 +178,15 @@ class Kernel:
         log = self.machine.log
         unit = dmar.units[0]
         try:
-            iommu = IntelIommu(self.machine, unit, self.pages, self.irq, self.counters, dmar.host_address_width)
+            iommu = IntelIommu(
+                self.machine,
+                unit,
+                self.pages,
+                self.irq,
+                self.counters,
+                dmar.host_address_width,
+                ats="noats" not in self.cmdline.values("pci"),
+            )
         except OSError as error:
             log(f"DMAR: {error.strerror}")
             log("DMAR: Initialization failed; devices reach all memory")

@@ -22,7 +22,11 @@ _HOTPLUG_WINDOW = 2 << 20
 #: Largest read request, set on every endpoint: a page is then one request.
 _MAX_READ_REQUEST = 4096
 _ACS_SERVICES = (
-    pci.Acs.SOURCE_VALIDATION | pci.Acs.REQUEST_REDIRECT | pci.Acs.COMPLETION_REDIRECT | pci.Acs.UPSTREAM_FORWARDING
+    pci.Acs.SOURCE_VALIDATION
+    | pci.Acs.TRANSLATION_BLOCKING
+    | pci.Acs.REQUEST_REDIRECT
+    | pci.Acs.COMPLETION_REDIRECT
+    | pci.Acs.UPSTREAM_FORWARDING
 )
 
 

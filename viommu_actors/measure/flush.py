@@ -58,6 +58,7 @@ class Flushes:
             large_pages=0b11,
             max_mask=MAX_ADDRESS_MASK,
             flush_maps=True,
+            flush_device=lambda source, first, shift: None,
         )
         _write_entry(cpu.memory, root, RootEntry(True, contexts).encode())
         _write_entry(cpu.memory, contexts + _REQUESTER * ENTRY_SIZE, self._domain.context_entry().encode())

@@ -263,6 +263,14 @@ def add_slot(space: ConfigSpace, express: int, number: int) -> None:
     space.define(express + pci.EXP_DEVICE_CAPABILITIES_2, 4, timeouts | atomics)
 
 
+def add_ats(space: ConfigSpace) -> int:
+    """Address translation services, 32 invalidations at a time."""
+    offset = space.add_extended_capability(pci.ExtendedCapabilityId.ATS, 1, pci.ATS_SIZE)
+    space.define(offset + pci.ATS_CAPABILITY, 2, pci.ATS_PAGE_ALIGNED)
+    space.define(offset + pci.ATS_CONTROL, 2, 0, writable=pci.ATS_ENABLE | pci.ATS_UNIT_MASK)
+    return offset
+
+
 def add_acs(space: ConfigSpace, services: pci.Acs, enabled: pci.Acs) -> int:
     """Access control services that the port has, and those that firmware left on."""
     offset = space.add_extended_capability(pci.ExtendedCapabilityId.ACS, 1, pci.ACS_SIZE)

@@ -6,6 +6,7 @@ from errno import ENOTTY
 from typing import TYPE_CHECKING
 
 from viommu_actors.spec.pci import (
+    ATS_CONTROL,
     BAR0,
     CACHE_LINE_SIZE,
     COMMAND,
@@ -28,6 +29,7 @@ from viommu_actors.spec.pci import (
     VENDOR_ID,
     CapabilityId,
     Command,
+    ExtendedCapabilityId,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ def _state(device: PciDevice, express: int) -> list[tuple[int, int]]:
     registers = [(express + EXP_DEVICE_CONTROL, 2), (express + EXP_DEVICE_CONTROL_2, 2)]
     registers += [(BAR0 + 4 * index, 4) for index in range(ENDPOINT_BARS)]
     registers += [(ROM_ADDRESS, 4), (CACHE_LINE_SIZE, 1), (INTERRUPT_LINE, 1)]
+    ats = device.extended_capability(ExtendedCapabilityId.ATS)
+    if ats is not None:
+        registers += [(ats + ATS_CONTROL, 2)]
     msi = device.capability(CapabilityId.MSI)
     if msi is not None:
         registers += [(msi + MSI_ADDRESS, 4)]
