@@ -16,6 +16,7 @@ from viommu_actors.attacks.verdict import missing_proofs, observe
 ROGUE = "01:00.0"
 FAULT = Fault(kind="remapping", unit="host iommu", source=ROGUE, address="0x1000", write=True, reason="0x5")
 PROVEN = Evidence(
+    source=ROGUE,
     aimed=8,
     tried=8,
     attempts=8,
@@ -33,8 +34,8 @@ def changed(**fields: Any) -> Evidence:
 
 
 def test_blocked_with_all_three_proofs() -> None:
-    assert observe("write", ROGUE, PROVEN) == "blocked"
-    assert missing_proofs("write", ROGUE, PROVEN) == ()
+    assert observe("write", PROVEN) == "blocked"
+    assert missing_proofs("write", PROVEN) == ()
 
 
 @dataclass
@@ -58,24 +59,24 @@ class Lacking:
     ids=lambda case: case.words,
 )
 def test_each_missing_proof_makes_it_unproven(case: Lacking) -> None:
-    assert observe("write", ROGUE, case.evidence) == "unproven"
-    assert case.words in missing_proofs("write", ROGUE, case.evidence)
+    assert observe("write", case.evidence) == "unproven"
+    assert case.words in missing_proofs("write", case.evidence)
 
 
 def test_a_changed_canary_is_corrupted_whatever_else_is_said() -> None:
-    assert observe("write", ROGUE, changed(canary_after="dead")) == "corrupted"
-    assert observe("read", ROGUE, changed(canary_after="dead")) == "corrupted"
+    assert observe("write", changed(canary_after="dead")) == "corrupted"
+    assert observe("read", changed(canary_after="dead")) == "corrupted"
 
 
 def test_what_reached_the_target_leaked_or_corrupted() -> None:
     let_through = changed(reached=1, refused=7)
-    assert observe("read", ROGUE, let_through) == "leaked"
-    assert observe("write", ROGUE, let_through) == "corrupted"
+    assert observe("read", let_through) == "leaked"
+    assert observe("write", let_through) == "corrupted"
 
 
 def test_what_landed_in_other_memory_is_redirected() -> None:
-    assert observe("write", ROGUE, changed(elsewhere=3, refused=5)) == "redirected"
-    assert observe("write", ROGUE, changed(elsewhere=8, refused=0, fault=None)) == "redirected"
+    assert observe("write", changed(elsewhere=3, refused=5)) == "redirected"
+    assert observe("write", changed(elsewhere=8, refused=0, fault=None)) == "redirected"
 
 
 faults = st.none() | st.builds(
@@ -89,6 +90,7 @@ faults = st.none() | st.builds(
 small = st.integers(0, 3)
 evidences = st.builds(
     Evidence,
+    source=st.just(ROGUE),
     attempts=small,
     canary_before=st.sampled_from(["", "a"]),
     canary_after=st.sampled_from(["", "a", "b"]),
@@ -102,7 +104,7 @@ evidences = st.builds(
 
 @given(evidence=evidences, access=st.sampled_from(["read", "write"]))
 def test_blocked_implies_every_proof(evidence: Evidence, access: Any) -> None:
-    if observe(access, ROGUE, evidence) == "blocked":
+    if observe(access, evidence) == "blocked":
         assert evidence.canary_before == evidence.canary_after != ""
         assert evidence.attempts == evidence.refused > 0
         assert evidence.fault is not None

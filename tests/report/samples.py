@@ -88,6 +88,7 @@ def evidence(observed: Observed, source: str, write: bool) -> Evidence:
     )
     blocked = observed == "blocked"
     return Evidence(
+        source=source,
         aimed=16,
         tried=16,
         attempts=16,

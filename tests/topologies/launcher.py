@@ -42,6 +42,11 @@ device = "nic0"
 """
 
 
+def launch_environment() -> dict[str, str]:
+    """That of a process which runs this checkout, installed or not."""
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
 @dataclass
 class Finished:
     """How a launch ended."""
@@ -83,7 +88,7 @@ class Launch:
             stderr=stderr,
             text=True,
             cwd=folder.parent,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=launch_environment(),
         )
 
     def pids(self) -> dict[str, int]:

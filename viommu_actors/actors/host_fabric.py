@@ -36,7 +36,7 @@ class Fabric:
         msi: Interrupt,
         links: list[dict[str, Any]],
     ) -> None:
-        ports = [PortConfig(link["slot"]) for link in links]
+        ports = [PortConfig(link["slot"], link["acs"]) for link in links]
         self._complex = RootComplex(memory, unit.translate, msi, ports)
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}

@@ -35,9 +35,11 @@ class Evidence(Struct, kw_only=True, frozen=True):
     those was refused (`refused`), let through to other memory (`elsewhere`), or let through to the target. `reached`
     counts accesses that got to the target at whatever address they were made. The canaries are digests over the
     target's canary pages, taken by the memory's owner; for interrupts, the victim's count of them. `fault` is a record
-    of what refused, `control` whether a legal DMA of the same device went through afterwards.
+    of what refused, by `source`, the requester that the device used; `control` whether a legal DMA of the same device
+    went through afterwards.
     """
 
+    source: str
     aimed: int
     tried: int
     attempts: int

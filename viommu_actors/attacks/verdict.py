@@ -18,8 +18,8 @@ _HARM_DONE: dict[Access, Observed] = {
 }
 
 
-def observe(access: Access, source: str, evidence: Evidence) -> Observed:
-    """What became of an attack by the device at `source` (`01:00.0`) on one target.
+def observe(access: Access, evidence: Evidence) -> Observed:
+    """What became of an attack on one target.
 
     The canary of an attack on interrupts is the victim's count of them, that of one on the service what others got of
     it.
@@ -28,13 +28,13 @@ def observe(access: Access, source: str, evidence: Evidence) -> Observed:
         return _HARM_DONE[access]
     if evidence.reached:
         return "leaked" if access == "read" else "corrupted"
-    if missing_proofs(access, source, evidence):
+    if missing_proofs(access, evidence):
         return "unproven"
     # What an attack on the service sends is not harmful by where it goes.
     return "redirected" if evidence.elsewhere and access != "service" else "blocked"
 
 
-def missing_proofs(access: Access, source: str, evidence: Evidence) -> tuple[str, ...]:
+def missing_proofs(access: Access, evidence: Evidence) -> tuple[str, ...]:
     """What is not shown that "blocked" needs, in words; empty when all is there."""
     fault = evidence.fault
     seen = evidence.reached + evidence.elsewhere + evidence.refused
@@ -45,7 +45,7 @@ def missing_proofs(access: Access, source: str, evidence: Evidence) -> tuple[str
         (seen == evidence.attempts, f"{evidence.attempts - seen} of {evidence.attempts} accesses are unaccounted for"),
         (bool(evidence.canary_before), "no canary was placed"),
         (fault is not None or not needs_record, "no record of what blocked it"),
-        (fault is None or fault.source == source, "the record names another source"),
+        (fault is None or fault.source == evidence.source, "the record names another source"),
         (_same_direction(access, fault), "the record is of the other direction"),
         (evidence.control, "the positive control failed"),
     )

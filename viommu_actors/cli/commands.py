@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Final
 
-from viommu_actors.cli import inspect, latency, record, replay, shapes, topology
+from viommu_actors.cli import inspect, latency, matrix, record, replay, shapes, topology
 
 #: Each module has HELP, `add_arguments(parser)` and `run(options)`, which returns the exit status.
 COMMANDS: Final[Mapping[str, ModuleType]] = {
@@ -15,5 +15,6 @@ COMMANDS: Final[Mapping[str, ModuleType]] = {
     "replay": replay,
     "record": record,
     "inspect": inspect,
+    "matrix": matrix,
     "shapes": shapes,
 }

@@ -179,7 +179,7 @@ def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verd
         columns=("attack", "target", "accesses", "outcome"),
         rows=tuple(_verdict_row(verdict) for verdict in verdicts),
         numbers=frozenset([2]),
-        notes=tuple(line(_evidence(topology, verdict)) for verdict in verdicts),
+        notes=tuple(line(proofs(verdict)) for verdict in verdicts),
     )
 
 
@@ -189,11 +189,12 @@ def _verdict_row(verdict: Verdict) -> tuple[Line, ...]:
         line(f"{verdict.attack} {attack.name}" if attack else verdict.attack),
         line(verdict.target),
         line(str(verdict.evidence.attempts)),
-        line(Span(verdict.observed, _outcome_style(verdict)), _expectation(verdict)),
+        line(Span(verdict.observed, outcome_style(verdict)), _expectation(verdict)),
     )
 
 
-def _outcome_style(verdict: Verdict) -> Style:
+def outcome_style(verdict: Verdict) -> Style:
+    """Harmless, harmful, or not proven."""
     if verdict.observed in ("blocked", "redirected"):
         return "safe" if verdict.ok else "unknown"
     return "unknown" if verdict.observed == "unproven" else "unsafe"
@@ -203,11 +204,11 @@ def _expectation(verdict: Verdict) -> Span:
     return Span(", as expected") if verdict.ok else Span(f", EXPECTED {verdict.expected}", "unsafe")
 
 
-def _evidence(topology: ResolvedTopology, verdict: Verdict) -> str:
+def proofs(verdict: Verdict) -> str:
+    """What stands behind a verdict, or what is missing, in a line."""
     evidence = verdict.evidence
     if verdict.observed == "unproven":
-        attack = CATALOGUE[verdict.attack]
-        return "; ".join(missing_proofs(attack.access, topology.device(verdict.device).bdf, evidence))
+        return "; ".join(missing_proofs(CATALOGUE[verdict.attack].access, evidence))
     said = [_let_through(evidence)] if evidence.reached or evidence.elsewhere else []
     if evidence.fault is not None:
         said.append(_fault_words(evidence.fault))

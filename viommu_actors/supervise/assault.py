@@ -76,7 +76,7 @@ class Assault:
             target=target.value,
             setting=self._setting(attack),
             expected=cell.verdict,
-            observed=observe(attack.access, self._source(mission), evidence),
+            observed=observe(attack.access, evidence),
             evidence=evidence,
         )
 
@@ -95,16 +95,13 @@ class Assault:
         after = " ".join(command(keep.actor, keep.digest) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
-        fault = _fault(faults, seen, mission, self._source(mission))
+        source = mission.source or device.bdf
+        fault = _fault(faults, seen, mission, source)
         if fault is None and mission.record is not None:
             fault = mission.record()
         if mission.after is not None:
             mission.after()
-        return _evidence(attack, mission, seen, fault, after, self._control())
-
-    def _source(self, mission: Mission) -> str:
-        """The requester that a record must name."""
-        return mission.source or self._device.bdf
+        return _evidence(attack, mission, source, seen, fault, after, self._control())
 
     def _control(self) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""
@@ -147,13 +144,20 @@ class Assault:
 
 
 def _evidence(
-    attack: Attack, mission: Mission, seen: dict[str, Any], fault: Fault | None, after: str, control: bool
+    attack: Attack,
+    mission: Mission,
+    source: str,
+    seen: dict[str, Any],
+    fault: Fault | None,
+    after: str,
+    control: bool,
 ) -> Evidence:
     outcomes = seen["outcomes"]
     refused = sum(n for outcome, n in outcomes.items() if outcome != "ok")
     passed = outcomes.get("ok", 0)
     interrupt = attack.access == "interrupt"
     return Evidence(
+        source=source,
         aimed=mission.aimed,
         # Of what has no aims, more than the least may come.
         tried=min(seen["tried"], mission.aimed) if mission.aims is None else seen["tried"],

@@ -90,7 +90,13 @@ def make_plan(topology: ResolvedTopology) -> Plan:
         "cmdline": topology.host.cmdline,
         "iommu": {"aw_bits": topology.host.iommu.aw_bits, "intremap": topology.host.iommu.intremap},
         "links": [
-            {"name": device.link, "slot": device.slot, "device": device.name, "address": links[device.name].address}
+            {
+                "name": device.link,
+                "slot": device.slot,
+                "acs": topology.host.acs,
+                "device": device.name,
+                "address": links[device.name].address,
+            }
             for device in topology.devices
         ],
         "vms": [

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
 from viommu_actors.measure.trace import chrome_trace, crossings
@@ -41,10 +42,13 @@ class Run:
         tell: Callable[[str], None],
         costs: tuple[CostTable, ...] = (),
         trace: Path | None = None,
+        setting: Setting | None = None,
     ) -> None:
         """`costs`: the tables by which the results tell the modelled clock too; `trace`: a file for a Chrome trace of
-        all messages after the boot."""
+        all messages after the boot; `setting`: what verdicts are under, where it is not to follow from each attack's
+        axis."""
         self._trace = trace
+        self._setting = setting
         self._topology = topology
         self._costs = costs
         self._tell = tell
@@ -62,7 +66,7 @@ class Run:
             contain = self._topology.on_death == "contain"
             with Supervisor(plan, self.folder, contain) as supervisor:
                 self.folder.write_control(supervisor.door.address)
-                scenario = Scenario(self._topology, plan, supervisor, self._note)
+                scenario = Scenario(self._topology, plan, supervisor, self._note, self._setting)
                 try:
                     return self._played(scenario, supervisor, show, stay, also)
                 except (ActorDied, CommandFailed, Interrupted) as error:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
+from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.report.results import Absent, Assignment, Counts, Io, Machine, Process, Results, Verdict, as_expected
 from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.assault import Assault
@@ -24,12 +25,18 @@ class Scenario:
     """Orders one run over a supervisor; `tell(text)` reports progress. What is in is in `results`, at any time."""
 
     def __init__(
-        self, topology: ResolvedTopology, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]
+        self,
+        topology: ResolvedTopology,
+        plan: Plan,
+        supervisor: Supervisor,
+        tell: Callable[[str], None],
+        setting: Setting | None = None,
     ) -> None:
         self._topology = topology
         self._plan = plan
         self._supervisor = supervisor
         self._tell = tell
+        self._setting = setting
         self._processes = tuple(
             Process(role=actor.role, name=actor.name, pid=actor.pid) for actor in supervisor.actors.values()
         )
@@ -137,7 +144,7 @@ class Scenario:
     def _attack(self, device: ResolvedDevice) -> None:
         if not device.rogue:
             return
-        assault = Assault(self._topology, self._plan, self._supervisor, device, self._owner(device))
+        assault = Assault(self._topology, self._plan, self._supervisor, device, self._owner(device), self._setting)
         for attack, target, reason in assault.choices():
             if reason:
                 self._absent.append(assault.absent(attack, target, reason))

@@ -63,6 +63,16 @@ class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "intel_iommu=on"
     iommu: Annotated[HostIommu, Meta(description="The VT-d unit of the host.")] = HostIommu()
+    acs: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether the root ports have ACS, by which the kernel has them check requester IDs. false shows what a"
+                " forged one then does."
+            ),
+            examples=[True],
+        ),
+    ] = True
 
 
 class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

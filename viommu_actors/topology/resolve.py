@@ -67,6 +67,7 @@ class ResolvedHost(Struct, kw_only=True, frozen=True):
     memory: int
     cmdline: str
     iommu: HostIommu
+    acs: bool
 
 
 class ResolvedTopology(Struct, kw_only=True, frozen=True):
@@ -106,7 +107,9 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         """The setting of that part of the protection which decides about an attack. Raises KeyError."""
         if axis == "interrupts":
             return self.interrupt_setting(device)
-        return "acs-on" if axis == "acs" else self.setting(device)
+        if axis == "acs":
+            return "acs-on" if self.host.acs else "acs-off"
+        return self.setting(device)
 
 
 def resolve(topology: Topology) -> ResolvedTopology:
@@ -146,6 +149,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
                 masks=[masks[device.name] for device in topology.device if device.name not in owner],
             ),
             iommu=topology.host.iommu,
+            acs=topology.host.acs,
         ),
         devices=devices,
         vms=tuple(_resolve_vm(vm, addresses, masks) for vm in topology.vm),

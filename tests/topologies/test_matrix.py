@@ -1,0 +1,65 @@
+"""The protection matrix, as a user runs it: sandboxed device processes at running topologies, every cell proven."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.topologies.launcher import CONFIGS, launch_environment
+from viommu_actors.attacks.catalogue import CATALOGUE, PLAYABLE
+from viommu_actors.attacks.expected import SETTINGS
+from viommu_actors.topology.load import load
+
+pytestmark = pytest.mark.topology
+
+
+def _matrix(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "viommu_actors", "matrix", "--run-dir", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=launch_environment(), timeout=110)
+
+
+@pytest.mark.timeout(120)
+def test_every_attack_under_every_setting_is_as_expected(tmp_path: Path) -> None:
+    finished = _matrix(tmp_path / "matrix", "--json")
+    assert finished.returncode == 0, finished.stderr[-2000:] + finished.stdout[-2000:]
+    matrix: dict[str, Any] = json.loads(finished.stdout)
+    verdicts = matrix["verdicts"]
+    assert matrix["ok"] is True
+    assert {row["attack"] for row in verdicts} == set(PLAYABLE)
+    assert {row["setting"] for row in verdicts} == set(SETTINGS)
+    assert {row["attack"] for row in matrix["waiting"]} == set(CATALOGUE) - set(PLAYABLE)
+    for row in verdicts:
+        evidence = row["evidence"]
+        assert row["observed"] == row["expected"], row
+        assert evidence["control"] and evidence["attempts"], row
+        if row["observed"] == "blocked":
+            assert evidence["fault"]["source"] == evidence["source"], row
+            assert evidence["canary_before"] == evidence["canary_after"] != "", row
+    assert json.loads((tmp_path / "matrix" / "matrix.json").read_text()) == matrix
+    page = (tmp_path / "matrix" / "matrix.md").read_text()
+    assert all(f"| {row['attack']} {CATALOGUE[row['attack']].name} | {row['target']} |" in page for row in verdicts)
+    assert "**" not in page.partition("## Proofs")[0]
+
+
+def test_one_column_as_text(tmp_path: Path) -> None:
+    finished = _matrix(tmp_path / "matrix", "--setting", "none", "--driver", "guest")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "A1 scan-read" in finished.stdout and "leaked: 16 hit canary pages" in finished.stdout
+    assert finished.stdout.splitlines()[-1].startswith("As expected: ")
+
+
+def test_a_topology_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[[device]]\nname = "nic0"\nmodel = "nic"\nrogue = ["A99"]\n')
+    finished = _matrix(tmp_path / "matrix", str(path))
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.count("\n") == 1 and "A99" in finished.stderr
+
+
+def test_the_shipped_matrix_names_every_attack_that_can_be_played() -> None:
+    assert {attack for device in load(CONFIGS / "matrix.toml").device for attack in device.rogue} == set(PLAYABLE)

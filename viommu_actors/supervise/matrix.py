@@ -1,0 +1,69 @@
+"""Every attack under every setting: a topology of processes for each column, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from viommu_actors.attacks.catalogue import Setting
+from viommu_actors.attacks.expected import Driver
+from viommu_actors.supervise.run import Ended, Run
+from viommu_actors.topology.model import Topology
+from viommu_actors.topology.refusals import check
+from viommu_actors.topology.resolve import ResolvedTopology, resolve
+from viommu_actors.topology.settings import under
+
+_changed = msgspec.structs.replace
+
+
+class Column(NamedTuple):
+    """One topology to be run."""
+
+    setting: Setting
+    driver: Driver
+    topology: ResolvedTopology
+
+
+@dataclass(frozen=True)
+class Played:
+    """How the topology of a column ended."""
+
+    column: Column
+    ended: Ended
+
+
+def columns(topology: Topology, settings: Sequence[Setting], drivers: Sequence[Driver]) -> list[Column]:
+    """The topologies of all columns. Raises `Refusal` for one that cannot be."""
+    made = []
+    for driver, setting in product(drivers, settings):
+        changed = under(topology, setting, driver)
+        check(changed)
+        made.append(Column(setting, driver, _only_rogues_of(driver, resolve(changed))))
+    return made
+
+
+def play(chosen: Sequence[Column], folder: Path, tell: Callable[[str], None]) -> Iterator[Played]:
+    """Runs the columns, each in a folder of its own. Raises OSError where a folder cannot be made."""
+    for column in chosen:
+        name = column.topology.name
+        run = Run(column.topology, folder / name, partial(_tell_of, tell, name), setting=column.setting)
+        yield Played(column, run.play(lambda results: None, stay=False))
+
+
+def _tell_of(tell: Callable[[str], None], column: str, text: str) -> None:
+    tell(f"{column}: {text}")
+
+
+def _only_rogues_of(driver: Driver, topology: ResolvedTopology) -> ResolvedTopology:
+    """Without the attacks of devices that the other kind of kernel drives."""
+    devices = tuple(
+        device if (device.vm is None) == (driver == "host") else _changed(device, rogue=())
+        for device in topology.devices
+    )
+    return _changed(topology, devices=devices)

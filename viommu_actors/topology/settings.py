@@ -1,0 +1,49 @@
+"""A topology under another setting: the same machines and devices, with one part of their protection changed."""
+
+from __future__ import annotations
+
+import msgspec
+
+from viommu_actors.attacks.catalogue import CATALOGUE, Setting, Target
+from viommu_actors.attacks.expected import Driver
+from viommu_actors.topology.model import Topology, Vm
+
+_UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1"
+_changed = msgspec.structs.replace
+
+
+def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
+    """A topology that is strict everywhere, under `setting`, for rogues that `driver` drives.
+
+    For the host's own rogues the first VM is left out; without an IOMMU in use there the host can assign nothing, so
+    all VMs are. `refusals.check` is still to be asked.
+    """
+    vms = topology.vm if driver == "guest" else () if setting == "none" else topology.vm[1:]
+    if driver == "guest":
+        vms = tuple(_vm(vm, setting) for vm in vms)
+    host = topology.host
+    remaps = setting in ("ir", "ir-nosid")
+    words = [_HOST_WORDS.get(setting, "intel_iommu=on") if driver == "host" or remaps else "intel_iommu=on"]
+    if vms and not remaps:
+        words.append(_UNSAFE)
+    host = _changed(host, cmdline=" ".join(words).strip(), iommu=_changed(host.iommu, intremap=remaps), acs=setting != "acs-off")
+    devices = topology.device if vms else tuple(_changed(d, rogue=_without_guests(d.rogue)) for d in topology.device)
+    return _changed(topology, name=f"{setting}-{driver}", host=host, device=devices, vm=vms)
+
+
+#: Command line of a kernel whose own devices are under a setting.
+_HOST_WORDS: dict[Setting, str] = {
+    "none": "",
+    "passthrough": "intel_iommu=on iommu=pt",
+    "ir-nosid": "intel_iommu=on intremap=nosid",
+}
+
+
+def _vm(vm: Vm, setting: Setting) -> Vm:
+    if setting == "none":
+        return _changed(vm, cmdline="", viommu=None)
+    return _changed(vm, cmdline="intel_iommu=on iommu=pt") if setting == "passthrough" else vm
+
+
+def _without_guests(attacks: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(attack for attack in attacks if CATALOGUE[attack].targets != (Target.OTHER_GUEST,))
