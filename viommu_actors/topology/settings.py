@@ -26,7 +26,8 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
     words = [_HOST_WORDS.get(setting, "intel_iommu=on") if driver == "host" or remaps else "intel_iommu=on"]
     if vms and not remaps:
         words.append(_UNSAFE)
-    host = _changed(host, cmdline=" ".join(words).strip(), iommu=_changed(host.iommu, intremap=remaps), acs=setting != "acs-off")
+    iommu = _changed(host.iommu, intremap=remaps)
+    host = _changed(host, cmdline=" ".join(words).strip(), iommu=iommu, acs=setting != "acs-off")
     devices = topology.device if vms else tuple(_changed(d, rogue=_without_guests(d.rogue)) for d in topology.device)
     return _changed(topology, name=f"{setting}-{driver}", host=host, device=devices, vm=vms)
 
