@@ -17,6 +17,7 @@ from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers import DRIVERS
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.memory import PhysicalMemory, Slot
+from viommu_actors.pci.component import BridgeConfig, SwitchConfig, behind
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import PortConfig, slot_name
 from viommu_actors.spec import pci, platform
@@ -33,7 +34,10 @@ Factory = Callable[[Callable[[Any], None], Callable[[str], None]], Endpoint]
 
 
 class Rig:
-    """The host with one device for each slot. It is the kernel's machine (`kernel.machine.Machine`)."""
+    """The host with one device for each slot, and components in others with their devices in order.
+
+    It is the kernel's machine (`kernel.machine.Machine`).
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Rig:
         intremap: bool = False,
         seed: int | None = None,
         boot: bool = True,
+        components: Mapping[int, tuple[SwitchConfig | BridgeConfig, Sequence[Factory]]] | None = None,
         drivers: Sequence[type[Driver]] = DRIVERS,
         device_iotlb: bool = False,
     ) -> None:
@@ -63,7 +68,8 @@ class Rig:
             self.memory,
             self.unit.translate,
             self._interrupt,
-            [PortConfig(slot, acs, max_payload) for slot in devices],
+            [PortConfig(slot, acs, max_payload) for slot in devices]
+            + [PortConfig(slot, acs, max_payload, below) for slot, (below, _) in (components or {}).items()],
             self.unit.translation_agent if device_iotlb else None,
         )
         self._handler: Callable[[int], None] = lambda vector: None
@@ -71,9 +77,14 @@ class Rig:
         self._queues: list[tuple[deque[Any], Callable[[Any], None]]] = []
         #: Messages that crossed a link.
         self.delivered = 0
-        self.endpoints: dict[int, Endpoint] = {}
+        #: By the slot of their root port, or by the name of their link behind a component.
+        self.endpoints: dict[int | str, Endpoint] = {}
         for slot, factory in devices.items():
-            self._plug(slot, factory)
+            self.endpoints[slot] = self._plug(slot_name(slot), factory)
+        for below, factories in (components or {}).values():
+            for number, factory in enumerate(factories):
+                link = behind(below.name, number)
+                self.endpoints[link] = self._plug(link, factory)
         install(
             self.memory,
             MachineDescription(
@@ -86,12 +97,10 @@ class Rig:
         if boot:
             self.kernel.boot(platform.ZERO_PAGE)
 
-    def _plug(self, slot: int, factory: Factory) -> None:
-        link = slot_name(slot)
+    def _plug(self, link: str, factory: Factory) -> Endpoint:
         up: deque[Any] = deque()
         down: deque[Any] = deque()
         endpoint = factory(up.append, self.log)
-        self.endpoints[slot] = endpoint
         self._queues.append((up, lambda message: self.root.receive(link, message)))
         self._queues.append((down, endpoint.receive))
 
@@ -100,6 +109,7 @@ class Rig:
             return True
 
         self.root.attach(link, send)
+        return endpoint
 
     def _interrupt(self, requester: int, address: int, data: int) -> FaultReason | None:
         outcome = self.unit.remap_interrupt(requester, address, data)

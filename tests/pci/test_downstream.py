@@ -119,7 +119,7 @@ def test_a_device_that_let_a_request_time_out_is_not_waited_for_again(fabric: Fa
     elif end == "completion of another":
         fabric.root.receive(LINK, tlp.Completion(1, 0, 4, b"fine"))
     elif end == "hot reset":
-        fabric.root.hot_reset(LINK)
+        fabric.root.ports[LINK].hot_reset()
     else:
         fabric.root.attach(LINK, lambda message: fabric.send(LINK, message))
     fabric.root.mmio_read(0xC000_0000, 4, got.append)

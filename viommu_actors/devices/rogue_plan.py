@@ -105,7 +105,7 @@ STEPS: dict[str, type[Step]] = {
     "raw": Raw,
     "control": Control,
 }
-MESSAGES = {kind.__name__: kind for kind in (tlp.MemRead, tlp.MemWrite, tlp.Atomic, tlp.Completion)}
+MESSAGES = {kind.__name__: kind for kind in (tlp.MemRead, tlp.MemWrite, tlp.Atomic, tlp.Completion, tlp.ConfigRequest)}
 
 
 def parse_plan(values: Sequence[Mapping[str, object]]) -> list[Step]:

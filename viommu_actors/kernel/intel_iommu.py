@@ -26,6 +26,7 @@ from viommu_actors.spec.vtd import (
     ONE_SHOT_COMMANDS,
     Capability,
     Command,
+    ContextEntry,
     ContextGranularity,
     ExtendedCapability,
     IotlbGranularity,
@@ -83,6 +84,8 @@ class IntelIommu:
         #: Devices that did not complete an invalidation: blocked for as long as they are there.
         self._quarantined: set[int] = set()
         self._attached: dict[int, AnyDomain] = {}
+        #: By requester ID: the domain that its context entry names, and the devices that are in one by it.
+        self._entries: dict[int, tuple[AnyDomain, set[int]]] = {}
         self._next_id = _FIRST_ID
         self._free_ids: list[int] = []
         self._domains: list[Domain] = []
@@ -180,10 +183,11 @@ class IntelIommu:
         return self._attached.get(device.bdf)
 
     def attach(self, device: PciDevice, domain: AnyDomain) -> None:
-        """Puts the device into the domain, out of any other before.
+        """Puts the device into the domain, out of any other before, by its own requester ID and its aliases.
 
-        A device that offers ATS gets it with tables of its own (Linux: dmar_domain_attach_device): it asks for
-        translations and keeps them, and its context entry lets translated requests pass.
+        An alias belongs to all that share it: whoever was in another domain by it is so no more. A device that offers
+        ATS gets it with tables of its own (Linux: dmar_domain_attach_device): it asks for translations and keeps them,
+        and its context entry lets translated requests pass.
 
         Raises OSError: ENODEV for a device that the unit does not translate, ENOMEM without a context table, EIO for
         one that is in quarantine.
@@ -195,18 +199,14 @@ class IntelIommu:
         if self._attached.get(device.bdf) is domain:
             return
         self.detach(device)
-        slot = self._context_slot(device.bdf)
-        entry = domain.context_entry()
         own = domain if isinstance(domain, Domain) and self._may_translate(device) else None
+        entry = domain.context_entry()
         if own is not None:
             entry = entry._replace(translation_type=TranslationType.DEVICE_IOTLB)
-        low, high = entry.encode()
-        self._memory.write_u64(slot + 8, high)
-        self._memory.write_u64(slot, low)
+        for source in device.requester_ids:
+            self._enter(source, domain, entry, device)
         self._attached[device.bdf] = domain
         domain.devices.add(device.bdf)
-        # What was not present is cached in caching mode only, under domain id 0 (VT-d section 6.1).
-        self.invalidation.context(ContextGranularity.DEVICE, 0, device.bdf)
         self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
         if own is not None:
             own.device_tlbs.add(device.bdf)
@@ -225,18 +225,42 @@ class IntelIommu:
             return
         if isinstance(domain, Domain):
             domain.device_tlbs.discard(device.bdf)
-        slot = self._context_slot(device.bdf)
+        for source in device.requester_ids:
+            named, users = self._entries[source]
+            users.discard(device.bdf)
+            if not users:
+                self._clear(source, named)
+        domain.devices.discard(device.bdf)
+
+    def _enter(self, source: int, domain: AnyDomain, entry: ContextEntry, device: PciDevice) -> None:
+        """Has the context entry of a requester ID name the domain."""
+        named, users = self._entries.get(source, (domain, set[int]()))
+        users.add(device.bdf)
+        if named is not domain:
+            self._clear(source, named)
+        slot = self._context_slot(source)
+        low, high = entry.encode()
+        self._memory.write_u64(slot + 8, high)
+        self._memory.write_u64(slot, low)
+        self._entries[source] = domain, users
+        # What was not present is cached in caching mode only, under domain id 0 (VT-d section 6.1).
+        self.invalidation.context(ContextGranularity.DEVICE, 0, source)
+
+    def _clear(self, source: int, domain: AnyDomain) -> None:
+        """Blocks a requester ID."""
+        slot = self._context_slot(source)
         self._memory.write_u64(slot, 0)
         self._memory.write_u64(slot + 8, 0)
-        self.invalidation.context(ContextGranularity.DEVICE, domain.id, device.bdf)
+        del self._entries[source]
+        self.invalidation.context(ContextGranularity.DEVICE, domain.id, source)
         self.invalidation.iotlb(IotlbGranularity.DOMAIN, domain.id)
-        domain.devices.discard(device.bdf)
 
     # --- device-TLBs
 
     def _may_translate(self, device: PciDevice) -> bool:
         queued = isinstance(self.invalidation, QueuedInvalidation)
-        return self._allows_ats and queued and offers_ats(device)
+        # An alias is the bridge's name, and the bridge caches nothing.
+        return self._allows_ats and queued and not device.aliases and offers_ats(device)
 
     def _flush_device(self, source: int, first: int, shift: int) -> None:
         """Has a device forget translations. One that does not say that it has is blocked instead, so that what it may

@@ -12,6 +12,7 @@ from viommu_actors.kernel.invalidation import QueuedInvalidation
 from viommu_actors.kernel.pages import PageAllocator
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.memory import Memory
+from viommu_actors.spec import pci
 from viommu_actors.spec.vtd import Irta
 from viommu_actors.spec.vtd_interrupts import (
     INTERRUPT_ENTRY_SIZE,
@@ -52,8 +53,10 @@ class InterruptRemapping:
         size = ENTRIES.bit_length() - 2
         return self.table | (Irta.EIME if self._extended else 0) | size
 
-    def allocate(self, source: int, vectors: Sequence[int]) -> int:
+    def allocate(self, source: int, vectors: Sequence[int], aliases: Sequence[int] = ()) -> int:
         """Entries side by side, one for each vector, for the requester ID `source`; the first one's index.
+
+        `aliases` are IDs in place of it that bridges put in, the last bridge's last.
 
         Raises OSError(ENOSPC) where there is no room.
         """
@@ -63,10 +66,14 @@ class InterruptRemapping:
         if first is None:
             raise OSError(ENOSPC, f"no {count} interrupt remapping entries left")
         self._used |= block << first
+        validation = self._validation
+        if aliases and validation is SourceValidation.SOURCE:
+            # Behind a bridge only the buses can be told: from that of the alias to its own (Linux: set_msi_sid).
+            source, validation = aliases[-1] & 0xFF00 | pci.bdf_bus(source), SourceValidation.BUS_RANGE
         for index, vector in enumerate(vectors, first):
             # Edge triggered, to the physical APIC id 0: the one CPU that devices interrupt.
             entry = InterruptEntry(
-                True, delivery_mode=DeliveryMode.FIXED, vector=vector, source=source, validation=self._validation
+                True, delivery_mode=DeliveryMode.FIXED, vector=vector, source=source, validation=validation
             )
             self._write(index, entry.encode())
         self._flush(first, count)

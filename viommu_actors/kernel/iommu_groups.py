@@ -8,8 +8,8 @@ from viommu_actors.spec import pci
 _ISOLATION = (
     pci.Acs.SOURCE_VALIDATION | pci.Acs.REQUEST_REDIRECT | pci.Acs.COMPLETION_REDIRECT | pci.Acs.UPSTREAM_FORWARDING
 )
-#: Port types that isolate only by ACS.
-_PORTS = (pci.PortType.ROOT_PORT, pci.PortType.DOWNSTREAM_PORT)
+#: Port types that isolate only by ACS; a bridge to conventional PCI has none, so that it never does.
+_PORTS = (pci.PortType.ROOT_PORT, pci.PortType.DOWNSTREAM_PORT, pci.PortType.PCI_BRIDGE)
 
 
 class IommuGroups:
@@ -44,16 +44,22 @@ class IommuGroups:
         return self._numbers.get(bdf)
 
     def _mate(self, device: PciDevice) -> PciDevice | None:
-        """A grouped function that `device` cannot be kept apart from."""
+        """A grouped function that `device` cannot be kept apart from.
+
+        Linux lets the ports of one switch be in groups of their own even where their devices reach each other, which
+        its patches named "Fix incorrect iommu_groups with PCIe switches" are to end; here they never are.
+        """
         bridge = device.parent
         while bridge is not None:
             if not _isolates(bridge):
                 return bridge
             bridge = bridge.parent
         slot = device.bdf >> 3
+        port = device.is_bridge and device.port_type == pci.PortType.DOWNSTREAM_PORT
         for members in self.groups.values():
             for member in members:
-                if member.bdf >> 3 == slot and not (_isolates(member) and _isolates(device)):
+                near = member.bdf >> 3 == slot or (port and member.parent is device.parent)
+                if near and not (_isolates(member) and _isolates(device)):
                     return member
         return None
 

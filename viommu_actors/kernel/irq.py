@@ -208,7 +208,7 @@ class Interrupts:
         try:
             for handler in handlers:
                 vectors.append(self.request_vector(handler))
-            entry = None if remapping is None else remapping.allocate(device.bdf, vectors)
+            entry = None if remapping is None else remapping.allocate(device.bdf, vectors, device.aliases)
         except OSError:
             for vector in vectors:
                 self.free(vector)

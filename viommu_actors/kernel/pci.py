@@ -42,6 +42,12 @@ class PciDevice:
         self.multifunction = bool(header & pci.HEADER_MULTI_FUNCTION)
         self.class_code = self.config_read(pci.CLASS_DEVICE, 2)
         self.bars: dict[int, Bar] = {}
+        #: Requester IDs in place of its own that its requests may arrive with: a bridge to conventional PCI puts in
+        #: that of its secondary bus (Linux: pci_for_each_dma_alias).
+        self.aliases: tuple[int, ...] = ()
+        if parent is not None:
+            bridged = parent.port_type == pci.PortType.PCI_BRIDGE
+            self.aliases = (*((pci.bdf(self.bus, 0, 0),) if bridged else ()), *parent.aliases)
         self._capabilities = self._walk_capabilities()
         self._extended = self._walk_extended() if pci.CapabilityId.PCI_EXPRESS in self._capabilities else {}
 
@@ -51,6 +57,11 @@ class PciDevice:
     @property
     def bus(self) -> int:
         return pci.bdf_bus(self.bdf)
+
+    @property
+    def requester_ids(self) -> tuple[int, ...]:
+        """Its own and its aliases, each once."""
+        return tuple(dict.fromkeys((self.bdf, *self.aliases)))
 
     @property
     def is_bridge(self) -> bool:

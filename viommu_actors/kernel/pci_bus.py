@@ -82,8 +82,9 @@ class PciBus:
     # --- finding
 
     def _scan_bus(self, bus: int, parent: PciDevice | None) -> None:
-        # Behind a root or downstream port a link leads to device 0 only (PCIe section 7.3.1).
-        for slot in range(1 if parent is not None else pci.DEVICES_PER_BUS):
+        # A link leads to device 0 only (PCIe section 7.3.1); a switch's inner bus and a conventional one have more.
+        linked = parent is not None and parent.port_type in (pci.PortType.ROOT_PORT, pci.PortType.DOWNSTREAM_PORT)
+        for slot in range(1 if linked else pci.DEVICES_PER_BUS):
             for function in range(pci.FUNCTIONS_PER_DEVICE):
                 device = self._probe(pci.bdf(bus, slot, function), parent)
                 if device is not None and device.is_bridge:

@@ -5,11 +5,13 @@ PCI-to-PCI Bridge 1.2 chapter 3, PCI Express Base 5.0 section 7.5.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.spec import pci
 
 
-class BridgeFunction:
+class BridgeFunction(ABC):
     """Which buses and addresses lie behind the bridge, kept at hand for each transaction.
 
     `express` and `acs` are the offsets of the capabilities in `config`; without ACS nothing is validated.
@@ -28,6 +30,15 @@ class BridgeFunction:
         self._latch()
         return bool(self.config.read(pci.BRIDGE_CONTROL, 2) & ~held & pci.SECONDARY_BUS_RESET)
 
+    @abstractmethod
+    def reset_behind(self) -> None:
+        """The secondary bus reset: of all that is behind."""
+
+    def reset(self) -> None:
+        """Every register back to its reset value: the link above went through a hot reset."""
+        self.config.reset()
+        self._latch()
+
     def _latch(self) -> None:
         """Keeps what each transaction needs of the registers at hand."""
         read = self.config.read
@@ -41,6 +52,8 @@ class BridgeFunction:
         acs = read(self._acs + pci.ACS_CONTROL, 2) if self._acs is not None else 0
         self.source_validation = bool(acs & pci.Acs.SOURCE_VALIDATION)
         self.translation_blocking = bool(acs & pci.Acs.TRANSLATION_BLOCKING)
+        self.request_redirect = bool(acs & pci.Acs.REQUEST_REDIRECT)
+        self.upstream_forwarding = bool(acs & pci.Acs.UPSTREAM_FORWARDING)
         self._windows = self._decode_windows() if command & pci.Command.MEMORY else ()
 
     def _decode_windows(self) -> tuple[tuple[int, int], ...]:
@@ -54,6 +67,12 @@ class BridgeFunction:
         )
         # A window at address zero is one that nobody has programmed yet.
         return tuple(window for window in (memory, prefetch) if 0 < window[0] <= window[1])
+
+    def show_link(self, up: bool) -> None:
+        """Shows in link status whether anything answers at the link's other end."""
+        link = self._express + pci.EXP_LINK_STATUS
+        active = self.config.read(link, 2) & ~pci.LNKSTA_DLL_ACTIVE
+        self.config.set(link, 2, active | (pci.LNKSTA_DLL_ACTIVE if up else 0))
 
     def forwards_bus(self, bus: int) -> bool:
         """Whether requests by ID to that bus go down this port."""

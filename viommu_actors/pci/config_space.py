@@ -247,12 +247,17 @@ def add_express(space: ConfigSpace, port_type: pci.PortType, max_payload: int, l
     return offset
 
 
-def add_slot(space: ConfigSpace, express: int, number: int) -> None:
-    """Makes the port of a PCI Express capability a hot-plug slot that also completes AtomicOps."""
-    flags = space.read(express + pci.EXP_FLAGS, 2)
-    space.define(express + pci.EXP_FLAGS, 2, flags | pci.EXP_FLAGS_SLOT)
+def number_port(space: ConfigSpace, express: int, number: int) -> None:
+    """Numbers the port of a PCI Express capability, which from here on tells whether its link is up."""
     link = space.read(express + pci.EXP_LINK_CAPABILITIES, 4) | pci.LNKCAP_DLL_ACTIVE_REPORTING
     space.define(express + pci.EXP_LINK_CAPABILITIES, 4, link | number << pci.LNKCAP_PORT_NUMBER_SHIFT)
+
+
+def add_slot(space: ConfigSpace, express: int, number: int) -> None:
+    """Makes the port of a PCI Express capability a hot-plug slot that also completes AtomicOps."""
+    number_port(space, express, number)
+    flags = space.read(express + pci.EXP_FLAGS, 2)
+    space.define(express + pci.EXP_FLAGS, 2, flags | pci.EXP_FLAGS_SLOT)
     capabilities = pci.SLTCAP_HOTPLUG_SURPRISE | pci.SLTCAP_HOTPLUG_CAPABLE | pci.SLTCAP_NO_COMMAND_COMPLETED
     space.define(express + pci.EXP_SLOT_CAPABILITIES, 4, capabilities | number << pci.SLTCAP_NUMBER_SHIFT)
     control = pci.SLTCTL_PRESENCE_CHANGE_ENABLE | pci.SLTCTL_HOTPLUG_INTERRUPT_ENABLE | pci.SLTCTL_LINK_CHANGE_ENABLE

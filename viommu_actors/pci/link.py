@@ -1,4 +1,4 @@
-"""The end of a link that a device stands at: what is in flight to it, and what it has sent.
+"""The fabric's end of a device's link: what is in flight to the device, and what it has sent.
 
 PCI Express Base 5.0 sections 2.2.6 (tags), 2.3 (handling of received requests), 2.8 (completion timeout).
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from viommu_actors.spec.tlp import Completion, CompletionStatus, Downstream, Tag
+from viommu_actors.spec.tlp import Completion, CompletionStatus, Downstream, HotReset, Tag
 
 #: Tags that a port may have in flight (10-bit tags).
 _TAGS = 1 << 10
@@ -31,17 +31,31 @@ class Outcome(StrEnum):
     TRANSLATION_BLOCKING = "acs translation blocking"
     #: The same where the port would, and no address translation service is there.
     ADDRESS_TYPE = "address type"
-    #: It would have reached another device's BAR.
+    #: It would have reached another device's BAR, by way of the root complex.
     PEER = "peer to peer"
     #: It touched the interrupt range, and is no interrupt.
     INTERRUPT_RANGE = "interrupt range"
     UNEXPECTED_COMPLETION = "unexpected completion"
-    #: A kind of request that no device may send upstream, such as a configuration request.
+    #: A kind of request that no device may send upstream, such as a configuration request; or that no peer takes.
     UNSUPPORTED = "unsupported"
+
+    @property
+    def status(self) -> CompletionStatus:
+        """How a request that ended so is answered: an ACS violation by completer abort (section 6.12.4)."""
+        acs = self in (Outcome.ACS, Outcome.TRANSLATION_BLOCKING)
+        return CompletionStatus.COMPLETER_ABORT if acs else CompletionStatus.UNSUPPORTED_REQUEST
+
+
+#: Kinds of transactions that change something; the others ask.
+WRITES = frozenset({"write", "atomic", "msi", "peer write", "config write"})
 
 
 class LogEntry(NamedTuple):
-    """One transaction as the port saw it; `physical` where it was translated, `reason` where that faulted."""
+    """One transaction as the port saw it; `physical` where it was translated, `reason` where that faulted.
+
+    Of one that went straight to a peer `physical` is the peer's own address, of a configuration request `address` is
+    the register's place in the enhanced configuration window.
+    """
 
     kind: str
     requester: int
@@ -76,14 +90,21 @@ class PortLog:
 
 @dataclass(frozen=True)
 class Outstanding:
-    """A non-posted request that waits for the device: `length` bytes to come, and whom to tell."""
+    """A non-posted request that waits for the device: `length` bytes to come, and whom to tell.
+
+    Where nothing completes it, `failed` is told; without one the answer is all-ones, as a root complex gives it.
+    """
 
     length: int
     done: Callable[[int], None]
+    failed: Callable[[], None] | None = None
 
     def fail(self) -> None:
-        """Answers all-ones, as a root complex does for a read that nothing completes."""
-        self.done((1 << 8 * self.length) - 1)
+        """Ends the request without its data."""
+        if self.failed is None:
+            self.done((1 << 8 * self.length) - 1)
+        else:
+            self.failed()
 
 
 class Link(ABC):
@@ -129,8 +150,7 @@ class Link(ABC):
         """Counts a transaction by kind where it went well, else by what stopped it; and logs it if asked to."""
         self.counters[kind if outcome is Outcome.OK else outcome] += 1
         if self.log is not None:
-            write = kind in ("write", "atomic", "msi")
-            self.log.add(LogEntry(kind, requester, address, length, write, outcome, physical, reason))
+            self.log.add(LogEntry(kind, requester, address, length, kind in WRITES, outcome, physical, reason))
 
     def reject(self, defect: str) -> None:
         """Counts what came up the link and is no transaction, by what is wrong with it."""
@@ -193,6 +213,11 @@ class Link(ABC):
     def start_over(self) -> None:
         """A device fresh from its reset, or another: it owes nothing."""
         self._overdue.clear()
+
+    def hot_reset(self) -> None:
+        """Resets the device, as bridge control's secondary bus reset does."""
+        self.start_over()
+        self.post(HotReset(0))
 
     def abandon(self) -> None:
         """The link is gone: whatever waits is answered all-ones."""

@@ -7,11 +7,16 @@ came with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from viommu_actors.memory import Memory
 from viommu_actors.pci import config_space
-from viommu_actors.pci.link import Outstanding, PortLog
+from viommu_actors.pci.bridge import PciBridge
+from viommu_actors.pci.bridge_function import BridgeFunction
+from viommu_actors.pci.component import SwitchConfig, read_registers, write_registers
+from viommu_actors.pci.link import Link, Outstanding, PortLog
 from viommu_actors.pci.root_port import PortConfig, RootPort
+from viommu_actors.pci.switch import Switch
 from viommu_actors.pci.upstream import Interrupt, Translate, TranslationServices, Upstream
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.ats import encode_range
@@ -36,13 +41,32 @@ class RootComplex:
         ports: Sequence[PortConfig],
         ats: TranslationServices | None = None,
     ) -> None:
-        #: By the name of the link.
-        self.ports = {config.name: RootPort(config) for config in ports}
-        self._slots = {port.slot: port for port in self.ports.values()}
-        self._upstream = Upstream(memory, translate, interrupt, self.ports, ats)
+        self._slots = {config.slot: RootPort(config) for config in ports}
+        self._upstream = Upstream(memory, translate, interrupt, list(self._slots.values()), ats)
+        #: By the name of the link: what each device's link ends at.
+        self.ports: dict[str, Link] = {}
+        self._receivers: dict[str, Callable[[object], None]] = {}
+        for config in ports:
+            self._stand(config)
         self._host_bridge = config_space.endpoint_header(
             pci.VENDOR_REDHAT, pci.DEVICE_HOST_BRIDGE, pci.ClassCode.HOST_BRIDGE
         )
+
+    def _stand(self, config: PortConfig) -> None:
+        """Puts into a slot what is to stand in it."""
+        port = self._slots[config.slot]
+        if config.below is None:
+            self.ports[port.name] = port
+            self._receivers[port.name] = partial(self._upstream.receive, port)
+            return
+        if isinstance(config.below, SwitchConfig):
+            port.component = Switch(config.below, port, self._upstream, config.max_payload)
+        else:
+            port.component = PciBridge(config.below, port, self._upstream, config.max_payload)
+        port.set_presence(True)
+        for link in port.component.links:
+            self.ports[link.name] = link
+            self._receivers[link.name] = partial(port.component.receive, link)
 
     # --- links
 
@@ -59,11 +83,6 @@ class RootComplex:
         port.send = None
         port.set_presence(False)
         port.abandon()
-
-    def hot_reset(self, link: str) -> None:
-        """Resets the device of the link, as bridge control's secondary bus reset does."""
-        self.ports[link].start_over()
-        self.ports[link].post(tlp.HotReset(0))
 
     @property
     def outstanding(self) -> list[tuple[str, int]]:
@@ -87,15 +106,15 @@ class RootComplex:
 
     def receive(self, link: str, message: object) -> None:
         """Carries out what the device of the link sent. Whatever it sent, this returns."""
-        self._upstream.receive(self.ports[link], message)
+        self._receivers[link](message)
 
     # --- to device-TLBs
 
     def invalidate_device(self, source: int, itag: int, first: int, shift: int) -> None:
         """Asks the function `source` to forget its translations of 2^shift bytes; lost where none is there."""
-        port = self._port_of_bus(pci.bdf_bus(source))
-        if port is not None:
-            port.post(tlp.InvalidateRequest(_ROOT_ID, itag, source, encode_range(first, shift)))
+        link = self._device(source)
+        if link is not None:
+            link.post(tlp.InvalidateRequest(_ROOT_ID, itag, source, encode_range(first, shift)))
 
     # --- from the kernel
 
@@ -104,75 +123,85 @@ class RootComplex:
         absent = (1 << 8 * size) - 1
         if not pci.is_config_access(offset, size):
             done(absent)
-        elif pci.bdf_bus(function) == 0:
-            space = self._root_function(function)
-            done(space.read(offset, size) if space else absent)
-        elif (port := self._port_of_device(function)) is None:
+        elif (here := self._function(function)) is not None:
+            done(here.read(offset, size))
+        elif (link := self._device(function)) is None:
             done(absent)
         else:
             bus, devfn = function >> 8, function & 0xFF
-            port.request(Outstanding(size, done), lambda tag: tlp.CfgRead(tag, bus, devfn, offset, size))
+            link.request(Outstanding(size, done), lambda tag: tlp.CfgRead(tag, bus, devfn, offset, size))
 
     def config_write(self, function: int, offset: int, size: int, value: int, done: Callable[[], None]) -> None:
         """Configuration write of a BDF; `done` is called once the function has taken it, or nobody has.
 
         Of `value` the low `size` bytes are written.
         """
-        if not pci.is_config_access(offset, size):
-            done()
-        elif pci.bdf_bus(function) == 0:
-            self._root_write(function, offset, size, value)
-            done()
-        elif (port := self._port_of_device(function)) is None:
+        valid = pci.is_config_access(offset, size)
+        link = None
+        if valid and not self._write_function(function, offset, size, value):
+            link = self._device(function)
+        if link is None:
             done()
         else:
             bus, devfn = function >> 8, function & 0xFF
             data = _low_bytes(value, size)
             waiting = Outstanding(0, lambda _: done())
-            port.request(waiting, lambda tag: tlp.CfgWrite(tag, bus, devfn, offset, data))
+            link.request(waiting, lambda tag: tlp.CfgWrite(tag, bus, devfn, offset, data))
 
     def mmio_read(self, address: int, size: int, done: Callable[[int], None]) -> None:
         """Read of a BAR, 1, 2, 4 or 8 bytes, naturally aligned; all-ones where nothing answers."""
-        port = self._port_of_address(address, size)
-        if port is None:
-            done((1 << 8 * size) - 1)
+        absent = (1 << 8 * size) - 1
+        claimants = self._claimants(address, size)
+        if len(claimants) == 1:
+            claimants[0].request(Outstanding(size, done), lambda tag: tlp.MmioRead(tag, address, size))
         else:
-            port.request(Outstanding(size, done), lambda tag: tlp.MmioRead(tag, address, size))
+            read_registers(claimants, address, size, done, lambda: done(absent))
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
         """Posted write of a BAR, of the low `size` bytes of `value`; lost where nothing answers."""
-        port = self._port_of_address(address, size)
-        if port is not None:
-            port.post(tlp.MmioWrite(address, _low_bytes(value, size)))
+        write_registers(self._claimants(address, size), address, _low_bytes(value, size))
 
     # --- routing
 
-    def _root_function(self, function: int) -> config_space.ConfigSpace | None:
-        if function == 0:
+    def _function(self, bdf: int) -> config_space.ConfigSpace | None:
+        """The registers of a function of the fabric itself."""
+        if bdf == 0:
             return self._host_bridge
-        port = self._slots.get(pci.bdf_device(function))
-        return port.config if port is not None and port.bdf == function else None
+        bridge = self._bridge(bdf)
+        return None if bridge is None else bridge.config
 
-    def _root_write(self, function: int, offset: int, size: int, value: int) -> None:
-        port = self._slots.get(pci.bdf_device(function))
-        if function == 0:
+    def _bridge(self, bdf: int) -> BridgeFunction | None:
+        """A root port, or a function of what stands in a slot."""
+        if pci.bdf_bus(bdf) == 0:
+            port = self._slots.get(pci.bdf_device(bdf))
+            return port if port is not None and port.bdf == bdf else None
+        below = self._port_of_bus(pci.bdf_bus(bdf))
+        return None if below is None else below.function_at(bdf)
+
+    def _write_function(self, bdf: int, offset: int, size: int, value: int) -> bool:
+        """Writes a register of a function of the fabric itself; False where there is none."""
+        if bdf == 0:
             self._host_bridge.write(offset, size, value)
-        elif port is not None and port.bdf == function and port.config_write(offset, size, value):
-            self.hot_reset(port.name)
+            return True
+        bridge = self._bridge(bdf)
+        if bridge is not None and bridge.config_write(offset, size, value):
+            bridge.reset_behind()
+        return bridge is not None
 
     def _port_of_bus(self, bus: int) -> RootPort | None:
-        return next((port for port in self.ports.values() if port.forwards_bus(bus)), None)
+        return next((port for port in self._slots.values() if port.forwards_bus(bus)), None)
 
-    def _port_of_device(self, function: int) -> RootPort | None:
-        """A link leads to device 0 of its bus only (section 7.3.1)."""
-        port = self._port_of_bus(pci.bdf_bus(function))
-        here = port is not None and port.first_bus == pci.bdf_bus(function) and pci.bdf_device(function) == 0
-        return port if here else None
+    def _device(self, bdf: int) -> Link | None:
+        """The link that a configuration request to a device leaves by; bus 0 has none."""
+        port = self._port_of_bus(pci.bdf_bus(bdf))
+        return None if port is None else port.device_at(bdf)
 
-    def _port_of_address(self, address: int, size: int) -> RootPort | None:
+    def _claimants(self, address: int, size: int) -> Sequence[Link]:
+        """The links whose devices hear a naturally aligned access."""
         if size not in (1, 2, 4, 8) or address % size:
-            return None
-        return next((port for port in self.ports.values() if port.forwards_address(address)), None)
+            return ()
+        port = next((port for port in self._slots.values() if port.forwards_address(address)), None)
+        return () if port is None else port.claimants(address)
 
 
 def _low_bytes(value: int, size: int) -> bytes:

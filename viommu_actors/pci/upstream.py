@@ -5,14 +5,14 @@ PCI Express Base 5.0 chapter 2; translation and the interrupt range as VT-d chap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.pci.fragment import byte_count, enabled_ranges, well_formed
 from viommu_actors.pci.link import Link, Outcome
 from viommu_actors.pci.root_port import RootPort
-from viommu_actors.spec import tlp
+from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.ats import ENTRY_DWORDS, ENTRY_SIZE, MAX_ENTRIES, NO_WRITE, TranslationEntry
 from viommu_actors.spec.tlp import (
     AddressType,
@@ -20,6 +20,7 @@ from viommu_actors.spec.tlp import (
     AtomicKind,
     Completion,
     CompletionStatus,
+    ConfigRequest,
     InvalidateCompletion,
     MemRead,
     MemWrite,
@@ -76,14 +77,14 @@ class TranslationServices(Protocol):
 
 
 class Upstream:
-    """Carries out what devices send. `ports` are all root ports of the complex, by name."""
+    """Carries out what devices send. `ports` are all root ports of the complex."""
 
     def __init__(
         self,
         memory: Memory,
         translate: Translate,
         interrupt: Interrupt,
-        ports: Mapping[str, RootPort],
+        ports: Sequence[RootPort],
         ats: TranslationServices | None,
     ) -> None:
         self._memory = memory
@@ -104,6 +105,8 @@ class Upstream:
             self._atomic(port, message)
         elif isinstance(message, InvalidateCompletion):
             self._invalidated(port, message)
+        elif isinstance(message, ConfigRequest):
+            self._config(port, message)
         else:
             port.record(type(message).__name__, 0, 0, 0, Outcome.UNSUPPORTED)
 
@@ -135,7 +138,7 @@ class Upstream:
         remaining = length if plain else byte_count(dwords, first_be, last_be)
         limit = port.max_payload
         if length <= limit:
-            self._complete(port, requester, _new(Completion, (tag, _SUCCESS, remaining, data)))
+            self.complete(port, requester, _new(Completion, (tag, _SUCCESS, remaining, data)))
             return
         # Completions of one request end at multiples of the limit, which is one of the read boundary's too.
         skipped = (first_be & -first_be).bit_length() - 1
@@ -143,7 +146,7 @@ class Upstream:
         while start < length:
             stop = min(length, start + limit - (address + start) % limit)
             part = Completion(tag, CompletionStatus.SUCCESS, remaining, data[start:stop])
-            self._complete(port, requester, part)
+            self.complete(port, requester, part)
             remaining -= stop - start - skipped
             start, skipped = stop, 0
 
@@ -206,7 +209,15 @@ class Upstream:
             self._refuse(port, requester, tag, outcome)
             return
         port.record("atomic", requester, address, size, Outcome.OK, physical)
-        self._complete(port, requester, Completion(tag, CompletionStatus.SUCCESS, size, old))
+        self.complete(port, requester, Completion(tag, CompletionStatus.SUCCESS, size, old))
+
+    def _config(self, port: Link, request: ConfigRequest) -> None:
+        """Configuration requests go down only: one that comes from below is for nobody (section 7.3.3)."""
+        requester, tag, bus, devfn, offset, data = request
+        kind = "config write" if data else "config read"
+        register = pci.ecam_offset(bus << 8 | devfn, offset)
+        port.record(kind, requester, register, len(data), Outcome.UNSUPPORTED)
+        self._refuse(port, requester, tag, Outcome.UNSUPPORTED)
 
     def _admit(
         self, port: Link, kind: str, requester: int, at: int, address: int, length: int, access: Access
@@ -261,10 +272,10 @@ class Upstream:
         answer = ats.translate(requester, address, bool(address & NO_WRITE))
         if isinstance(answer, CompletionStatus):
             port.record("translation", requester, address, length, Outcome.FAULT)
-            self._complete(port, requester, Completion(tag, answer, 0, b""))
+            self.complete(port, requester, Completion(tag, answer, 0, b""))
             return
         port.record("translation", requester, address, length, Outcome.OK)
-        self._complete(port, requester, Completion(tag, _SUCCESS, ENTRY_SIZE, answer.encode()))
+        self.complete(port, requester, Completion(tag, _SUCCESS, ENTRY_SIZE, answer.encode()))
 
     def _invalidated(self, port: Link, message: InvalidateCompletion) -> None:
         """A message by ID: bus mastering has no part in it (section 10.3.3)."""
@@ -284,22 +295,21 @@ class Upstream:
         self, port: Link, kind: str, requester: int, address: int, length: int, physical: int
     ) -> Outcome:
         """No memory answers: it is another device's BAR, which is not reached from here, or nothing."""
-        peer = any(other.forwards_address(physical) for other in self._ports.values())
+        peer = any(other.forwards_address(physical) for other in self._ports)
         outcome = Outcome.PEER if peer else Outcome.UNCLAIMED
         port.record(kind, requester, address, length, outcome, physical)
         return outcome
 
     def _refuse(self, port: Link, requester: int, tag: int, outcome: Outcome) -> None:
-        # An ACS violation is answered by completer abort (section 6.12.4), the rest is unsupported.
-        acs = outcome in (Outcome.ACS, Outcome.TRANSLATION_BLOCKING)
-        status = CompletionStatus.COMPLETER_ABORT if acs else CompletionStatus.UNSUPPORTED_REQUEST
-        self._complete(port, requester, Completion(tag, status, 0, b""))
+        self.complete(port, requester, Completion(tag, outcome.status, 0, b""))
 
-    def _complete(self, port: Link, requester: int, completion: Completion) -> None:
-        """Completions are routed by ID: that of a forged bus number goes to the port of that bus, or nowhere."""
+    def complete(self, port: Link, requester: int, completion: Completion) -> None:
+        """Routes a completion for what `port` sent by ID: that of a forged bus number goes to the port of that bus, or
+        nowhere."""
         target: Link | None = port
         if not port.forwards_bus(requester >> 8):
-            target = next((other for other in self._ports.values() if other.forwards_bus(requester >> 8)), None)
+            found = next((other for other in self._ports if other.forwards_bus(requester >> 8)), None)
+            target = None if found is None else found.requester_of(requester)
         if target is None:
             port.counters["completion nowhere"] += 1
         else:

@@ -272,6 +272,8 @@ class PortType(IntEnum):
     ROOT_PORT = 0x4
     UPSTREAM_PORT = 0x5
     DOWNSTREAM_PORT = 0x6
+    #: A bridge from PCI Express to conventional PCI.
+    PCI_BRIDGE = 0x7
     ROOT_COMPLEX_ENDPOINT = 0x9
 
 
@@ -390,7 +392,11 @@ class ClassCode(IntEnum):
     PCI_BRIDGE = 0x0604
 
 
-# --- identities of the fabric. Red Hat's QEMU range, so that tools print names that tell what stands here.
+# --- identities of the fabric. Those that QEMU's models have, so that tools print names that tell what stands here.
 VENDOR_REDHAT = 0x1B36
 DEVICE_HOST_BRIDGE = 0x0008
 DEVICE_ROOT_PORT = 0x000C
+DEVICE_PCI_BRIDGE = 0x000E
+VENDOR_TEXAS_INSTRUMENTS = 0x104C
+DEVICE_SWITCH_UPSTREAM = 0x8232
+DEVICE_SWITCH_DOWNSTREAM = 0x8233

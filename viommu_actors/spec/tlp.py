@@ -157,6 +157,20 @@ class InvalidateCompletion(NamedTuple):
     itags: U32
 
 
+class ConfigRequest(NamedTuple):
+    """Configuration request of a device, which none may send: they go down from the root only (section 7.3.3).
+
+    `bus`, `devfn` and `offset` name the register that it is after; `data` is what it writes, none for a read.
+    """
+
+    requester: U16
+    tag: Tag
+    bus: U8
+    devfn: U8
+    offset: Annotated[int, Range(0, 4095)]
+    data: Annotated[bytes, Length(0, 4)]
+
+
 class HotReset(NamedTuple):
     """The link's hot reset (training sequence, section 4.2.5.11): the device forgets everything."""
 
@@ -164,5 +178,5 @@ class HotReset(NamedTuple):
 
 
 #: What a device may send, and what it may be sent.
-Upstream = MemRead | MemWrite | Atomic | Completion | InvalidateCompletion
+Upstream = MemRead | MemWrite | Atomic | Completion | ConfigRequest | InvalidateCompletion
 Downstream = MmioRead | MmioWrite | CfgRead | CfgWrite | HotReset | Completion | InvalidateRequest

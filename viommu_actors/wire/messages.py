@@ -326,7 +326,16 @@ class Reply(NamedTuple):
 
 #: Bytes of the longest frame on a link, with room for a payload that is too long to be told as such.
 LINK_FRAME = 2 * tlp.PAGE
-LINK_UP = Codec({1: tlp.MemRead, 2: tlp.MemWrite, 3: tlp.Atomic, 4: tlp.Completion, 7: tlp.InvalidateCompletion})
+LINK_UP = Codec(
+    {
+        1: tlp.MemRead,
+        2: tlp.MemWrite,
+        3: tlp.Atomic,
+        4: tlp.Completion,
+        5: tlp.ConfigRequest,
+        7: tlp.InvalidateCompletion,
+    }
+)
 LINK_DOWN = Codec(
     {
         1: tlp.Completion,
