@@ -14,12 +14,31 @@ from viommu_actors.devices.rogue import Rogue, StepResult, parse_plan
 from viommu_actors.spec import pci, tlp
 
 
+class BareLink:
+    """What a rogue puts on its link beneath the messages."""
+
+    def __init__(self) -> None:
+        self.raw: list[bytes] = []
+        self.fuzzed: list[tuple[int, int]] = []
+        self.written: list[tuple[bytes, int]] = []
+
+    def send(self, *frames: bytes) -> bool:
+        self.raw += frames
+        return True
+
+    def fuzz(self, seed: int, count: int) -> None:
+        self.fuzzed.append((seed, count))
+
+    def write(self, data: bytes, times: int) -> None:
+        self.written.append((data, times))
+
+
 class RogueBench(Bench):
     def __init__(self) -> None:
         super().__init__()
         self.endpoint = Edu(self.send)
-        self.raw: list[bytes] = []
-        self.rogue = Rogue(self.endpoint, self.raw.append)
+        self.link = BareLink()
+        self.rogue = Rogue(self.endpoint, self.link)
         self.results: list[list[StepResult]] = []
         self.enable()
         self.memory[:] = bytes(it * 11 % 251 for it in range(len(self.memory)))
@@ -118,7 +137,7 @@ def test_atomics_interrupts_messages_and_raw_bytes(bench: RogueBench) -> None:
     *others, atomic = bench.take()
     assert others == [interrupt, interrupt, tlp.Completion(5, 0, 4, b"evil")]
     assert atomic == tlp.Atomic(FUNCTION, atomic.tag, 0, 0, 0x10, b"\1\0\0\0")
-    assert bench.raw == [b"\xc1"]
+    assert bench.link.raw == [b"\xc1"]
     bench.endpoint.receive(tlp.Completion(atomic.tag, 0, 4, b"\7\0\0\0"))
     results = bench.results.pop()
     assert [it.status for it in results] == ["sent", "sent", "sent", "completed"]

@@ -52,7 +52,7 @@ class Control:
         try:
             command = CONTROL.decode(frame)
         except MalformedMessage as error:
-            self.tally.malformed += 1
+            self.tally.rejected[error.defect] += 1
             log(f"control: {error}")
             return None
         self.tally.received[Command] += 1

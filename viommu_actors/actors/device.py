@@ -14,6 +14,7 @@ import zmq
 from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
 from viommu_actors.actors.device_latency import DeviceLatency
+from viommu_actors.actors.hostile_link import HostileLink
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.devices.edu import Edu
@@ -29,6 +30,8 @@ from viommu_actors.wire.tally import Tally
 _DRAIN = 64
 #: A link silent for so long while completions are due: they will not come (PCIe section 2.8).
 _COMPLETION_TIMEOUT_MS = 1000
+#: A link that takes nothing for so long is down.
+_LINK_DOWN_MS = 5000
 
 
 class DeviceActor:
@@ -41,6 +44,8 @@ class DeviceActor:
         context = make_context()
         self._inbox = Inbox(context, inbox_listener(configuration))
         self._link = bind_link(context, inbox_listener(configuration, "link"))
+        self._link.setsockopt(zmq.SNDTIMEO, _LINK_DOWN_MS)
+        self._link_down = False
         self._tally = Tally(f"link:{name}", name)
         self._poller = zmq.Poller()
         self._poller.register(self._link, zmq.POLLIN)
@@ -53,7 +58,7 @@ class DeviceActor:
             tallies.append(self._cable.tally)
         confinement = sandbox.seal()
         self._endpoint = self._make(configuration)
-        self._rogue = Rogue(self._endpoint, self._send_raw)
+        self._rogue = Rogue(self._endpoint, HostileLink(self._endpoint, self._link, self._tally, self._take))
         self._control = Control(self._inbox, name, tallies)
         self._control.register({"attack": self._attack, "counters": lambda: dict(self._endpoint.counters)})
         self._control.register({"confinement": lambda: asdict(confinement)})
@@ -85,9 +90,15 @@ class DeviceActor:
         return Nic(self._send, log, mac=mac, max_payload=payload, send_frame=transmit)
 
     def _send(self, message: Message) -> None:
-        """To the root port; waits while it takes no more, as flow control does."""
+        """To the root port; waits while it takes no more, as flow control does. On a link that is down it is lost."""
         self._tally.sent[type(message)] += 1
-        send_frame(self._link, LINK_UP.encode(message))
+        try:
+            send_frame(self._link, LINK_UP.encode(message), zmq.NOBLOCK if self._link_down else 0)
+        except zmq.Again:
+            self._tally.sent[type(message)] -= 1
+            self._link_down = True
+        else:
+            self._link_down = False
 
     def _drain_link(self) -> None:
         for _ in range(_DRAIN):
@@ -95,16 +106,19 @@ class DeviceActor:
                 frame = receive_frame(self._link, zmq.NOBLOCK)
             except zmq.Again:
                 return
-            try:
-                if frame is None:
-                    raise MalformedMessage(Defect.FRAMES, "several frames")
-                message = LINK_DOWN.decode(frame)
-            except MalformedMessage as error:
-                self._tally.malformed += 1
-                log(f"link: {error}")
-                continue
-            self._tally.received[type(message)] += 1
-            self._endpoint.receive(message)
+            self._take(frame)
+
+    def _take(self, frame: bytes | None) -> None:
+        try:
+            if frame is None:
+                raise MalformedMessage(Defect.FRAMES, "several frames")
+            message = LINK_DOWN.decode(frame)
+        except MalformedMessage as error:
+            self._tally.rejected[error.defect] += 1
+            log(f"link: {error}")
+            return
+        self._tally.received[type(message)] += 1
+        self._endpoint.receive(message)
 
     def _drain_inbox(self) -> None:
         while True:
@@ -124,10 +138,6 @@ class DeviceActor:
                 self._endpoint.set_link(False)
                 return
             self._endpoint.receive_frame(frame)
-
-    def _send_raw(self, data: bytes) -> None:
-        self._link.send(data)
-        self._tally.raw += 1
 
     def _attack(self, steps: Any) -> Later:
         """Plays a plan (`devices.rogue.parse_plan`); answered when it is over."""

@@ -95,7 +95,7 @@ class GuestCpu:
         try:
             message = m.INJECT.decode(frame)
         except MalformedMessage as error:
-            self._inject.malformed += 1
+            self._inject.rejected[error.defect] += 1
             log(f"inject: {error}")
             return False
         self._inject.received[type(message)] += 1

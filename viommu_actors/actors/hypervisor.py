@@ -63,7 +63,7 @@ class HypervisorActor:
         try:
             signal = m.NOTIFY.decode(frame)
         except MalformedMessage as error:
-            self._notify.malformed += 1
+            self._notify.rejected[error.defect] += 1
             log(f"notify: {error}")
             return
         assert isinstance(signal, m.EventfdSignal)
@@ -75,7 +75,7 @@ class HypervisorActor:
         try:
             trap = m.TRAP.decode(frame)
         except MalformedMessage as error:
-            tally.malformed += 1
+            tally.rejected[error.defect] += 1
             log(f"trap: {error}")
             return
         tally.received[type(trap)] += 1

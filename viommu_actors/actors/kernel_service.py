@@ -75,7 +75,7 @@ class KernelService:
         try:
             request = m.VFIO.decode(frame)
         except MalformedMessage as error:
-            tally.malformed += 1
+            tally.rejected[error.defect] += 1
             log(f"{peer.decode()}: {error}")
             return
         tally.received[type(request)] += 1

@@ -44,7 +44,7 @@ class Lending:
         try:
             request = m.DIRECT.decode(frame)
         except MalformedMessage as error:
-            tally.malformed += 1
+            tally.rejected[error.defect] += 1
             log(f"{peer.decode()}: {error}")
             return
         tally.received[type(request)] += 1

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import select
 import time
-from collections import Counter
 
 import zmq
 
 from viommu_actors.actors.runtime import log
 from viommu_actors.pci.link import Link
-from viommu_actors.wire.codec import Defect, MalformedMessage, Message
+from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_FRAME, LINK_UP
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
@@ -29,7 +28,6 @@ class LinkWire:
         self.tally = tally
         self._link = link
         self._poller = poller
-        self._rejected: Counter[Defect] = Counter()
         self._timeouts = 0
         self._peer: ZmtpPeer | None = None
         try:
@@ -121,14 +119,14 @@ class LinkWire:
         self.close()
 
     def _reject(self, error: MalformedMessage) -> None:
-        self.tally.malformed += 1
-        self._rejected[error.defect] += 1
+        self.tally.rejected[error.defect] += 1
         self._link.reject(error.defect)
-        if self.tally.malformed <= _LOGGED:
+        number = self.tally.malformed
+        if number <= _LOGGED:
             log(f"{self._link.name}: dropped a message: {error}")
-        elif _is_told(self.tally.malformed):
-            kinds = ", ".join(f"{defect} {count}" for defect, count in sorted(self._rejected.items()))
-            log(f"{self._link.name}: dropped {self.tally.malformed} messages by now: {kinds}")
+        elif _is_told(number):
+            kinds = ", ".join(f"{defect} {count}" for defect, count in sorted(self.tally.rejected.items()))
+            log(f"{self._link.name}: dropped {number} messages by now: {kinds}")
 
 
 def _is_told(number: int) -> bool:

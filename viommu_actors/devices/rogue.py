@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Protocol
 
 from viommu_actors.devices.dma_engine import Transfer
 from viommu_actors.devices.endpoint import Endpoint, Task
@@ -18,12 +19,14 @@ from viommu_actors.devices.rogue_plan import (
     STEPS,
     AtomicStep,
     Control,
+    Fuzz,
     Interrupt,
     Message,
     Raw,
     Read,
     Scan,
     Step,
+    Stream,
     Tamper,
     Write,
     parse_plan,
@@ -62,12 +65,25 @@ class StepResult:
     hits: tuple[int, ...] = ()
 
 
-class Rogue:
-    """Plays plans on an endpoint. `send_raw` puts bytes on the link."""
+class BareLink(Protocol):
+    """The link beneath its messages."""
 
-    def __init__(self, endpoint: Endpoint, send_raw: Callable[[bytes], None] = lambda _: None) -> None:
+    def send(self, *frames: bytes) -> bool:
+        """In place of a message; False on a link that is down."""
+
+    def fuzz(self, seed: int, count: int) -> None:
+        """See `rogue_plan.Fuzz`."""
+
+    def write(self, data: bytes, times: int) -> None:
+        """See `rogue_plan.Stream`."""
+
+
+class Rogue:
+    """Plays plans on an endpoint; `link` for what is no message, where there is a link."""
+
+    def __init__(self, endpoint: Endpoint, link: BareLink | None = None) -> None:
         self._endpoint = endpoint
-        self._send_raw = send_raw
+        self._link = link
 
     def play(self, plan: Sequence[Step], done: Callable[[list[StepResult]], None]) -> None:
         """Starts a plan. `done` gets its results, fewer than steps where a reset of the device ended it."""
@@ -117,11 +133,18 @@ class Rogue:
                     self._endpoint.interrupt_otherwise(step.address, step.data)
                 return StepResult(number, kind, "sent", attempts=step.times)
             case Message():
-                self._endpoint.send(MESSAGES[step.name](*step.fields))  # type: ignore[arg-type]
-                return StepResult(number, kind, "sent")
+                for _ in range(step.times):
+                    self._endpoint.send(MESSAGES[step.name](*step.fields))  # type: ignore[arg-type]
+                return StepResult(number, kind, "sent", attempts=step.times)
             case Raw():
-                self._send_raw(step.data)
+                self._bare.send(step.data)
                 return StepResult(number, kind, "sent", length=len(step.data))
+            case Fuzz():
+                self._bare.fuzz(step.seed, step.times)
+                return StepResult(number, kind, "sent", attempts=step.times)
+            case Stream():
+                self._bare.write(step.data, step.times)
+                return StepResult(number, kind, "sent", attempts=step.times, length=len(step.data))
 
     def _scan(self, number: int, kind: str, step: Scan) -> Generator[Transfer, None, StepResult]:
         requester = self._name(step.requester)
@@ -144,6 +167,12 @@ class Rogue:
             return StepResult(number, kind, "refused")
         status = "completed" if data == step.data else "differs"
         return StepResult(number, kind, status, 1, 1, len(data), sha256(data).hexdigest(), data[:DATA_KEPT])
+
+    @property
+    def _bare(self) -> BareLink:
+        if self._link is None:
+            raise ValueError("there is no link beneath this endpoint")
+        return self._link
 
     def _name(self, requester: int | None) -> int:
         return self._endpoint.requester if requester is None else requester

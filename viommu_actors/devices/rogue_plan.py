@@ -74,16 +74,34 @@ class Tamper(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A link message as it is, however malformed: its class in `spec.tlp` by name, and its fields. Not waited for."""
+    """A link message as it is, however malformed: its class in `spec.tlp` by name, and its fields; `times` times.
+
+    Not waited for.
+    """
 
     name: str
     fields: tuple[int | bytes, ...]
+    times: int = 1
 
 
 class Raw(NamedTuple):
     """Bytes put on the link in place of a message. Not waited for."""
 
     data: bytes
+
+
+class Fuzz(NamedTuple):
+    """Hostile messages of a fuzzer, `times` of them, the same for the same `seed`. Not waited for."""
+
+    seed: int
+    times: int
+
+
+class Stream(NamedTuple):
+    """Bytes put on the link's connection `times` times, beneath what separates messages. Not waited for."""
+
+    data: bytes
+    times: int = 1
 
 
 class Control(NamedTuple):
@@ -93,7 +111,7 @@ class Control(NamedTuple):
     data: bytes
 
 
-Step = Read | Write | Scan | AtomicStep | Interrupt | Tamper | Message | Raw | Control
+Step = Read | Write | Scan | AtomicStep | Interrupt | Tamper | Message | Raw | Fuzz | Stream | Control
 STEPS: dict[str, type[Step]] = {
     "read": Read,
     "write": Write,
@@ -103,6 +121,8 @@ STEPS: dict[str, type[Step]] = {
     "tamper": Tamper,
     "message": Message,
     "raw": Raw,
+    "fuzz": Fuzz,
+    "stream": Stream,
     "control": Control,
 }
 MESSAGES = {kind.__name__: kind for kind in (tlp.MemRead, tlp.MemWrite, tlp.Atomic, tlp.Completion, tlp.ConfigRequest)}
@@ -151,7 +171,11 @@ def _problem(step: Step) -> str | None:
             ok = 0 <= step.data < 1 << 32 and 1 <= step.times <= MAX_ACCESSES and not step.address & 3
         case Message():
             kind = MESSAGES.get(step.name)
-            ok = kind is not None and len(step.fields) == len(kind._fields)
+            ok = kind is not None and len(step.fields) == len(kind._fields) and 1 <= step.times <= MAX_ACCESSES
+        case Fuzz():
+            ok = 0 <= step.seed < 1 << 32 and 1 <= step.times <= MAX_ACCESSES
+        case Stream():
+            ok = len(memoryview(step.data)) <= MAX_BYTES and 1 <= step.times <= MAX_ACCESSES
         case Raw() | Control():
             ok = len(memoryview(step.data)) <= tlp.PAGE
     address = getattr(step, "address", getattr(step, "first", getattr(step, "iova", 0)))

@@ -189,7 +189,7 @@ class Channel:
                 raise
             raise PeerGone("no answer in time") from None
         if frame is None:
-            self.tally.malformed += 1
+            self.tally.rejected[Defect.FRAMES] += 1
             raise MalformedMessage(Defect.FRAMES, "a message of several frames")
         message = self._decode(frame)
         self.tally.received[type(message)] += 1

@@ -12,6 +12,8 @@ from collections.abc import Container
 from time import perf_counter_ns
 from typing import Any
 
+from viommu_actors.wire.codec import Defect
+
 #: Stands between the names of a cable's two ends in its wire's name; no actor's name has it.
 CABLE = "="
 
@@ -41,17 +43,22 @@ class _Stamped(defaultdict[type, int]):
 
 
 class Tally:
-    """One end of one wire. Keys are message classes; what did not decode is `malformed`."""
+    """One end of one wire. Keys are message classes; what is no message is counted by its defect."""
 
     def __init__(self, wire: str, end: str) -> None:
         self.wire = wire
         self.end = end
         self.sent: defaultdict[type, int] = defaultdict(int)
         self.received: defaultdict[type, int] = defaultdict(int)
-        #: frames received that were no message of this wire
-        self.malformed = 0
-        #: frames sent on purpose that are no message (a rogue's)
-        self.raw = 0
+        #: what was received and was no message of this wire
+        self.rejected: Counter[Defect] = Counter()
+        #: what was sent on purpose and is none (a rogue's)
+        self.hostile: Counter[Defect] = Counter()
+
+    @property
+    def malformed(self) -> int:
+        """How much was received that was no message of this wire."""
+        return sum(self.rejected.values())
 
     def trace(self, kinds: list[type] | None) -> None:
         """Notes from here on when each message is sent or received, kinds as indexes into `kinds`; None stops it."""
@@ -75,10 +82,8 @@ class Tally:
         """For the control wire: {"wire", "end", "sent": {name: n}, "received": {name: n}}."""
         sent = {cls.__name__: n for cls, n in self.sent.items() if n}
         received = {cls.__name__: n for cls, n in self.received.items() if n}
-        if self.raw:
-            sent["malformed"] = self.raw
-        if self.malformed:
-            received["malformed"] = self.malformed
+        sent |= {f"malformed: {defect}": n for defect, n in self.hostile.items()}
+        received |= {f"malformed: {defect}": n for defect, n in self.rejected.items()}
         return {"wire": self.wire, "end": self.end, "sent": sent, "received": received}
 
 

@@ -23,6 +23,9 @@ _SHORT_HEADER, _LONG_HEADER = 2, 9
 #: Signature, version 3.0, mechanism, no server, filler.
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _READY: Final = b"\x05READY"
+#: What goes on for longer has no end, and costs time: frames of a message, bytes of a frame.
+_MANY_FRAMES: Final = 1024
+_LONG_FRAME: Final = 1 << 26
 
 
 class PeerLost(Exception):
@@ -49,9 +52,9 @@ class ZmtpPeer:
         #: there is no whole frame in it; the socket had no more at the last read
         self._starved = True
         self._emptied = False
-        #: bytes still to be passed over; inside a message of several frames
+        #: bytes still to be passed over; frames of a message of several, so far
         self._skip = 0
-        self._inside = False
+        self._inside = 0
         self._queue: deque[bytes] = deque()
         try:
             self._socket.connect("\0" + address.removeprefix("ipc://@"))
@@ -183,8 +186,11 @@ class ZmtpPeer:
 
     def _refuse(self, flags: int, start: int, size: int) -> None:
         """A frame that no message has: passed over, and told of if it is the first of its message."""
-        told, self._inside = self._inside, bool(flags & _MORE)
+        told = self._inside
+        self._inside = told + 1 if flags & _MORE else 0
         self._at, self._skip = start, size
+        if self._inside > _MANY_FRAMES or size > _LONG_FRAME:
+            raise PeerLost("a message without an end")
         if told:
             return
         if flags & ~(_MORE | _LONG):
