@@ -158,7 +158,8 @@ class HostActor:
         self._control.register(KernelLatency(self._kernel).handlers() | PortClock(self._fabric.ports).handlers())
         self._vfio: Vfio | None = None
         self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
-        self._control.register({"boot": self._boot, "counters": self._counters, "gone": self._gone})
+        self._control.register({"train": self._fabric.train, "boot": self._boot})
+        self._control.register({"counters": self._counters, "gone": self._gone})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -230,7 +231,6 @@ class HostActor:
     # --- commands
 
     def _boot(self) -> dict[str, Any]:
-        self._fabric.train()
         booted = self._commands.boot()
         self._vfio = vfio = Vfio(self._kernel)
         kvm = Kvm(self._lending)

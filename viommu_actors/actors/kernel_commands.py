@@ -39,6 +39,7 @@ class KernelCommands:
             "unbind": self.unbind,
             "counters": self.counters,
             "guard": self.guard,
+            "guard_memory": self.guard_memory,
             "digest": self._guard.digest,
             "expect": self._guard.expect,
             "restore": self._guard.restore,
@@ -121,6 +122,10 @@ class KernelCommands:
             "first page": self._guard.guard_first_page,
         }
         return {"pages": choices[what](), "digest": self._guard.digest()}
+
+    def guard_memory(self, pages: tuple[int, ...]) -> dict[str, Any]:
+        """Guards pages that nobody uses, as before the boot."""
+        return {"pages": self._guard.guard_afresh(list(pages)), "digest": self._guard.digest()}
 
     def mapped(self, bdf: str) -> list[tuple[int, int]]:
         """See `Guard.mapped`."""

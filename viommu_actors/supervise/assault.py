@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Setting, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
@@ -21,9 +21,20 @@ from viommu_actors.supervise.stage import Mission, Stage
 from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
+#: Played before the target's kernel boots, and judged when the device has a driver.
+EARLY = "A47"
 _SETTLE = 2.0
 #: Accesses a second that a rogue makes at least, on the slowest machine that this runs on.
 _SLOWEST = 2000
+
+
+class _Struck(NamedTuple):
+    """An attack that was played: what the port saw, what was recorded, and what the keepers said afterwards."""
+
+    mission: Mission
+    seen: dict[str, Any]
+    fault: Fault | None
+    after: str
 
 
 class Assault:
@@ -46,6 +57,7 @@ class Assault:
         self._setting_told = setting
         self._stage = Stage(topology, plan, supervisor, device, owner)
         self._driver: Driver = "host" if device.vm is None else "guest"
+        self._early: dict[Target, _Struck] = {}
 
     def choices(self, attacks: Sequence[str] | None = None) -> Iterator[tuple[Attack, Target, str]]:
         """Attacks (the device's own without any) on each of their targets, and why one is left out.
@@ -65,8 +77,8 @@ class Assault:
 
     def play(self, attack: Attack, target: Target) -> Verdict:
         """Plays one attack on one target and gathers the proofs. What it harmed is mended afterwards."""
-        mission = PLAYS[attack.id](self._stage, target)
-        evidence = self._played(attack, mission)
+        struck = self._early.pop(target) if attack.id == EARLY else self._strike(attack, target)
+        evidence = _evidence(attack, struck, self._source(struck.mission), self._control())
         cell = self._cell(attack, target)
         assert cell.verdict is not None
         return Verdict(
@@ -80,8 +92,15 @@ class Assault:
             evidence=evidence,
         )
 
-    def _played(self, attack: Attack, mission: Mission) -> Evidence:
+    def play_early(self, target: Target) -> None:
+        """The attack on a machine that has not booted yet, if the device plays it; `play` tells its verdict later."""
+        own = Target.GUEST_MEMORY if self._driver == "guest" else Target.HOST_MEMORY
+        if EARLY in self._device.rogue and target in (own, Target.HOST_MEMORY):
+            self._early[target] = self._strike(CATALOGUE[EARLY], target)
+
+    def _strike(self, attack: Attack, target: Target) -> _Struck:
         command, device = self._supervisor.command, self._device
+        mission = PLAYS[attack.id](self._stage, target)
         command("host", "faults")
         command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
         deadline = COMMAND_TIMEOUT + mission.accesses / _SLOWEST
@@ -95,13 +114,16 @@ class Assault:
         after = " ".join(command(keep.actor, keep.digest) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
-        source = mission.source or device.bdf
-        fault = _fault(faults, seen, mission, source)
+        fault = _fault(faults, seen, mission, self._source(mission))
         if fault is None and mission.record is not None:
             fault = mission.record()
         if mission.after is not None:
             mission.after()
-        return _evidence(attack, mission, source, seen, fault, after, self._control())
+        return _Struck(mission, seen, fault, after)
+
+    def _source(self, mission: Mission) -> str:
+        """The requester that a record must name."""
+        return mission.source or self._device.bdf
 
     def _control(self) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""
@@ -118,6 +140,8 @@ class Assault:
     def _reason_against(self, attack: Attack, target: Target) -> str:
         if attack.waits:
             return f"waits {attack.waits}"
+        if attack.id == EARLY and target not in self._early:
+            return "it is played before the boot, by a device that is there by then"
         if reason := missing(self._stage, attack, target):
             return reason
         cell = self._cell(attack, target)
@@ -143,15 +167,8 @@ class Assault:
             self._supervisor.poll(0.01)
 
 
-def _evidence(
-    attack: Attack,
-    mission: Mission,
-    source: str,
-    seen: dict[str, Any],
-    fault: Fault | None,
-    after: str,
-    control: bool,
-) -> Evidence:
+def _evidence(attack: Attack, struck: _Struck, source: str, control: bool) -> Evidence:
+    mission, seen, fault, after = struck
     outcomes = seen["outcomes"]
     refused = sum(n for outcome, n in outcomes.items() if outcome != "ok")
     passed = outcomes.get("ok", 0)

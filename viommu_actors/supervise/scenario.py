@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from viommu_actors.attacks.catalogue import Setting
+from viommu_actors.attacks.catalogue import Setting, Target
 from viommu_actors.report.results import Absent, Assignment, Counts, Io, Machine, Process, Results, Verdict, as_expected
 from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.assault import Assault
@@ -36,7 +36,6 @@ class Scenario:
         self._plan = plan
         self._supervisor = supervisor
         self._tell = tell
-        self._setting = setting
         self._processes = tuple(
             Process(role=actor.role, name=actor.name, pid=actor.pid) for actor in supervisor.actors.values()
         )
@@ -45,6 +44,11 @@ class Scenario:
         self._assignments: list[Assignment] = []
         self._absent: list[Absent] = []
         self._machines: list[Machine] = []
+        self._assaults = {
+            device.name: Assault(topology, plan, supervisor, device, owner_of(topology, device), setting)
+            for device in topology.devices
+            if device.rogue
+        }
         self._done = False
 
     def run(self) -> None:
@@ -86,6 +90,8 @@ class Scenario:
         self._tell(f"starting {len(supervisor.actors)} processes")
         supervisor.living(list(supervisor.actors), "ping")
         self._confined()
+        supervisor.command("host", "train")
+        self._attack_early(Target.HOST_MEMORY)
         self._tell("host kernel boots")
         supervisor.command("host", "boot")
         vms = [vm.name for vm in self._topology.vms]
@@ -93,6 +99,7 @@ class Scenario:
             self._tell("hypervisors build their guests' machines")
             supervisor.living([hypervisor_of(vm) for vm in vms], "build")
             built = self._counts()
+            self._attack_early(Target.GUEST_MEMORY)
             self._tell("guest kernels boot")
             supervisor.living([guest_of(vm) for vm in vms], "boot")
             for vm, counts in self._counts().items():
@@ -141,10 +148,14 @@ class Scenario:
             peer = self._topology.device(device.peer)
             self._io.append(work.send_to(self._owner(peer), device.operations))
 
+    def _attack_early(self, target: Target) -> None:
+        for assault in self._assaults.values():
+            assault.play_early(target)
+
     def _attack(self, device: ResolvedDevice) -> None:
         if not device.rogue:
             return
-        assault = Assault(self._topology, self._plan, self._supervisor, device, self._owner(device), self._setting)
+        assault = self._assaults[device.name]
         for attack, target, reason in assault.choices():
             if reason:
                 self._absent.append(assault.absent(attack, target, reason))

@@ -11,13 +11,15 @@ from types import MappingProxyType
 from typing import Final
 
 from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, interrupts, memory
+from viommu_actors.supervise.plays import buffers, early, interrupts, memory
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
 
 #: By the attack's id.
-PLAYS: Final[Mapping[str, Play]] = MappingProxyType({**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS})
+PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
+    {**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS, **early.PLAYS}
+)
 
 
 def missing(stage: Stage, attack: Attack, target: Target) -> str:
