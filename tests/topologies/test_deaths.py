@@ -13,6 +13,11 @@ import pytest
 import zmq
 
 from tests.topologies.launcher import SMALL, Finished, Launch, assert_gone, launched, write
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.plan import make_plan
+from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.load import parse
+from viommu_actors.topology.resolve import resolve
 
 pytestmark = pytest.mark.topology
 
@@ -73,6 +78,21 @@ def test_the_launcher_is_killed(tmp_path: Path, moment: str) -> None:
         running.process.kill()
         running.finish()
         assert_gone(pids)
+
+
+def test_the_lifeline_alone_ends_every_actor(tmp_path: Path) -> None:
+    """Where the parent-death signal would not: the launcher lives, and lets go of its end."""
+    topology = resolve(parse(SMALL))
+    folder, plan = RunFolder(topology, tmp_path / "run"), make_plan(topology)
+    with Supervisor(plan, folder) as supervisor:
+        supervisor.commands(ACTORS, "ping")
+        with open(os.devnull) as other:
+            os.dup2(other.fileno(), supervisor._lifeline[1])
+        deadline = time.monotonic() + 5
+        while {actor.exit_status() for actor in supervisor.actors.values()} != {-signal.SIGIO}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    folder.close()
 
 
 def test_the_launchers_only_children_are_actors(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ def read_configuration() -> dict[str, Any]:
 def end_with_launcher(launcher_pid: int, lifeline_fd: int) -> None:
     """From now on this process does not outlive its launcher; exits at once where it already has."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Opened anew: who is signalled is said for each opening of a file, and all actors inherited the same one.
+    own = os.open(f"/proc/self/fd/{lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.dup2(own, lifeline_fd, inheritable=False)
+    os.close(own)
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
     # Between the fork and the calls above the launcher may have died: its pid tells.
