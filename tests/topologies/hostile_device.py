@@ -8,11 +8,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from viommu_actors.actors import __main__ as entry
@@ -32,14 +36,21 @@ _PR_SET_PDEATHSIG = 1
 class HostileDevice(DeviceActor):
     def __init__(self, configuration: dict[str, Any]) -> None:
         super().__init__(configuration)
-        self._control.register({"misbehave": _misbehave})
+        self._control.register({"misbehave": _misbehave, "import": _import})
+
+
+def _import(module: str) -> bool:
+    """Whether it was new to this process."""
+    known = module in sys.modules
+    import_module(module)
+    return not known
 
 
 def _misbehave(attack: str, **aim: Any) -> dict[str, Any]:
     """What the attack got, or the error that it met."""
     try:
         return {"got": (LOCAL_ATTACKS | OTHER_ATTACKS)[attack](aim), "error": ""}
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return {"got": None, "error": f"{type(error).__name__}: {error}"}
 
 
@@ -198,19 +209,33 @@ def _new_user_namespace(aim: dict[str, Any]) -> str:
     return "is root of its own"
 
 
-def _no_such_call(aim: dict[str, Any]) -> str:
-    try:
-        _call(100_000)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return "done"
+def _share_memory(aim: dict[str, Any]) -> str:
+    """System V shared memory: what no file shows, another process of the user can attach."""
+    _checked(_libc.shmget(0, 4096, 0o600))
+    return "made"
 
 
+def _queue_of_requests(aim: dict[str, Any]) -> str:
+    """io_uring: calls that seccomp would not see."""
+    parameters = ctypes.create_string_buffer(120)
+    os.close(_call(425, 1, ctypes.addressof(parameters)))
+    return "made"
+
+
+#: What else leads out of a process.
 OTHER_ATTACKS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "signal by descriptor": _signal_by_descriptor,
     "outlive the launcher": _outlive,
     "new user namespace": _new_user_namespace,
-    "look up a module": lambda aim: __import__("this_is_no_module"),
+    "System V shared memory": _share_memory,
+    "io_uring": _queue_of_requests,
+    "unix socket": lambda aim: socket.socket(socket.AF_UNIX).close() or "made",
+    "memfd": lambda aim: os.close(os.memfd_create("own")) or "made",
+    "thread": lambda aim: Thread(target=str).start() or "started",
+    "more memory": lambda aim: len(mmap.mmap(-1, 1 << 30)),
+    "own executable": lambda aim: os.open("/proc/self/exe", os.O_RDONLY),
+    "home directory": lambda aim: os.listdir(Path.home()),
+    "working directory": lambda aim: os.listdir("."),
 }
 
 

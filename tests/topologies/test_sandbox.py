@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from typing import Any
 import pytest
 
 from tests.topologies import hostile_device
-from tests.topologies.launcher import ROOT, SMALL
+from tests.topologies.launcher import ROOT, SMALL, write
+from viommu_actors.__main__ import main
 from viommu_actors.confine.sandbox import lacking
 from viommu_actors.report.results import Results
 from viommu_actors.supervise import process
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
-from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.supervise.supervisor import ActorDied, Supervisor
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
 
@@ -149,3 +151,80 @@ def test_without_a_sandbox_all_of_them_succeed(tmp_path: Path, monkeypatch: pyte
         assert siege.leaked(answers) == memory & expected
         [nic] = [each for each in siege.results().processes if each.role == "device"]
         assert (nic.sandbox, nic.sandbox_detail) == ("none", 'sandbox = "off"')
+
+
+def test_nothing_else_leads_out_of_a_device_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _full()
+    with besieged(tmp_path, monkeypatch) as siege:
+        answers = siege.play(hostile_device.OTHER_ATTACKS)
+        assert _succeeded(answers) == set(), answers
+        siege.assert_unharmed()
+
+
+def test_a_confined_device_still_imports_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own, with shared objects and without, as the script of somebody's rogue may ask for them."""
+    _full()
+    with besieged(tmp_path, monkeypatch) as siege:
+        for module in ("colorsys", "_lsprof", "statistics"):
+            assert siege.supervisor.command("nic0", "import", module=module), module
+
+
+@pytest.mark.parametrize(("without", "level"), [("landlock", "seccomp"), ("seccomp", "landlock")])
+def test_the_half_that_is_there_keeps_the_guests_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str, level: str
+) -> None:
+    _full()
+    with besieged(tmp_path, monkeypatch, without=without) as siege:
+        answers = siege.play(hostile_device.LOCAL_ATTACKS)
+        assert siege.leaked(answers) == set()
+        if level == "seccomp":
+            assert _succeeded(answers) == set(), answers
+        siege.assert_unharmed()
+        [nic] = [each for each in siege.results().processes if each.role == "device"]
+        assert nic.sandbox == level and f"no {without} for this test" in nic.sandbox_detail
+
+
+def test_a_device_that_cannot_confine_itself_as_required_never_serves_its_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(ActorDied, match=r'nic0 .*Unconfined: sandbox = "require": no landlock for this test'),
+        besieged(tmp_path, monkeypatch, "require", without="landlock"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("command", ["topology", "latency"])
+def test_what_the_kernel_cannot_give_is_refused_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("viommu_actors.supervise.confined.lacking", lambda: "this kernel has no Landlock")
+    config = write(tmp_path, f'sandbox = "require"\n{SMALL}')
+    assert main([command, str(config), "--run-dir", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    told = '"require" cannot be met: this kernel has no Landlock; take "auto", or a kernel that has it'
+    assert (captured.out, captured.err) == ("", f"{config}: sandbox: {told}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_device_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its threads is under the filter, without privileges, and no descriptor came to it by accident."""
+    _full()
+    with besieged(tmp_path, monkeypatch) as siege, open(os.devnull) as stray:
+        os.set_inheritable(stray.fileno(), True)
+        pid = siege.supervisor.actors["nic0"].pid
+        threads = [*Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) == 3, "Python's, and ZeroMQ's reaper and I/O"
+        for thread in threads:
+            lines = (thread / "status").read_text().splitlines()
+            status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+            assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+            assert {int(status[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+            assert os.getuid() != 0 or int(status["CapBnd"], 16) == 0
+        links = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+        assert links.pop(0) == os.devnull
+        assert links.pop(1) == links.pop(2) == str(tmp_path / "run" / "nic0.log")
+        kinds = Counter(link.partition(":")[0] for link in links.values())
+        assert kinds.pop("pipe") == 1, "the lifeline"
+        assert kinds.keys() == {"socket", "anon_inode"}
+        assert kinds["socket"] == 4, "two listeners, each with the one peer that it has"

@@ -14,7 +14,7 @@ _MIB = 1 << 20
 #: An honest device takes a tenth of the data and a fifth of the addresses. It writes nothing to a file but its log.
 _LIMITS = {
     resource.RLIMIT_DATA: 512 * _MIB,
-    resource.RLIMIT_AS: 2048 * _MIB,
+    resource.RLIMIT_AS: 1024 * _MIB,
     resource.RLIMIT_FSIZE: 16 * _MIB,
     resource.RLIMIT_NOFILE: 128,
     resource.RLIMIT_CORE: 0,
