@@ -13,30 +13,26 @@ import os
 import socket
 import termios
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from viommu_actors.spec import privileges
 
 
-@dataclass(frozen=True)
-class OneOf:
+class OneOf(NamedTuple):
     """The low 32 bits of an argument, which are all that the kernel takes of an `int`, are one of these."""
 
     argument: int
     values: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class NoneOf:
+class NoneOf(NamedTuple):
     """An argument has none of these low 32 bits."""
 
     argument: int
     bits: int
 
 
-@dataclass(frozen=True)
-class Null:
+class Null(NamedTuple):
     """All 64 bits of an argument are zero."""
 
     argument: int

@@ -10,7 +10,6 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Literal
 
 from viommu_actors.confine import landlock, privileges, seccomp
@@ -92,7 +91,7 @@ def lacking() -> str:
 
 def _libraries() -> Iterator[str]:
     """What an import may still read: modules of this interpreter, of its environment and of this package."""
-    yield str(Path(os.__file__).parent)
-    yield from (path for path in sys.path if Path(path).name in _MODULES)
-    yield str(Path(__file__).parents[1])
+    yield os.path.dirname(os.__file__)
+    yield from (path for path in sys.path if os.path.basename(path) in _MODULES)
+    yield os.path.dirname(os.path.dirname(__file__))
     yield from _SHARED_OBJECTS
