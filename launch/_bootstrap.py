@@ -14,7 +14,7 @@ OLDEST = (3, 11)
 NEWER = ["python3.%d" % minor for minor in range(16, OLDEST[1] - 1, -1)]
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 #: Wanted, but a machine that cannot have them goes on without.
-OPTIONAL = frozenset(["ui", "sandbox"])
+OPTIONAL = frozenset(["ui"])
 REFUSED, INTERRUPTED = 2, 130
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
@@ -20,7 +23,18 @@ def require(program: str) -> str:
     path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is not None:
         return path
-    reason = f"{program} is missing: apt-get install {PACKAGES.get(program, program)}"
+    return _missing(f"{program} is missing: apt-get install {PACKAGES.get(program, program)}")
+
+
+def require_module(name: str) -> ModuleType:
+    """The same for one that is a Python package, or brings a library of the system to Python."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        return _missing(f"{name}: {error}")
+
+
+def _missing(reason: str) -> NoReturn:
     if os.environ.get("VIOMMU_REQUIRE_JUDGES") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import os
 import socket
 import termios
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 from tests.confine.bpf import run
+from tests.judges import require_module
 from viommu_actors.confine.policy import policy
 from viommu_actors.confine.program import ARCHITECTURES, encode, program
 from viommu_actors.spec import seccomp, syscalls
@@ -121,19 +121,12 @@ def test_the_kernel_would_take_it(machine: str) -> None:
 
 
 @pytest.fixture
-def libseccomp() -> Any:
-    if importlib.util.find_spec("pyseccomp") is None:
-        pytest.skip("pyseccomp is not installed")
-    try:
-        return importlib.import_module("pyseccomp")
-    except RuntimeError as error:
-        if os.environ.get("VIOMMU_REQUIRE_JUDGES") == "1":
-            pytest.fail(f"{error}: apt-get install libseccomp2")
-        pytest.skip(f"{error}: apt-get install libseccomp2")
+def libseccomp() -> ModuleType:
+    return require_module("pyseccomp")
 
 
 @MACHINES
-def test_the_numbers_are_those_that_libseccomp_knows(machine: str, libseccomp: Any) -> None:
+def test_the_numbers_are_those_that_libseccomp_knows(machine: str, libseccomp: ModuleType) -> None:
     architecture = ARCHITECTURES[machine]
     for name, number in architecture.numbers.items():
         known = libseccomp.resolve_syscall(architecture.audit, name)

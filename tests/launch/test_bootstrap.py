@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-WANTED = frozenset(["ui", "sandbox"])
+WANTED = frozenset(["ui"])
 
 
 @pytest.fixture
@@ -161,10 +161,10 @@ def test_an_optional_extra_that_fails_is_left_out(
     install = importlib.import_module("_install")
     installer = install.Installer(bootstrap.Environment(bootstrap.ROOT), 0)
     monkeypatch.setattr(
-        installer, "_install", lambda extras: "error: no Landlock here" if "sandbox" in extras else None
+        installer, "_install", lambda extras: "error: no colours here" if "ui" in extras else None
     )
     installer.install(WANTED | {"test"})
-    assert capsys.readouterr().err == "viommu-actors: going on without the extra sandbox: error: no Landlock here\n"
+    assert capsys.readouterr().err == "viommu-actors: going on without the extra ui: error: no colours here\n"
 
 
 def test_no_index_is_one_clear_line(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

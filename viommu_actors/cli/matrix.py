@@ -16,6 +16,7 @@ from viommu_actors.report.matrix import Matrix
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import shown
 from viommu_actors.report.results import Results
+from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.matrix import Column, columns, play
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
@@ -41,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
     settings = tuple(setting for setting in SETTINGS if not options.setting or setting in options.setting)
     drivers = _DRIVERS if options.driver is None else (options.driver,)
     try:
-        chosen = columns(load(options.config), settings, drivers)
+        topology = load(options.config)
+        refuse_unconfined(topology.sandbox)
+        chosen = columns(topology, settings, drivers)
     except TopologyError as error:
         print(error, file=sys.stderr)
         return Exit.REFUSED

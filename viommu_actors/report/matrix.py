@@ -10,7 +10,7 @@ import msgspec
 from viommu_actors.attacks.catalogue import CATALOGUE, Setting
 from viommu_actors.attacks.expected import Driver, expected
 from viommu_actors.report.results import Results, Verdict
-from viommu_actors.report.tables import outcome_style, proofs
+from viommu_actors.report.tables import outcome_style, proofs, sandbox_note, sandbox_words
 from viommu_actors.report.text import Line, Span, Table, line, plain
 
 
@@ -36,6 +36,7 @@ class Matrix:
         for setting, _, results in runs:
             for verdict in results.verdicts:
                 rows.setdefault((verdict.attack, verdict.driver, verdict.target), {})[setting] = verdict
+        self._processes = [process for _, _, results in runs for process in results.processes]
         order = list(CATALOGUE)
         self.rows = [Row(*key, cells) for key, cells in rows.items()]
         self.rows.sort(key=lambda row: (order.index(row.attack), row.target, row.driver))
@@ -61,11 +62,13 @@ class Matrix:
 
     def as_json(self) -> str:
         value: dict[str, Any] = {"ok": self.ok, "verdicts": self.verdicts, "waiting": self.waiting()}
+        value["sandbox"] = sandbox_words(self._processes)
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
     def lines(self) -> list[Line]:
         """Table, proofs, what waits, and the closing line, blank lines between."""
-        blocks = [self._table().lines(), self._proofs(), self._waiting_lines(), [self.summary()]]
+        closing = [*sandbox_note(self._processes), [self.summary()]]
+        blocks = [self._table().lines(), self._proofs(), self._waiting_lines(), *closing]
         return [each for block in blocks for each in (*block, ())][:-1]
 
     def markdown(self) -> str:
@@ -80,6 +83,7 @@ class Matrix:
             lines += [f"  - {', '.join(settings)}: {told}" for settings, told in self._grouped(row)]
         lines += ["", "## Waiting", ""]
         lines += [f"- {each['attack']} {each['reason']}" for each in self.waiting()]
+        lines += ["", "## Sandbox", "", *(f"- {words}" for words in sandbox_words(self._processes))]
         return "\n".join(lines) + "\n"
 
     def summary(self) -> Line:

@@ -98,7 +98,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         picture(topology, results, width),
         *(table.lines() for table in tables if table),
         *interrupt_note(topology),
-        *sandbox_note(results),
+        *sandbox_note(results.processes),
         [summary(results)],
     ]
     return [each for block in blocks for each in (*block, ())][:-1]

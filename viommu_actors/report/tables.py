@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from viommu_actors.attacks.catalogue import CATALOGUE
@@ -116,10 +116,10 @@ def process_table(results: Results) -> Table:
 
 def sandbox_words(processes: Iterable[Process]) -> list[str]:
     """How far the device processes are confined, a line for each level that there is."""
-    alike: dict[tuple[str, str], list[str]] = {}
+    alike: dict[tuple[str, str], dict[str, None]] = {}
     for each in processes:
         if each.sandbox is not None:
-            alike.setdefault((each.sandbox, each.sandbox_detail), []).append(each.name)
+            alike.setdefault((each.sandbox, each.sandbox_detail), {})[each.name] = None
     words = []
     for (level, detail), names in alike.items():
         whose = "device processes" if len(alike) == 1 else ", ".join(names)
@@ -127,11 +127,10 @@ def sandbox_words(processes: Iterable[Process]) -> list[str]:
     return words
 
 
-def sandbox_note(results: Results) -> list[list[Line]]:
+def sandbox_note(processes: Sequence[Process]) -> list[list[Line]]:
     """The same as a block; none where no device process told."""
-    confined = all(each.sandbox in ("full", None) for each in results.processes)
-    style: Style = "" if confined else "unsafe"
-    lines = [line(Span(words[0].upper() + words[1:], style)) for words in sandbox_words(results.processes)]
+    style: Style = "" if all(each.sandbox in ("full", None) for each in processes) else "unsafe"
+    lines = [line(Span(words[0].upper() + words[1:], style)) for words in sandbox_words(processes)]
     return [lines] if lines else []
 
 
