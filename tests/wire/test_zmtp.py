@@ -122,6 +122,35 @@ def test_what_finds_no_room_waits_in_order_and_what_is_beyond_that_is_refused(
     assert not peer.waits
 
 
+def test_what_is_gathered_goes_out_in_order_and_no_later_than_it_is_flushed(
+    peer: ZmtpPeer, honest: zmq.Socket[bytes]
+) -> None:
+    shaken(peer).gathers = True
+    frames = [os.urandom(number * 40) for number in range(20)]
+    for frame_ in frames:
+        assert peer.send(frame_)
+    assert honest.recv() == frames[0], "those of a whole write went out already"
+    assert peer.waits
+    peer.flush()
+    assert [honest.recv() for _ in frames[1:]] == frames[1:]
+    assert not peer.waits
+
+
+def test_gathering_keeps_no_more_than_waiting_does(peer: ZmtpPeer, honest: zmq.Socket[bytes]) -> None:
+    shaken(peer).gathers = True
+    sent = 0
+    while peer.send(sent.to_bytes(4096, "big")):
+        sent += 1
+        assert sent < 10_000
+    peer.flush()
+    received = []
+    while len(received) < sent:
+        peer.flush()
+        while honest.poll(0):
+            received.append(int.from_bytes(honest.recv(), "big"))
+    assert received == list(range(sent))
+
+
 def test_many_frames_of_libzmq_are_one_malformed_message(peer: ZmtpPeer, honest: zmq.Socket[bytes]) -> None:
     honest.send_multipart([b"a", b"b", bytes(5000), b"", b"c"])
     honest.send_multipart([bytes(LIMIT + 1), b"b"])

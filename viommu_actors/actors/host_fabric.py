@@ -79,12 +79,12 @@ class Fabric:
                 self._take_off(name)
 
     def drain(self, fd: int, limit: int, after_each: Callable[[], object] | None) -> None:
-        """Takes up to `limit` messages of a link, and sends what waits for room; `after_each` runs between them."""
+        """Takes up to `limit` messages of a link; `after_each` runs between them. What it is sent goes out together."""
         name = self._polled.get(fd)
         if name is None:  # it went down meanwhile
             return
         wire = self._wires[name]
-        wire.flush()
+        wire.gather()
         receive, take = self._complex.receive, wire.receive
         self.behind.discard(fd)
         for _ in range(limit):
@@ -97,6 +97,7 @@ class Fabric:
             receive(name, message)
             if after_each is not None:
                 after_each()
+        wire.flush()
         if wire.behind:
             self.behind.add(fd)
         elif not wire.open:

@@ -29,6 +29,8 @@ class LinkWire:
         self._link = link
         self._poller = poller
         self._timeouts = 0
+        #: Something waits for room, and the poller tells of it.
+        self._crowded = False
         self._peer: ZmtpPeer | None = None
         try:
             self._peer = ZmtpPeer(address, LINK_FRAME)
@@ -89,17 +91,29 @@ class LinkWire:
         if peer is None or not peer.send(LINK_DOWN.encode(message)):
             self.tally.sent[type(message)] -= 1
             return False
-        if peer.waits:
-            self._poller.modify(self.fd, zmq.POLLIN | zmq.POLLOUT)
+        if peer.waits and not peer.gathers:
+            self._poll_for_room()
         return True
 
+    def gather(self) -> None:
+        """What is sent from here on goes out in few writes, the last of it with `flush`."""
+        if self._peer is not None:
+            self._peer.gathers = True
+
     def flush(self) -> None:
-        """Sends what waits, now that there may be room."""
+        """Sends what waits, as far as there is room."""
         peer = self._peer
-        if peer is not None and peer.waits:
+        if peer is not None:
+            peer.gathers = False
             peer.flush()
-            if not peer.waits:
-                self._poller.modify(self.fd, zmq.POLLIN)
+            self._poll_for_room()
+
+    def _poll_for_room(self) -> None:
+        """As long as something waits for it."""
+        waits = self._peer is not None and self._peer.waits
+        if waits != self._crowded:
+            self._crowded = waits
+            self._poller.modify(self.fd, zmq.POLLIN | zmq.POLLOUT if waits else zmq.POLLIN)
 
     def timed_out(self) -> None:
         """The device let a request wait for too long."""
@@ -113,6 +127,7 @@ class LinkWire:
             self._poller.unregister(self.fd)
             self._peer.close()
             self._peer = None
+            self._crowded = False
 
     def _lost(self, error: PeerLost) -> None:
         log(f"{self._link.name}: link down: {error}")

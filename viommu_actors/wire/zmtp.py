@@ -17,6 +17,8 @@ from viommu_actors.wire.codec import Defect, MalformedMessage
 
 #: Frames that wait for room before the next is refused: as many as between two sockets of libzmq.
 QUEUE: Final = 128
+#: Frames that are gathered for one write: it saves the other end wakes, and lets it start before all of them are made.
+_GATHERED: Final = 8
 _READ: Final = 1 << 16
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SHORT_HEADER, _LONG_HEADER = 2, 9
@@ -56,6 +58,8 @@ class ZmtpPeer:
         self._skip = 0
         self._inside = 0
         self._queue: deque[bytes] = deque()
+        #: Frames are gathered until `flush`: more are about to be sent.
+        self.gathers = False
         try:
             self._socket.connect("\0" + address.removeprefix("ipc://@"))
         except OSError as error:
@@ -118,19 +122,32 @@ class ZmtpPeer:
             return False
         size = len(frame)
         data = (bytes((0, size)) if size < 256 else b"\x02" + size.to_bytes(8, "big")) + frame
-        if self._queue:
-            if len(self._queue) >= QUEUE:
-                return False
-            self._queue.append(data)
-            return True
-        return self._write(data)
+        queue = self._queue
+        if not (queue or self.gathers):
+            return self._write(data)
+        if len(queue) >= QUEUE:
+            return False
+        queue.append(data)
+        if self.gathers and not len(queue) % _GATHERED:
+            self.flush()
+        return True
 
     def flush(self) -> None:
         """Sends what waits, as far as there is room."""
-        waiting, self._queue = self._queue, deque()
-        while waiting and not self._queue:
-            self._write(waiting.popleft())
-        self._queue += waiting
+        queue = self._queue
+        if not queue:
+            return
+        try:
+            sent = self._socket.sendmsg(queue)
+        except BlockingIOError:
+            return
+        except OSError:
+            queue.clear()
+            return
+        while queue and sent >= len(queue[0]):
+            sent -= len(queue.popleft())
+        if sent:
+            queue[0] = queue[0][sent:]
 
     def close(self) -> None:
         """The connection is gone, and what waited for it."""
