@@ -21,6 +21,7 @@ from viommu_actors.devices.rogue_plan import (
     Control,
     Fuzz,
     Interrupt,
+    Invalidations,
     Message,
     Raw,
     Read,
@@ -28,6 +29,7 @@ from viommu_actors.devices.rogue_plan import (
     Step,
     Stream,
     Tamper,
+    Translate,
     Write,
     parse_plan,
 )
@@ -132,6 +134,13 @@ class Rogue:
                 for _ in range(step.times):
                     self._endpoint.interrupt_otherwise(step.address, step.data)
                 return StepResult(number, kind, "sent", attempts=step.times)
+            case Translate():
+                requester = self._name(step.requester)
+                transfer = self._endpoint.engine.translate(requester, step.address, step.no_write)
+                yield transfer
+                return _read_result(number, kind, transfer)
+            case Invalidations():
+                return StepResult(number, kind, self._treat_invalidations(step.policy))
             case Message():
                 for _ in range(step.times):
                     self._endpoint.send(MESSAGES[step.name](*step.fields))  # type: ignore[arg-type]
@@ -145,6 +154,18 @@ class Rogue:
             case Stream():
                 self._bare.write(step.data, step.times)
                 return StepResult(number, kind, "sent", attempts=step.times, length=len(step.data))
+
+    def _treat_invalidations(self, policy: str) -> str:
+        device_tlb = self._endpoint.device_tlb
+        if device_tlb is None:
+            return "unsupported request"
+        answers: dict[str, Callable[[tlp.InvalidateRequest], None]] = {
+            "honest": device_tlb.forget,
+            "keep": device_tlb.complete,
+            "ignore": lambda request: None,
+        }
+        device_tlb.invalidated = answers[policy]
+        return "completed"
 
     def _scan(self, number: int, kind: str, step: Scan) -> Generator[Transfer, None, StepResult]:
         requester = self._name(step.requester)

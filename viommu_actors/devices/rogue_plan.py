@@ -73,6 +73,23 @@ class Tamper(NamedTuple):
     times: int = 1
 
 
+class Translate(NamedTuple):
+    """Asks address translation services for the page of an address; what it reads is one entry (`spec.ats`)."""
+
+    address: int
+    no_write: bool = False
+    requester: int | None = None
+
+
+class Invalidations(NamedTuple):
+    """What becomes of invalidations of its translations from here on.
+
+    `honest`; `keep`: completed and not obeyed; `ignore`: neither.
+    """
+
+    policy: str
+
+
 class Message(NamedTuple):
     """A link message as it is, however malformed: its class in `spec.tlp` by name, and its fields; `times` times.
 
@@ -111,7 +128,21 @@ class Control(NamedTuple):
     data: bytes
 
 
-Step = Read | Write | Scan | AtomicStep | Interrupt | Tamper | Message | Raw | Fuzz | Stream | Control
+Step = (
+    Read
+    | Write
+    | Scan
+    | AtomicStep
+    | Interrupt
+    | Tamper
+    | Translate
+    | Invalidations
+    | Message
+    | Raw
+    | Fuzz
+    | Stream
+    | Control
+)
 STEPS: dict[str, type[Step]] = {
     "read": Read,
     "write": Write,
@@ -119,13 +150,26 @@ STEPS: dict[str, type[Step]] = {
     "atomic": AtomicStep,
     "interrupt": Interrupt,
     "tamper": Tamper,
+    "translate": Translate,
+    "invalidations": Invalidations,
     "message": Message,
     "raw": Raw,
     "fuzz": Fuzz,
     "stream": Stream,
     "control": Control,
 }
-MESSAGES = {kind.__name__: kind for kind in (tlp.MemRead, tlp.MemWrite, tlp.Atomic, tlp.Completion, tlp.ConfigRequest)}
+MESSAGES = {
+    kind.__name__: kind
+    for kind in (
+        tlp.MemRead,
+        tlp.MemWrite,
+        tlp.Atomic,
+        tlp.Completion,
+        tlp.ConfigRequest,
+        tlp.InvalidateCompletion,
+    )
+}
+POLICIES = ("honest", "keep", "ignore")
 
 
 def parse_plan(values: Sequence[Mapping[str, object]]) -> list[Step]:
@@ -169,6 +213,10 @@ def _problem(step: Step) -> str | None:
             ok = step.kind in set(AtomicKind) and 4 <= len(memoryview(step.data)) <= 32
         case Interrupt() | Tamper():
             ok = 0 <= step.data < 1 << 32 and 1 <= step.times <= MAX_ACCESSES and not step.address & 3
+        case Translate():
+            ok = type(step.no_write) is bool
+        case Invalidations():
+            ok = step.policy in POLICIES
         case Message():
             kind = MESSAGES.get(step.name)
             ok = kind is not None and len(step.fields) == len(kind._fields) and 1 <= step.times <= MAX_ACCESSES
