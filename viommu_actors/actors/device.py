@@ -82,12 +82,12 @@ class DeviceActor:
                     self._drain_cable(self._cable)
 
     def _make(self, configuration: dict[str, Any]) -> Endpoint:
-        payload = configuration["max_payload"]
+        payload, ats = configuration["max_payload"], configuration["ats"]
         if configuration["model"] == "edu":
-            return Edu(self._send, log, max_payload=payload, dma_bits=configuration["dma_mask_bits"])
+            return Edu(self._send, log, max_payload=payload, dma_bits=configuration["dma_mask_bits"], ats=ats)
         mac = bytes.fromhex(configuration["mac"])
         transmit = None if self._cable is None else self._cable.transmit
-        return Nic(self._send, log, mac=mac, max_payload=payload, send_frame=transmit)
+        return Nic(self._send, log, mac=mac, max_payload=payload, ats=ats, send_frame=transmit)
 
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does. On a link that is down it is lost."""

@@ -66,6 +66,9 @@ class HostMachine:
     def mmio_read(self, address: int, size: int) -> int:
         offset = address - platform.REMAPPING_UNIT_BASE
         if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
+            # A CPU that polls a unit which waits for a device: the links go on, until that answers or is too late.
+            while self._unit.awaits_devices:
+                self._pump(None)
             return self._unit.read(offset, size)
         answer: list[int] = []
         self._fabric.read(address, size, answer.append)
@@ -127,7 +130,12 @@ class HostActor:
         own = [anonymous_slot("low", 0, low), anonymous_slot("high", configuration["high_base"], high)]
         lent = [slot for vm in configuration["vms"] for slot in open_slots(vm["ram"], "hpa")]
         memory = PhysicalMemory(own + lent)
-        self._unit = RemappingUnit(UnitConfig(**configuration["iommu"]), memory, self._interrupt_message)
+        self._unit = RemappingUnit(
+            UnitConfig(**configuration["iommu"]),
+            memory,
+            self._interrupt_message,
+            invalidate_device=lambda *request: self._fabric.invalidate_device(*request),
+        )
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._fabric = Fabric(self._poller, memory, self._unit, self._msi, configuration["links"])

@@ -9,6 +9,7 @@ from typing import Any
 import zmq
 
 from viommu_actors.actors.attack_watch import AttackWatch
+from viommu_actors.actors.deadlines import Deadlines
 from viommu_actors.actors.link_wire import LinkWire
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.pci.link import Link
@@ -23,6 +24,8 @@ _ECAM_SIZE = platform.ECAM_BUSES << 20
 #: PCIe section 2.8 allows up to 64 s; a device process on a busy machine may need a while.
 COMPLETION_TIMEOUT = 1.0
 LINK_TIMEOUT = 5.0
+#: PCIe section 10.3.1 gives devices a minute; who unmaps waits for it.
+INVALIDATION_TIMEOUT = 1.0
 
 
 class Fabric:
@@ -37,7 +40,11 @@ class Fabric:
         links: list[dict[str, Any]],
     ) -> None:
         ports = [PortConfig(link["slot"], link["acs"]) for link in links]
-        self._complex = RootComplex(memory, unit.translate, msi, ports)
+        self._unit = unit
+        ats = unit.translation_agent if unit.config.device_iotlb else None
+        self._complex = RootComplex(memory, unit.translate, msi, ports, ats)
+        #: asks a device to forget translations (`vtd.unit.RemappingUnit`)
+        self.invalidate_device = self._complex.invalidate_device
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}
         #: names by what the poller returns
@@ -45,8 +52,8 @@ class Fabric:
         self._unplugged: set[str] = set()
         #: what the poller would return for links of which more was read than was taken
         self.behind: set[int] = set()
-        #: (link, tag) -> when it times out; only while something is outstanding
-        self._deadlines: dict[tuple[str, int], float] = {}
+        self._completions: Deadlines[tuple[str, int]] = Deadlines(COMPLETION_TIMEOUT)
+        self._invalidations: Deadlines[int] = Deadlines(INVALIDATION_TIMEOUT)
         for each in links:
             name = each["name"]
             tally = Tally(f"link:{each['device']}", "host")
@@ -127,17 +134,18 @@ class Fabric:
 
     def expire(self, now: float) -> int:
         """Ends what a device owes for too long; milliseconds until the next that may, -1 for never."""
-        outstanding = self._complex.outstanding
-        if not outstanding:
-            self._deadlines.clear()
-            return -1
-        waiting = {key: self._deadlines.get(key, now + COMPLETION_TIMEOUT) for key in outstanding}
-        for (link, tag), deadline in waiting.items():
-            if deadline <= now:
-                self._wires[link].timed_out()
-                self._complex.expire(link, tag)
-        self._deadlines = {key: deadline for key, deadline in waiting.items() if deadline > now}
-        return int((min(self._deadlines.values(), default=now) - now) * 1000) + 1
+        unit = self._unit
+        over = self._completions.expired(self._complex.outstanding, now)
+        for link, tag in over:
+            self._wires[link].timed_out()
+            self._complex.expire(link, tag)
+        late = self._invalidations.expired(unit.device_invalidations if unit.awaits_devices else (), now)
+        for number in late:
+            unit.expire_device_invalidation(number)
+        if over or late:
+            return 1  # who waits for it has an answer now
+        ends = [end for end in (self._completions.next(), self._invalidations.next()) if end is not None]
+        return int((min(ends) - now) * 1000) + 1 if ends else -1
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Control commands."""

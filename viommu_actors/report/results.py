@@ -52,6 +52,7 @@ class Counts(Struct, kw_only=True, frozen=True):
     vfio_unmaps: int = 0
     pte_writes: int = 0
     invalidations: int = 0
+    device_tlb_invalidations: int = 0
     queue_tail_writes: int = 0
     dma_maps: int = 0
     dma_unmaps: int = 0
@@ -65,6 +66,7 @@ class Io(Struct, kw_only=True, frozen=True):
     `operations` are single-page buffers transferred, `bytes` their payload, `verified` whether every byte was as
     sent. `traps` counts every exit to the hypervisor, `queue_tail_writes` the kernel's writes of the tail of its unit's
     invalidation queue, of which each is a trap where that unit is a vIOMMU.
+    `device_tlb_invalidations` are the host's, of devices whose ATS is on; the others are of the kernel that drives it.
     `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
@@ -80,6 +82,7 @@ class Io(Struct, kw_only=True, frozen=True):
     vfio_unmaps: int
     pte_writes: int = 0
     invalidations: int = 0
+    device_tlb_invalidations: int = 0
     queue_tail_writes: int = 0
     dma_maps: int = 0
     dma_unmaps: int = 0

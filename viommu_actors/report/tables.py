@@ -23,9 +23,12 @@ COUNTS = (
     ("vfio_unmaps", "VFIO unmaps"),
     ("pte_writes", "page table writes"),
     ("invalidations", "invalidations"),
+    ("device_tlb_invalidations", "device-TLB invalidations"),
     ("interrupts", "interrupts"),
     ("interrupts_forwarded", "  of them through the hypervisor"),
 )
+#: Told only where there was any.
+_OCCASIONAL = ("device_tlb_invalidations",)
 #: The same of a VM, in fewer words.
 _MACHINE_COUNTS = (
     ("traps", "traps"),
@@ -252,13 +255,18 @@ def _differences(each: Assignment) -> str:
     return "; ".join(f"{why}: {' '.join(where)}" for why, where in offsets.items()) or "the guest sees the same device"
 
 
+def _counts_told(rows: Sequence[Io]) -> list[tuple[str, str]]:
+    """Which of COUNTS these rows have something to tell of."""
+    return [each for each in COUNTS if each[0] not in _OCCASIONAL or any(getattr(row, each[0]) for row in rows)]
+
+
 def _io_table(rows: tuple[Io, ...]) -> Table:
     lines: list[tuple[str, list[Line]]] = [
         ("mapping", [line(row.mapping) for row in rows]),
         ("operations", [line(str(row.operations)) for row in rows]),
         ("bytes", [_verified(row) for row in rows]),
     ]
-    for key, words in COUNTS:
+    for key, words in _counts_told(rows):
         lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]

@@ -7,6 +7,8 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
 from viommu_actors.supervise.placement import place
@@ -88,7 +90,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
         "high_base": HOST_HIGH_BASE,
         "high_memory": topology.host.memory - HOST_LOW_MEMORY,
         "cmdline": topology.host.cmdline,
-        "iommu": {"aw_bits": topology.host.iommu.aw_bits, "intremap": topology.host.iommu.intremap},
+        "iommu": msgspec.structs.asdict(topology.host.iommu),
         "links": [
             {
                 "name": device.link,
@@ -136,6 +138,7 @@ def _device(
         "link": {"fd": link.fd, "address": link.address},
         "model": device.model,
         "max_payload": device.max_payload,
+        "ats": device.ats,
         "dma_mask_bits": device.dma_mask_bits,
         "mac": (_MAC_BASE + device.slot).to_bytes(6, "big").hex(),
         "cable": cable,

@@ -18,6 +18,7 @@ _COUNTED = {
     "vfio_unmaps": ("hypervisor", "vfio_unmaps"),
     "pte_writes": ("kernel", "pte_writes"),
     "invalidations": ("kernel", "invalidations"),
+    "device_tlb_invalidations": ("host", "device_tlb_invalidations"),
     "queue_tail_writes": ("kernel", "queue_tail_writes"),
     "dma_maps": ("kernel", "dma_maps"),
     "dma_unmaps": ("kernel", "dma_unmaps"),
@@ -29,9 +30,11 @@ _PAGE = 4096
 
 def read_counts(supervisor: Supervisor, kernel: str, hypervisor: str | None) -> Counter[str]:
     """What a kernel and its hypervisor, if it has one, counted up to now, by result key."""
-    sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": supervisor.command(kernel, "counters")}
+    own: dict[str, int] = supervisor.command(kernel, "counters")
+    sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": own, "host": own}
     if hypervisor is not None:
         sides["hypervisor"] = supervisor.command(hypervisor, "counters")
+        sides["host"] = supervisor.command("host", "counters")
     return Counter({key: sides[side].get(name, 0) for key, (side, name) in _COUNTED.items()})
 
 

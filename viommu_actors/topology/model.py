@@ -43,6 +43,16 @@ class HostIommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[True],
         ),
     ] = True
+    device_iotlb: Annotated[
+        bool,
+        Meta(
+            description=(
+                "ECAP.DT: whether devices may keep translations themselves (ATS). The host kernel then switches on the"
+                " ATS of devices that have it, unless its command line says pci=noats."
+            ),
+            examples=[False],
+        ),
+    ] = False
 
 
 class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +135,16 @@ class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[64],
         ),
     ] = 64
+    ats: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether it has address translation services (ATS): it asks the IOMMU for translations, and uses"
+                " them by itself."
+            ),
+            examples=[False],
+        ),
+    ] = False
     rogue: Annotated[
         tuple[str, ...],
         Meta(

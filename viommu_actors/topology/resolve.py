@@ -36,6 +36,7 @@ class ResolvedDevice(Struct, kw_only=True, frozen=True):
     max_payload: int
     dma_mask_bits: int | None
     operations: int
+    ats: bool
     rogue: tuple[str, ...]
     vm: str | None
 
@@ -109,7 +110,15 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
             return self.interrupt_setting(device)
         if axis == "acs":
             return "acs-on" if self.host.acs else "acs-off"
+        if axis == "ats" and self.translates(device):
+            return "ats"
         return self.setting(device)
+
+    def translates(self, device: str) -> bool:
+        """Whether the host kernel switches on the device's ATS. Raises KeyError."""
+        words = self.host.cmdline
+        offered = self.device(device).ats and self.host.iommu.device_iotlb
+        return offered and setting_of(words, True) == "strict" and "noats" not in CommandLine(words).values("pci")
 
 
 def resolve(topology: Topology) -> ResolvedTopology:
@@ -130,6 +139,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             max_payload=device.max_payload,
             dma_mask_bits=masks[device.name],
             operations=device.operations,
+            ats=device.ats,
             rogue=device.rogue,
             vm=owner.get(device.name),
         )

@@ -26,9 +26,11 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
     words = [_HOST_WORDS.get(setting, "intel_iommu=on") if driver == "host" or remaps else "intel_iommu=on"]
     if vms and not remaps:
         words.append(_UNSAFE)
-    iommu = _changed(host.iommu, intremap=remaps)
+    iommu = _changed(host.iommu, intremap=remaps, device_iotlb=setting == "ats")
     host = _changed(host, cmdline=" ".join(words).strip(), iommu=iommu, acs=setting != "acs-off")
-    devices = topology.device if vms else tuple(_changed(d, rogue=_without_guests(d.rogue)) for d in topology.device)
+    devices = tuple(_changed(device, ats=setting == "ats") for device in topology.device)
+    if not vms:
+        devices = tuple(_changed(device, rogue=_without_guests(device.rogue)) for device in devices)
     return _changed(topology, name=f"{setting}-{driver}", host=host, device=devices, vm=vms)
 
 
