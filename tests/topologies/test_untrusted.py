@@ -15,7 +15,8 @@ from viommu_actors.spec.tlp import MemRead, MemWrite
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
-from viommu_actors.supervise.supervisor import CommandFailed, Supervisor, printable
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.text import printable
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.wire.messages import LINK_UP, VFIO, Reply, UnmapDma

@@ -18,7 +18,7 @@ from viommu_actors.actors.hostile_link import HostileLink
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.devices.edu import Edu
-from viommu_actors.devices.endpoint import Endpoint
+from viommu_actors.devices.endpoint import Endpoint, FunctionState
 from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
@@ -60,8 +60,15 @@ class DeviceActor:
         self._endpoint = self._make(configuration)
         self._rogue = Rogue(self._endpoint, HostileLink(self._endpoint, self._link, self._tally, self._take))
         self._control = Control(self._inbox, name, tallies)
-        self._control.register({"attack": self._attack, "counters": lambda: dict(self._endpoint.counters)})
-        self._control.register({"confinement": lambda: asdict(confinement)})
+        self._control.register(
+            {
+                "attack": self._attack,
+                "counters": lambda: dict(self._endpoint.counters),
+                "confinement": lambda: asdict(confinement),
+                "state": self._endpoint.state,
+                "adopt": lambda state: self._endpoint.adopt(FunctionState.of(state)),
+            }
+        )
         self._control.register(DeviceLatency(self._endpoint, self._control).handlers())
 
     def run(self) -> None:

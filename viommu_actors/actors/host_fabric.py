@@ -26,6 +26,8 @@ COMPLETION_TIMEOUT = 1.0
 LINK_TIMEOUT = 5.0
 #: PCIe section 10.3.1 gives devices a minute; who unmaps waits for it.
 INVALIDATION_TIMEOUT = 1.0
+#: All else stands still meanwhile; whoever is to answer is up already.
+RELINK_TIMEOUT = 1.0
 
 
 class Fabric:
@@ -45,6 +47,7 @@ class Fabric:
         self._complex = RootComplex(memory, unit.translate, msi, ports, ats)
         #: asks a device to forget translations (`vtd.unit.RemappingUnit`)
         self.invalidate_device = self._complex.invalidate_device
+        self._poller = poller
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}
         #: names by what the poller returns
@@ -78,6 +81,25 @@ class Fabric:
         for name, wire in self._wires.items():
             if wire.train(deadline):
                 self._complex.attach(name, wire.send)
+
+    def relink(self, link: str, address: str) -> None:
+        """Another process, which listens at `address`, answers for the device of the link. Nothing goes down.
+
+        What the one before has sent and nobody has taken yet is lost with it, and its counts are. Raises TimeoutError.
+        """
+        before = self._wires[link]
+        wire = LinkWire(self._complex.ports[link], address, before.tally, self._poller)
+        if not wire.train(time.monotonic() + RELINK_TIMEOUT):
+            raise TimeoutError(f"{link}: nobody answers at the other end")
+        if before.open:
+            del self._polled[before.fd]
+            self.behind.discard(before.fd)
+            before.close()
+        before.tally.start_over()
+        self._wires[link] = wire
+        self._polled[wire.fd] = link
+        self._unplugged.discard(link)
+        self._complex.take_over(link, wire.send)
 
     def unplug(self, device: str | None = None) -> None:
         """Takes a device off its link, or all: nothing it sends is taken any more."""
@@ -149,7 +171,7 @@ class Fabric:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Control commands."""
-        return AttackWatch(self._complex).handlers() | {"unplug": self.unplug}
+        return AttackWatch(self._complex).handlers() | {"unplug": self.unplug, "relink": self.relink}
 
     def _take_off(self, name: str) -> None:
         self._complex.detach(name)

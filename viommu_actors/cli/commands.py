@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Final
 
-from viommu_actors.cli import inspect, latency, matrix, record, replay, shapes, topology
+from viommu_actors.cli import inspect, latency, matrix, record, replay, rogue, shapes, topology
 
 #: Each module has HELP, `add_arguments(parser)` and `run(options)`, which returns the exit status.
 COMMANDS: Final[Mapping[str, ModuleType]] = {
     "topology": topology,
+    "rogue": rogue,
     "latency": latency,
     "replay": replay,
     "record": record,

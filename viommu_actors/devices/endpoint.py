@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
+from typing import Any, NamedTuple
 
 from viommu_actors.devices.device_tlb import DeviceTlb
 from viommu_actors.devices.dma_engine import DmaEngine, Transfer
@@ -24,6 +25,31 @@ _COMPLAINTS_LOGGED = 10
 
 
 Task = Generator[Transfer, None, None]
+
+
+class FunctionState(NamedTuple):
+    """What a kernel has set up of a function: its ID, its configuration space, its MSI-X table (4 dwords an entry)."""
+
+    requester: int
+    config: bytes
+    vectors: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, values: Any) -> FunctionState:
+        """From plain values that came by a wire. Raises ValueError."""
+        try:
+            requester, config, vectors = values
+            if type(requester) is int and type(config) is bytes and _dwords(vectors):
+                return cls(requester, config, vectors)
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("no state of a function")
+
+
+def _dwords(vectors: Any) -> bool:
+    return type(vectors) is tuple and all(
+        type(entry) is tuple and all(type(dword) is int for dword in entry) for entry in vectors
+    )
 
 
 class Endpoint:
@@ -70,6 +96,29 @@ class Endpoint:
         self.counters[kind] += 1
         if self.counters[kind] <= _COMPLAINTS_LOGGED:
             self.log(line)
+
+    # --- handed over to other firmware
+
+    def state(self) -> FunctionState:
+        """What the kernel has set up of the function."""
+        entries = [] if self._msix is None else self._msix.entries()
+        return FunctionState(self.requester, self.config.dump(), tuple(tuple(entry) for entry in entries))
+
+    def adopt(self, state: FunctionState) -> None:
+        """Goes on with what the kernel has set up of other firmware's function. Raises ValueError for no such state."""
+        vectors = 0 if self._msix is None else self._msix.vectors
+        if len(state.config) != pci.CONFIG_SIZE or not 0 <= state.requester < 1 << 16:
+            raise ValueError("no configuration of a function")
+        if len(state.vectors) != vectors or any(
+            len(entry) != 4 or not all(0 <= dword < 1 << 32 for dword in entry) for entry in state.vectors
+        ):
+            raise ValueError(f"no MSI-X table of {vectors} entries")
+        self._reset()
+        self.requester = state.requester
+        self.config.load(state.config)
+        if self._msix is not None:
+            self._msix.load(state.vectors)
+        self._latch()
 
     # --- from the link
 

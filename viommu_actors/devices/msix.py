@@ -5,7 +5,7 @@ An entry that is masked keeps its interrupt pending, and sends it when it is unm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.spec import pci
@@ -46,6 +46,16 @@ class MsixTable:
         self._pending = 0
         self.enabled = False
         self._function_mask = False
+
+    def entries(self) -> list[list[int]]:
+        """The table as it stands: address, upper address, data and control of each entry."""
+        return [list(entry) for entry in self._entries]
+
+    def load(self, entries: Sequence[Sequence[int]]) -> None:
+        """A table as `entries` gives it, of which the bits that software may change are taken over."""
+        for held, entry in zip(self._entries, entries, strict=True):
+            for register, value in enumerate(entry):
+                held[register] = value & _WRITABLE[register]
 
     def latch(self) -> None:
         """After a write to the capability."""

@@ -65,6 +65,12 @@ class ConfigSpace:
     def dump(self) -> bytes:
         return bytes(self._data)
 
+    def load(self, dump: bytes) -> None:
+        """What software had written, as a `dump` of the same function shows it; the rest stays this function's own."""
+        writable = int.from_bytes(self._writable, "little")
+        merged = int.from_bytes(self._data, "little") & ~writable | int.from_bytes(dump, "little") & writable
+        self._data[:] = merged.to_bytes(pci.CONFIG_SIZE, "little")
+
     # --- base address registers
 
     def add_bar(self, index: int, size: int, is64: bool = False, prefetch: bool = False) -> None:

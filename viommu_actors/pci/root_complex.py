@@ -77,6 +77,17 @@ class RootComplex:
         port.start_over()
         port.set_presence(True)
 
+    def take_over(self, link: str, send: Callable[[tlp.Downstream], bool]) -> None:
+        """Other firmware answers for the device of the link, which stays up: nobody is told."""
+        port = self.ports[link]
+        was_down = port.send is None
+        port.send = None
+        port.abandon()
+        port.send = send
+        port.start_over()
+        if was_down:
+            port.set_presence(True)
+
     def detach(self, link: str) -> None:
         """The device is gone; what waits for it is answered all-ones."""
         port = self.ports[link]

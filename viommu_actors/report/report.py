@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from viommu_actors.report.picture import picture
-from viommu_actors.report.results import Results
+from viommu_actors.report.results import Results, RogueResults
 from viommu_actors.report.tables import (
     absent_table,
     assignment_table,
@@ -41,6 +41,22 @@ def render(topology: ResolvedTopology, results: Results, stream: TextIO) -> str:
     """Coloured for a terminal where rich is installed, plain for anything else."""
     width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns if stream.isatty() else PLAIN_WIDTH
     return shown(report(topology, results, width), stream)
+
+
+def render_rogue(topology: ResolvedTopology, rogue: RogueResults, stream: TextIO) -> str:
+    """What one rogue got at: accesses tried, what was left out, and the closing line."""
+    results = Results(
+        topology=topology.name,
+        ok=rogue.ok,
+        processes=(),
+        verdicts=rogue.verdicts,
+        io=rogue.io,
+        faults=(),
+        absent=rogue.absent,
+    )
+    tables = [*verdict_tables(topology, results), absent_table(results)]
+    blocks = [*(table.lines() for table in tables if table), [summary(results)]]
+    return shown([each for block in blocks for each in (*block, ())][:-1], stream)
 
 
 def shown(lines: list[Line], stream: TextIO) -> str:

@@ -169,6 +169,16 @@ class Results(Struct, kw_only=True, frozen=True):
     machines: tuple[Machine, ...] = ()
 
 
+class RogueResults(Struct, kw_only=True, frozen=True):
+    """What a rogue got at that came while the topology was up; `io` is honest work of the other devices, after it."""
+
+    device: str
+    ok: bool
+    verdicts: tuple[Verdict, ...]
+    absent: tuple[Absent, ...] = ()
+    io: tuple[Io, ...] = ()
+
+
 def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:
     """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful."""
     faithful = all(verdict.ok for verdict in verdicts) and all(assignment.ok for assignment in assignments)

@@ -8,7 +8,8 @@ import msgspec
 
 from viommu_actors.confine.level import Confinement
 from viommu_actors.confine.sandbox import lacking
-from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor, printable
+from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
+from viommu_actors.text import printable
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import SandboxMode
 

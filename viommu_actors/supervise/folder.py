@@ -62,7 +62,8 @@ class RunFolder:
 
     def write_control(self, address: str) -> None:
         """`control.json`: how others reach this run while it lives."""
-        self.write("control.json", json.dumps({"address": address, "pid": os.getpid(), "start_time": _start_time()}))
+        pid = os.getpid()
+        self.write("control.json", json.dumps({"address": address, "pid": pid, "start_time": start_time(pid)}))
 
     def log(self, actor: str) -> IO[bytes]:
         """The log of an actor, to be its standard error."""
@@ -91,6 +92,9 @@ def _started(events: IO[str]) -> Iterator[str]:
                 yield row["actor"]
 
 
-def _start_time() -> int:
-    """When this process started, in clock ticks since boot: tells a pid from its reuse (proc(5), field 22)."""
-    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot: tells a pid from its reuse (proc(5), field 22).
+
+    Raises OSError where there is no such process.
+    """
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -46,11 +46,31 @@ class Plan:
     actors: list[ActorPlan] = field(default_factory=list)
     #: VM name -> its slots (gpa, hpa, size)
     memory: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    #: nic -> its end of a cable, which is there for whoever is the nic next
+    cables: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Closes this process's copies of every descriptor."""
-        for fd in {fd for actor in self.actors for fd in actor.fds}:
+        """Closes this process's copies of every descriptor but those of cables."""
+        cables = {cable["fd"] for cable in self.cables.values()}
+        for fd in {fd for actor in self.actors for fd in actor.fds} - cables:
             os.close(fd)
+
+    def pull(self, device: str) -> None:
+        """Nobody will be this device any more: its cable's other end is to see that it hangs loose."""
+        cable = self.cables.pop(device, None)
+        if cable is not None:
+            os.close(cable["fd"])
+
+    def again(self, device: str) -> ActorPlan:
+        """Another process for a device of the topology, with a link of its own."""
+        first = next(actor for actor in self.actors if actor.name == device)
+        inbox, link = Listener.create(), Listener.create()
+        ends = {"inbox": inbox, "link": link}
+        configuration = first.configuration | {
+            key: {"fd": listener.fd, "address": listener.address} for key, listener in ends.items()
+        }
+        cable = [] if first.configuration["cable"] is None else [first.configuration["cable"]["fd"]]
+        return ActorPlan("device", device, inbox, configuration, [inbox.fd, link.fd, *cable])
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     """Makes every listener, memory slot and cable of the topology."""
     plan = Plan()
     links = {device.name: Listener.create() for device in topology.devices}
-    cables = _cables(topology.devices)
+    cables = plan.cables = _cables(topology.devices)
     host = _actor("host", "host")
     slots = _place_memory(topology, plan)
     for device in topology.devices:

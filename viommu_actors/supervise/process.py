@@ -24,9 +24,10 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 class Actor:
     """A running actor; `pidfd` becomes readable when it ends."""
 
-    def __init__(self, plan: ActorPlan, context: zmq.Context[Any], lifeline: int, log: IO[bytes]) -> None:
+    def __init__(self, plan: ActorPlan, name: str, context: zmq.Context[Any], lifeline: int, log: IO[bytes]) -> None:
         self.role = plan.role
-        self.name = plan.name
+        #: by which the launcher knows it; its wires go by the plan's
+        self.name = name
         self.vm = plan.vm
         self.last_did = "was started"
         #: how often it has said something unasked
@@ -35,7 +36,7 @@ class Actor:
         configuration = plan.configuration | {"launcher": os.getpid(), "lifeline": lifeline}
         self._process = _spawn(configuration, [*plan.fds, lifeline], log)
         self.pidfd = os.pidfd_open(self._process.pid)
-        self.tally = Tally(f"control:{self.name}", "launcher")
+        self.tally = Tally(f"control:{plan.name}", "launcher")
         self.channel = Channel(context, "launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
 
     @property

@@ -15,9 +15,11 @@ from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
 from viommu_actors.measure.trace import chrome_trace, crossings
 from viommu_actors.report.results import Results
+from viommu_actors.supervise.attachments import Attachments
+from viommu_actors.supervise.door import NO_STAY
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.page import write_results
-from viommu_actors.supervise.plan import make_plan
+from viommu_actors.supervise.plan import Plan, make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
 from viommu_actors.topology.resolve import ResolvedTopology
@@ -65,10 +67,11 @@ class Run:
             plan = make_plan(self._topology)
             contain = self._topology.on_death == "contain"
             with Supervisor(plan, self.folder, contain) as supervisor:
+                supervisor.door.refusal = "" if stay else NO_STAY
                 self.folder.write_control(supervisor.door.address)
                 scenario = Scenario(self._topology, plan, supervisor, self._note, self._setting)
                 try:
-                    return self._played(scenario, supervisor, show, stay, also)
+                    return self._played(scenario, supervisor, plan, show, stay, also)
                 except (ActorDied, CommandFailed, Interrupted) as error:
                     if isinstance(error, Interrupted):
                         supervisor.quiesce()
@@ -83,6 +86,7 @@ class Run:
         self,
         scenario: Scenario,
         supervisor: Supervisor,
+        plan: Plan,
         show: Callable[[Results], None],
         stay: bool,
         also: Callable[[Supervisor], None],
@@ -106,9 +110,10 @@ class Run:
         if unwritten:
             return Ended("failed", unwritten[0], results)
         if stay:
-            self._tell(f"up; Ctrl-C ends it (run folder {self.folder.path})")
+            self._note(f"up; Ctrl-C ends it, launch/rogue attacks it (run folder {self.folder.path})")
+            attachments = Attachments(self._topology, plan, supervisor, self.folder, self._note)
             try:
-                supervisor.wait_until_stopped()
+                supervisor.wait_until_stopped(attachments.serve)
             except ActorDied as error:
                 return Ended("died", str(error), results)
             supervisor.quiesce()

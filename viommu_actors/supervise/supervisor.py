@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +17,9 @@ import zmq
 
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
+from viommu_actors.supervise.plan import ActorPlan, Plan, guest_of, hypervisor_of
 from viommu_actors.supervise.process import Actor
+from viommu_actors.text import printable
 from viommu_actors.wire.messages import Command, Reply
 from viommu_actors.wire.sockets import PeerGone, make_context
 from viommu_actors.wire.tally import disagreements
@@ -45,6 +46,10 @@ class Interrupted(Exception):
     """SIGINT, SIGTERM or the control message `stop`."""
 
     how: Final = "interrupted"
+
+
+class Withdrawn(Exception):
+    """Whoever asked for the job that is being done has given it up, or is gone."""
 
 
 class CommandFailed(Exception):
@@ -92,6 +97,13 @@ class Supervisor:
         self.actors: dict[str, Actor] = {}
         #: who died and was contained -> how
         self.lost: dict[str, str] = {}
+        #: actors whose death ends nothing but themselves, and how they died that did
+        self.expendable: set[str] = set()
+        self.fallen: dict[str, str] = {}
+        #: connections of the door that ended, to be fetched by whoever serves its jobs
+        self.departed: set[bytes] = set()
+        #: what `status` tells beside the processes
+        self.more_status: Callable[[], dict[str, Any]] = dict
 
     def __enter__(self) -> Supervisor:
         self._lifeline = os.pipe2(os.O_CLOEXEC)
@@ -109,10 +121,10 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self.actors.values():
-            self._poller.unregister(actor.pidfd)
-            actor.end()
-        self.actors.clear()
+        for name in list(self.actors):
+            self.retire(name)
+        for device in list(self._plan.cables):
+            self._plan.pull(device)
         self.door.close()
         self._context.destroy(linger=0)
         signal.set_wakeup_fd(self._wakeup_fd)
@@ -124,14 +136,53 @@ class Supervisor:
     def _start(self) -> None:
         try:
             for plan in self._plan.actors:
-                with self._folder.log(plan.name) as log:
-                    actor = Actor(plan, self._context, self._lifeline[0], log)
-                self.actors[plan.name] = actor
-                self._poller.register(actor.pidfd, zmq.POLLIN)
-                self._poller.register(actor.channel.socket, zmq.POLLIN)
-                self._folder.event(plan.name, "started", role=plan.role, pid=actor.pid)
+                self._spawn(plan, plan.name)
         finally:
             self._plan.close()
+
+    def _spawn(self, plan: ActorPlan, name: str) -> None:
+        with self._folder.log(name) as log:
+            actor = Actor(plan, name, self._context, self._lifeline[0], log)
+        self.actors[name] = actor
+        self._poller.register(actor.pidfd, zmq.POLLIN)
+        self._poller.register(actor.channel.socket, zmq.POLLIN)
+        self._folder.event(name, "started", role=plan.role, pid=actor.pid)
+
+    # --- actors that come and go while the others stay
+
+    def enlist(self, plan: ActorPlan, name: str) -> None:
+        """Starts one more actor, and waits until it is up; `name` is its own among the actors, and its log's.
+
+        Its death ends nothing but itself, and stands in `fallen`. Raises ActorGone, CommandFailed.
+        """
+        kept = {cable["fd"] for cable in self._plan.cables.values()}
+        self.fallen.pop(name, None)
+        self.expendable.add(name)
+        try:
+            self._spawn(plan, name)
+        finally:
+            for fd in set(plan.fds) - kept:
+                os.close(fd)
+        self.command(name, "ping")
+
+    def succeed(self, successor: str, name: str, expendable: bool) -> None:
+        """One actor ends, if it has not already, and an enlisted one goes on by its name."""
+        self.retire(name)
+        actor = self.actors.pop(successor)
+        actor.name = name
+        self.actors[name] = actor
+        self.expendable -= {successor, name}
+        self.fallen.pop(name, None)
+        if expendable:
+            self.expendable.add(name)
+
+    def retire(self, name: str) -> None:
+        """Ends an actor, where it is there."""
+        actor = self.actors.pop(name, None)
+        if actor is not None:
+            self._poller.unregister(actor.pidfd)
+            self._poller.unregister(actor.channel.socket)
+            actor.end()
 
     # --- commands
 
@@ -215,21 +266,27 @@ class Supervisor:
 
     def poll(self, seconds: float) -> None:
         """Waits once for whatever happens first. Raises ActorDied, Interrupted."""
-        ready = {source for source, _ in self._poller.poll(max(0, int(seconds * 1000)))}
+        seconds = max(0.0, min(seconds, self.door.patience))
+        ready = {source for source, _ in self._poller.poll(int(seconds * 1000))}
         for actor in list(self.actors.values()):
             if actor.channel.socket in ready:
                 self._drain(actor)
-        if self.door.socket in ready:
-            self.door.serve(self._status, self._stop)
+        withdrawn = self.door.socket in ready and self.door.serve(self._status, self._stop)
         self._raise_if_interrupted()
         for actor in list(self.actors.values()):
             if actor.pidfd in ready:
                 self._died(actor)
+        gone = self.door.departed()
+        self.departed |= gone
+        if withdrawn or self.door.revocable in gone:
+            raise Withdrawn
 
-    def wait_until_stopped(self) -> None:
-        """Stays up until a signal or `stop`. Raises ActorDied."""
+    def wait_until_stopped(self, serve: Callable[[], None]) -> None:
+        """Stays up until a signal or `stop`; `serve` is called whenever something happened. Raises ActorDied."""
+        self.door.open = True
         while True:
             try:
+                serve()
                 self.poll(3600)
             except Interrupted:
                 return
@@ -264,6 +321,10 @@ class Supervisor:
         words = printable(actor.last_words())
         text = f"{actor.name} (pid {actor.pid}) {how}; it last {actor.last_did}; last in its log: {words}"
         self._folder.event(actor.name, "died", status=status, last_did=actor.last_did, log=words)
+        if actor.name in self.expendable:
+            self.retire(actor.name)
+            self.fallen[actor.name] = text
+            return
         if not self._contain or actor.role == "host":
             raise ActorDied(text)
         self._lose(actor, text)
@@ -272,16 +333,15 @@ class Supervisor:
         """Goes on without an actor; a VM whose hypervisor or guest died is gone as a whole."""
         halves = {hypervisor_of(actor.vm), guest_of(actor.vm)} if actor.vm is not None else {actor.name}
         for name in halves & self.actors.keys():
-            gone = self.actors.pop(name)
-            self._poller.unregister(gone.pidfd)
-            self._poller.unregister(gone.channel.socket)
-            gone.end()
+            self.retire(name)
+            self._plan.pull(name)
             self.lost[name] = text if name == actor.name else f"{name} ended with {actor.name}"
             self._send("host", "gone", {"name": name})
 
     def _raise_if_lost(self, actor: str) -> None:
-        if actor in self.lost:
-            raise ActorGone(self.lost[actor])
+        how = self.lost.get(actor) or self.fallen.get(actor)
+        if how is not None:
+            raise ActorGone(how)
 
     # --- the counts of both ends
 
@@ -360,7 +420,7 @@ class Supervisor:
                 {"role": actor.role, "name": actor.name, "pid": actor.pid, "last_did": actor.last_did}
                 for actor in self.actors.values()
             ]
-        }
+        } | self.more_status()
 
 
 def _checked_counts(result: Any) -> list[dict[str, Any]]:
@@ -372,8 +432,3 @@ def _checked_counts(result: Any) -> list[dict[str, Any]]:
                 way: {str(k): n for k, n in end[way].items() if isinstance(n, int)} for way in ("sent", "received")
             }})  # fmt: skip
     return ends
-
-
-def printable(text: str) -> str:
-    """An actor's text as one line that a terminal may show: control characters are escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

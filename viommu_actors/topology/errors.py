@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from viommu_actors.text import printable
+
 
 class Refusal(Exception):
     """One reason to refuse a topology: the key it is about, what is wrong, how to mend it."""
@@ -22,9 +24,5 @@ class TopologyError(Exception):
         self.problem = refusal.problem
         self.remedy = refusal.remedy
         where = f"{file}: {refusal.key}" if refusal.key else file
-        super().__init__(_one_line(f"{where}: {refusal.problem}; {refusal.remedy}"))
-
-
-def _one_line(text: str) -> str:
-    """File names and values may hold anything: what would break the line or the terminal is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        # File names and values may hold anything.
+        super().__init__(printable(f"{where}: {refusal.problem}; {refusal.remedy}"))

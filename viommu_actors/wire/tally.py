@@ -65,6 +65,13 @@ class Tally:
         plain = (defaultdict(int, self.sent), defaultdict(int, self.received))
         self.sent, self.received = plain if kinds is None else tuple(_Stamped(each, kinds) for each in plain)
 
+    def start_over(self) -> None:
+        """Another process is at the other end, which has counted nothing yet."""
+        self.sent.clear()
+        self.received.clear()
+        self.rejected.clear()
+        self.hostile.clear()
+
     def take_stamps(self, limit: int) -> dict[str, Any] | None:
         """What was noted since the last call, each direction as the bytes of at most `limit` (kind, time) pairs.
 

@@ -1,0 +1,100 @@
+"""`viommu rogue`: attaches a rogue device process to a topology that is up, and tells what it got at."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+
+from viommu_actors.cli.exits import Exit
+from viommu_actors.report.progress import Progress
+from viommu_actors.report.report import render_rogue
+from viommu_actors.report.results import RogueResults
+from viommu_actors.supervise.client import DoorClient, JobFailed
+from viommu_actors.supervise.requests import MAX_REPEAT, Attack, DeviceAdd, DeviceDel
+from viommu_actors.supervise.runs import LiveRun, NoRun, find_run
+
+HELP = "attach a rogue device to a topology that is up (launch/topology --stay), and print what stopped it"
+
+_STATUS = {
+    "refused": Exit.REFUSED,
+    "failed": Exit.DIFFERS,
+    "died": Exit.DIED,
+    "interrupted": Exit.INTERRUPTED,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: the newest live one)")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "--as",
+        dest="device",
+        metavar="DEVICE",
+        help="take over this device's link, without a link-down, and with its mappings: its firmware turned hostile",
+    )
+    place.add_argument("--remove", metavar="DEVICE", help="take away a rogue that was left with --detach")
+    parser.add_argument(
+        "--attacks", type=_attacks, default=(), metavar="all|A1,A2,…", help="what it tries (default: all that apply)"
+    )
+    parser.add_argument("--repeat", type=_repeat, default=1, metavar="N", help="how often (default: %(default)s)")
+    parser.add_argument("--detach", action="store_true", help="leave it attached")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, and nothing else")
+
+
+def run(options: argparse.Namespace) -> int:
+    """See `cli.exits`."""
+    try:
+        live = find_run(options.run)
+    except NoRun as error:
+        print(error, file=sys.stderr)
+        return Exit.REFUSED
+    try:
+        if options.remove is not None:
+            with DoorClient(live) as client:
+                client.do(DeviceDel(device=options.remove))
+            return Exit.AS_EXPECTED
+        return _attach(options, live)
+    except JobFailed as error:
+        print(error, file=sys.stderr)
+        return _STATUS[error.how]
+    except OSError as error:
+        print(f"{live.folder}: {error.strerror}", file=sys.stderr)
+        return Exit.REFUSED
+
+
+def _attach(options: argparse.Namespace, live: LiveRun) -> int:
+    topology = live.topology()
+    with Progress(sys.stderr) as progress, DoorClient(live, progress.tell) as client:
+        device = None
+        try:
+            progress.tell(f"{options.device}: a rogue takes over its link")
+            added = client.do(DeviceAdd(place="as", device=options.device, detach=options.detach))
+            device = added["device"]["name"]
+            result = client.do(Attack(device=device, attacks=options.attacks, repeat=options.repeat))
+        except KeyboardInterrupt:
+            client.cancel()
+            return Exit.INTERRUPTED
+        finally:
+            if device is not None and not options.detach:
+                progress.tell(f"{device}: the rogue is unplugged")
+                client.remove(device)
+    results = msgspec.convert(result, RogueResults)
+    print(json.dumps(result) if options.json else render_rogue(topology, results, sys.stdout), flush=True)
+    return Exit.AS_EXPECTED if results.ok else Exit.DIFFERS
+
+
+def _attacks(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    if not names:
+        raise argparse.ArgumentTypeError("name attacks of the catalogue, such as A1,A2, or all")
+    return () if names == ("all",) else names
+
+
+def _repeat(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_REPEAT or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of repeats from 1 to {MAX_REPEAT}")
+    return int(text)

@@ -1,0 +1,267 @@
+"""Rogues that come to a topology while it is up, and go: each job that was asked for at its door.
+
+A rogue is a device process of its own. One that takes over a device's link starts from what the kernel has set up of
+the device, and nobody sees a link go down; when it leaves, an honest process does the same, and the device's driver
+is bound anew. Whatever becomes of a rogue, the topology goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from viommu_actors.attacks.catalogue import CATALOGUE
+from viommu_actors.report.results import Absent, Io, RogueResults, Verdict
+from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.door import Asked, Door
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.owner import Owner, owner_of
+from viommu_actors.supervise.plan import ActorPlan, Plan
+from viommu_actors.supervise.requests import Attack, DeviceAdd, DeviceDel
+from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
+from viommu_actors.supervise.work import Work
+from viommu_actors.topology.guess import did_you_mean
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+
+#: Seconds in which a rogue hands over what it holds of the device; a script may be busy for ever.
+_HAND_OVER = 2.0
+#: Operations of every other device after a rogue's attacks: honest work goes on.
+_OPERATIONS = 8
+
+
+class Refused(Exception):
+    """What was asked for cannot be had; the text says why, and what can."""
+
+
+@dataclass
+class Attached:
+    """A rogue in the place of a device. `peer` asked for it, and takes it away when it goes; None: it stays."""
+
+    device: ResolvedDevice
+    owner: Owner
+    peer: bytes | None
+    #: what the kernel has set up of the function, as it was handed over last
+    state: Any
+
+
+class Attachments:
+    """The rogues of one run, by the name of their device."""
+
+    def __init__(
+        self,
+        topology: ResolvedTopology,
+        plan: Plan,
+        supervisor: Supervisor,
+        folder: RunFolder,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._topology = topology
+        self._plan = plan
+        self._supervisor = supervisor
+        self._folder = folder
+        self._tell = tell
+        self._door: Door = supervisor.door
+        self._attached: dict[str, Attached] = {}
+        self._processes = 0
+        self._reports = 0
+        supervisor.more_status = self._status
+
+    def serve(self) -> None:
+        """Does every job that waits, and takes away rogues whose asker is gone or whose process has died.
+
+        Raises ActorDied, Interrupted.
+        """
+        while True:
+            self._tidy()
+            asked = self._door.next_job()
+            if asked is None:
+                return
+            self._serve(asked)
+
+    def _serve(self, asked: Asked) -> None:
+        door = self._door
+        try:
+            result = self._do(asked)
+        except Refused as error:
+            door.fail(asked, "refused", str(error))
+        except ActorGone as error:
+            door.fail(asked, "died", str(error))
+        except CommandFailed as error:
+            door.fail(asked, "failed", str(error))
+        except Withdrawn:
+            door.fail(asked, "interrupted", "given up")
+        except (ActorDied, Interrupted):
+            door.fail(asked, "interrupted", "the topology has ended")
+            raise
+        else:
+            door.answer(asked, {"result": result})
+        finally:
+            door.done()
+
+    def _do(self, asked: Asked) -> dict[str, Any]:
+        match asked.request:
+            case DeviceAdd() as job:
+                return self._add(job, asked.peer)
+            case Attack() as job:
+                return self._attack(job, asked)
+            case DeviceDel(device=device):
+                self._find(device)
+                self._remove(device)
+                return {"device": device}
+        raise AssertionError(asked.request)
+
+    def _tidy(self) -> None:
+        gone, self._supervisor.departed = self._supervisor.departed, set()
+        for name, attached in list(self._attached.items()):
+            if name in self._supervisor.fallen:
+                self._tell(f"{self._supervisor.fallen[name]}; the topology goes on")
+                self._remove(name)
+            elif attached.peer in gone:
+                self._tell(f"{name}: whoever attached the rogue is gone")
+                self._remove(name)
+
+    # --- coming and going
+
+    def _add(self, job: DeviceAdd, peer: bytes) -> dict[str, Any]:
+        device = self._wanted(job)
+        if device.name in self._attached:
+            remedy = f"take it away: launch/rogue --remove {device.name}"
+            raise Refused(f'"{device.name}" is a rogue already; {remedy}')
+        if device.name in self._supervisor.lost:
+            raise Refused(f'"{device.name}" is gone: {self._supervisor.lost[device.name]}')
+        state = self._supervisor.command(device.name, "state")
+        attached = Attached(device, owner_of(self._topology, device), None if job.detach else peer, state)
+        self._replace(attached, expendable=True)
+        self._attached[device.name] = attached
+        self._hold()
+        self._tell(f"{device.name}: a rogue has taken over its link")
+        return {"device": msgspec.to_builtins(device)}
+
+    def _wanted(self, job: DeviceAdd) -> ResolvedDevice:
+        names = [device.name for device in self._topology.devices]
+        if job.device not in names:
+            raise Refused(f'there is no device "{job.device}"; {_known(job.device or "", names)}')
+        return self._topology.device(job.device)
+
+    def _replace(self, attached: Attached, expendable: bool) -> None:
+        """Another process goes on as the device. Until the host has its link, the one before is still there."""
+        device, supervisor = attached.device, self._supervisor
+        plan = self._plan.again(device.name)
+        self._processes += 1
+        name = f"{device.name}.{self._processes}"
+        try:
+            supervisor.enlist(plan, name)
+            supervisor.command(name, "adopt", state=attached.state)
+            supervisor.command("host", "relink", link=device.link, address=_link_of(plan))
+        except BaseException:
+            supervisor.retire(name)
+            raise
+        supervisor.succeed(name, device.name, expendable)
+
+    def _remove(self, name: str) -> None:
+        """The device's own firmware comes back, and its driver finds it so."""
+        attached = self._attached.pop(name)
+        self._hold()
+        with suppress(CommandFailed, ActorGone):
+            state = self._supervisor.each({name: {}}, "state", _HAND_OVER)[name]
+            attached.state = state
+        self._replace(attached, expendable=False)
+        with suppress(CommandFailed, ActorGone):
+            self._supervisor.command(attached.owner.kernel, "rebind", bdf=attached.owner.bdf)
+        self._tell(f"{name}: its own firmware is back")
+
+    def _hold(self) -> None:
+        self._door.held = {each.peer for each in self._attached.values() if each.peer is not None}
+
+    def _find(self, name: str) -> Attached:
+        attached = self._attached.get(name)
+        if attached is None:
+            raise Refused(f'no rogue is attached as "{name}"; {_known(name, list(self._attached))}')
+        return attached
+
+    # --- attacks
+
+    def _attack(self, job: Attack, asked: Asked) -> dict[str, Any]:
+        unknown = next((name for name in job.attacks if name not in CATALOGUE), None)
+        if unknown is not None:
+            raise Refused(f'there is no attack "{unknown}"; {_known(unknown, list(CATALOGUE))}')
+        attached = self._find(job.device)
+        device = msgspec.structs.replace(attached.device, rogue=job.attacks or tuple(CATALOGUE))
+        assault = Assault(self._topology, self._plan, self._supervisor, device, attached.owner)
+        verdicts: list[Verdict] = []
+        absent: list[Absent] = []
+        self._door.revocable = asked.peer
+        try:
+            for turn in range(job.repeat):
+                for attack, target, reason in assault.choices():
+                    if reason:
+                        if not turn:
+                            absent.append(assault.absent(attack, target, reason))
+                        continue
+                    again = f" ({turn + 1} of {job.repeat})" if job.repeat > 1 else ""
+                    self._door.progress(asked, f"{device.name}: {attack.id} {attack.name} on {target}{again}")
+                    verdicts.append(assault.play(attack, target))
+        except (CommandFailed, ActorGone, Withdrawn):
+            self._door.revocable = None
+            self._mend(attached)
+            raise
+        self._door.revocable = None
+        self._door.progress(asked, "honest work of the other devices")
+        io = list(self._others_work(device.name))
+        ok = all(verdict.ok for verdict in verdicts) and all(row.verified for row in io)
+        results = RogueResults(
+            device=device.name, ok=ok, verdicts=tuple(verdicts), absent=tuple(absent), io=tuple(io)
+        )
+        plain: dict[str, Any] = msgspec.to_builtins(results)
+        self._reports += 1
+        self._folder.write(f"rogue-{self._reports}.json", json.dumps(plain, indent=2) + "\n")
+        return plain
+
+    def _mend(self, attached: Attached) -> None:
+        """After an attack that was broken off: what it harmed, and what was being watched."""
+        command = self._supervisor.command
+        kernels = {"host", *(name for name, actor in self._supervisor.actors.items() if actor.role == "guest")}
+        for kernel, name, arguments in [
+            *((kernel, "restore", {}) for kernel in sorted(kernels)),
+            ("host", "unwatch", {"link": attached.device.link}),
+            (attached.owner.kernel, "end_control", {"bdf": attached.owner.bdf}),
+        ]:
+            with suppress(CommandFailed, ActorGone):
+                command(kernel, name, **arguments)
+
+    def _others_work(self, rogue: str) -> Iterator[Io]:
+        """A little honest work of every other device that has a driver and no cable, each byte verified."""
+        for device in self._topology.devices:
+            if device.name in (rogue, *self._attached) or not device.operations or device.peer is not None:
+                continue
+            owner = owner_of(self._topology, device)
+            with suppress(ActorGone):
+                yield Work(self._supervisor, device.name, owner, self._tell).alone(_OPERATIONS)
+
+    # ---
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "attached": [
+                {"device": name, "detached": each.peer is None, "pid": self._supervisor.actors[name].pid}
+                for name, each in self._attached.items()
+                if name in self._supervisor.actors
+            ]
+        }
+
+
+def _known(wrong: str, known: list[str]) -> str:
+    """What was probably meant, and what there is."""
+    near = did_you_mean(wrong, known)
+    there = f"there are {', '.join(known)}" if known else "there are none"
+    return f"{near} {there}" if near else there
+
+
+def _link_of(plan: ActorPlan) -> str:
+    address: str = plan.configuration["link"]["address"]
+    return address
