@@ -33,8 +33,7 @@ def close_others(keep: Collection[int]) -> None:
 
 
 def drop_capabilities() -> None:
-    """Even root is left with what belongs to its user alone."""
-    prctl(privileges.PR_CAP_AMBIENT, privileges.PR_CAP_AMBIENT_CLEAR_ALL)
+    """Even root is left with what belongs to its user alone; the ambient ones go with the inheritable."""
     for capability in range(privileges.CAPABILITY_LIMIT):
         # Neither those that the kernel does not know nor, without CAP_SETPCAP, those that are there can be dropped.
         with suppress(OSError):

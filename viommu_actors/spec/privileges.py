@@ -8,8 +8,6 @@ from typing import Final
 PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
-PR_CAP_AMBIENT: Final = 47
-PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 #: struct __user_cap_header_struct: version, pid.
 CAPABILITY_HEADER: Final = struct.Struct("=Ii")
