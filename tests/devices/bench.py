@@ -71,7 +71,7 @@ class Bench:
     def write(self, offset: int, value: int, size: int = 4) -> None:
         self.endpoint.receive(tlp.MmioWrite(BAR_ADDRESS + offset, value.to_bytes(size, "little")))
 
-    def enable(self, max_payload: int = 4096, max_read: int = 4096) -> None:
+    def enable(self, max_payload: int = 4096, max_read: int = 4096, extended_tags: bool = False) -> None:
         """As a kernel and a driver do: BAR, bus master, MSI, payload sizes."""
         self.configure(pci.BAR0, 4, BAR_ADDRESS)
         self.configure(pci.COMMAND, 2, pci.Command.MEMORY | pci.Command.BUS_MASTER)
@@ -83,7 +83,7 @@ class Bench:
         self.configure(msi + pci.MSI_CONTROL, 2, pci.MSI_ENABLE)
         sizes = pci.payload_code(max_payload) << pci.DEVCTL_MAX_PAYLOAD_SHIFT
         sizes |= pci.payload_code(max_read) << pci.DEVCTL_MAX_READ_SHIFT
-        self.configure(express + pci.EXP_DEVICE_CONTROL, 2, sizes)
+        self.configure(express + pci.EXP_DEVICE_CONTROL, 2, sizes | (pci.DEVCTL_EXTENDED_TAG if extended_tags else 0))
 
     # --- memory behind the root port
 

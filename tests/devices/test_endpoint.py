@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.devices.bench import BAR_ADDRESS, BUS, FUNCTION, MESSAGE_ADDRESS, VECTOR, Bench
-from viommu_actors.devices.dma_engine import TAGS
+from viommu_actors.devices.dma_engine import EXTENDED_TAGS, TAGS
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.pci import config_space
 from viommu_actors.spec import pci, tlp
@@ -233,12 +233,24 @@ def test_a_read_without_answer_times_out(bench: Bench) -> None:
     assert device(bench).results == [None] and bench.endpoint.outstanding == []
 
 
-def test_more_requests_than_tags_wait_their_turn(bench: Bench) -> None:
-    bench.enable(max_read=128)
-    bench.endpoint.start(device(bench).fetch(0, 128 * (TAGS + 3)))
-    assert len(bench.sent) == TAGS and len(set(bench.endpoint.outstanding)) == TAGS
+@pytest.mark.parametrize(("extended", "tags"), [(False, TAGS), (True, EXTENDED_TAGS)])
+def test_more_requests_than_tags_wait_their_turn(bench: Bench, extended: bool, tags: int) -> None:
+    bench.enable(max_read=128, extended_tags=extended)
+    bench.endpoint.start(device(bench).fetch(0, 128 * (tags + 3)))
+    assert len(bench.sent) == tags and len(set(bench.endpoint.outstanding)) == tags
     bench.serve()
-    assert device(bench).results == [bytes(128 * (TAGS + 3))]
+    assert device(bench).results == [bytes(128 * (tags + 3))]
+
+
+def test_tags_that_are_taken_back_are_not_used_again(bench: Bench) -> None:
+    bench.enable(max_read=128, extended_tags=True)
+    bench.endpoint.start(device(bench).fetch(0, 128 * EXTENDED_TAGS))
+    bench.enable(max_read=128)
+    bench.serve()
+    bench.endpoint.start(device(bench).fetch(0, 128 * EXTENDED_TAGS))
+    assert sorted(bench.endpoint.outstanding) == list(range(TAGS))
+    bench.serve()
+    assert device(bench).results == [bytes(128 * EXTENDED_TAGS)] * 2
 
 
 def test_registers_are_served_while_dma_is_outstanding(bench: Bench) -> None:

@@ -113,6 +113,7 @@ def test_payload_is_what_port_and_device_support(port: int, device: int, code: i
         assert (control & pci.DEVCTL_MAX_PAYLOAD_MASK) >> pci.DEVCTL_MAX_PAYLOAD_SHIFT == expected
         if bdf != 0x08:
             assert (control & pci.DEVCTL_MAX_READ_MASK) >> pci.DEVCTL_MAX_READ_SHIFT == 5
+            assert control & pci.DEVCTL_EXTENDED_TAG
 
 
 def test_acs_goes_on_with_the_iommu_only() -> None:

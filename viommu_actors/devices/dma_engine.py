@@ -15,9 +15,12 @@ from viommu_actors.spec import ats, tlp
 from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
 from viommu_actors.spec.vtd import PAGE_MASK
 
-#: Non-posted requests in flight: 5-bit tags, since extended tags are not offered.
-TAGS = 32
+#: Non-posted requests in flight: as many as tags of 5 bits tell apart; with extended tags, which are 8 bits wide, as
+#: many as the function has buffers for, since it cannot refuse a completion (section 2.6.1).
+TAGS, EXTENDED_TAGS = 32, 64
 _ADDRESS_SPACE = 1 << 64
+_SUCCESS = CompletionStatus.SUCCESS
+_new = tuple.__new__
 
 
 class Transfer:
@@ -28,7 +31,7 @@ class Transfer:
     def __init__(self, length: int) -> None:
         self.length = length
         self.data: bytes | None = None
-        self.status = CompletionStatus.SUCCESS
+        self.status = _SUCCESS
         #: A request of it got no answer in time.
         self.timed_out = False
         #: Requests that are not answered yet, and one while more are being issued.
@@ -65,9 +68,17 @@ class DmaEngine:
         self._counters = counters
         self._requests: dict[int, _Request] = {}
         self._queued: deque[tuple[_Request, Callable[[int], tlp.Upstream]]] = deque()
+        self._tags = TAGS
         self._free_tags = deque(range(TAGS))
         #: (requests that were under way, whom to tell once they are over)
         self._drains: list[tuple[set[int], Callable[[], None]]] = []
+
+    def extend_tags(self, enabled: bool) -> None:
+        """Extended tags were enabled, or disabled: from the next request on."""
+        before, self._tags = self._tags, EXTENDED_TAGS if enabled else TAGS
+        if self._tags != before:
+            more = (tag for tag in range(before, self._tags) if tag not in self._requests)
+            self._free_tags = deque([*(tag for tag in self._free_tags if tag < self._tags), *more])
 
     @property
     def busy(self) -> bool:
@@ -92,7 +103,7 @@ class DmaEngine:
             if self._free_tags:
                 tag = self._free_tags.popleft()
                 self._requests[tag] = request
-                self._send(MemRead(requester, tag, at, aligned, dwords, first_be, last_be))
+                self._send(_new(MemRead, (requester, tag, at, aligned, dwords, first_be, last_be)))
             else:
                 self._queued.append(
                     (request, lambda tag: MemRead(requester, tag, at, aligned, dwords, first_be, last_be))
@@ -148,14 +159,15 @@ class DmaEngine:
         if request is None:
             self._counters["unexpected completion"] += 1
             return
-        if status != CompletionStatus.SUCCESS:
+        if status:
             self._retire(tag, _failure(status), None)
             return
         received = request.data + data if request.data else data
-        if remaining != request.remaining or not data or len(received) > request.dwords * tlp.DWORD:
+        missing = request.dwords * tlp.DWORD - len(received)
+        if remaining != request.remaining or not data or missing < 0:
             self._counters["malformed completion"] += 1
-        elif len(received) == request.dwords * tlp.DWORD:
-            self._retire(tag, CompletionStatus.SUCCESS, received)
+        elif not missing:
+            self._retire(tag, _SUCCESS, received)
         else:
             request.remaining -= len(data) - (0 if request.data else request.lead)
             request.data = received
@@ -170,7 +182,7 @@ class DmaEngine:
 
     def abandon(self) -> None:
         """Forgets what is in flight or queued; completions of it are unexpected from now on."""
-        self._free_tags.extend(self._requests)
+        self._free_tags.extend(tag for tag in self._requests if tag < self._tags)
         self._requests.clear()
         self._queued.clear()
         drains, self._drains = self._drains, []
@@ -202,8 +214,9 @@ class DmaEngine:
                 transfer.buffer = bytearray(transfer.length)
             stop = request.offset + request.length
             transfer.buffer[request.offset : stop] = data[request.lead : request.lead + request.length]
-        self._free_tags.append(tag)
-        if self._queued:
+        if tag < self._tags:
+            self._free_tags.append(tag)
+        if self._queued and self._free_tags:
             self._dispatch(*self._queued.popleft())
         _release(transfer)
         if self._drains:

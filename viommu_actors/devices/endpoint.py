@@ -332,6 +332,7 @@ class Endpoint:
         self.max_read = pci.payload_size((control & pci.DEVCTL_MAX_READ_MASK) >> pci.DEVCTL_MAX_READ_SHIFT)
         if self.device_tlb is not None:
             self.device_tlb.latch()
+        self.engine.extend_tags(bool(control & pci.DEVCTL_EXTENDED_TAG))
         self._message = self._read_message()
         if self._msix is not None:
             self._msix.latch()

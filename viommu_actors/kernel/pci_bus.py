@@ -226,17 +226,21 @@ class PciBus:
             device.config_write(acs + pci.ACS_CONTROL, 2, device.config_read(acs + pci.ACS_CONTROL, 2) | services)
 
     def _set_payload(self, root: PciDevice) -> None:
-        """Max payload that everything from a function of the root bus down supports; the largest read request."""
-        family = [device for device in self.devices if root in (device, *_path(device))]
-        codes = [code for code in map(_payload_supported, family) if code is not None]
-        for member in family:
-            offset = member.capability(pci.CapabilityId.PCI_EXPRESS)
-            if offset is None:
-                continue
+        """Max payload that everything from a function of the root bus down supports; the largest read request; and
+        extended tags where a function has them (Linux: pci_configure_extended_tags)."""
+        family: list[tuple[PciDevice, int, int]] = []
+        for device in self.devices:
+            offset = device.capability(pci.CapabilityId.PCI_EXPRESS)
+            if offset is not None and root in (device, *_path(device)):
+                family.append((device, offset, device.config_read(offset + pci.EXP_DEVICE_CAPABILITIES, 4)))
+        payload = min((_payload_supported(capabilities) for _, _, capabilities in family), default=0)
+        for member, offset, capabilities in family:
             control = member.config_read(offset + pci.EXP_DEVICE_CONTROL, 2)
             control &= ~(pci.DEVCTL_MAX_PAYLOAD_MASK | pci.DEVCTL_MAX_READ_MASK)
-            control |= min(codes) << pci.DEVCTL_MAX_PAYLOAD_SHIFT
+            control |= payload << pci.DEVCTL_MAX_PAYLOAD_SHIFT
             control |= pci.payload_code(_MAX_READ_REQUEST) << pci.DEVCTL_MAX_READ_SHIFT
+            if capabilities & pci.DEVCAP_EXTENDED_TAG:
+                control |= pci.DEVCTL_EXTENDED_TAG
             member.config_write(offset + pci.EXP_DEVICE_CONTROL, 2, control)
 
 
@@ -260,9 +264,6 @@ def _hotplug(bridge: PciDevice) -> bool:
     return bool(bridge.config_read(offset + pci.EXP_SLOT_CAPABILITIES, 4) & pci.SLTCAP_HOTPLUG_CAPABLE)
 
 
-def _payload_supported(device: PciDevice) -> int | None:
-    offset = device.capability(pci.CapabilityId.PCI_EXPRESS)
-    if offset is None:
-        return None
-    code = device.config_read(offset + pci.EXP_DEVICE_CAPABILITIES, 4) & pci.DEVCAP_MAX_PAYLOAD_MASK
-    return min(code, len(pci.PAYLOAD_SIZES) - 1)
+def _payload_supported(capabilities: int) -> int:
+    """The code of the largest payload, by device capabilities."""
+    return min(capabilities & pci.DEVCAP_MAX_PAYLOAD_MASK, len(pci.PAYLOAD_SIZES) - 1)

@@ -232,11 +232,14 @@ def add_express(space: ConfigSpace, port_type: pci.PortType, max_payload: int, l
     offset = space.add_capability(pci.CapabilityId.PCI_EXPRESS, pci.EXP_SIZE)
     endpoint = port_type is pci.PortType.ENDPOINT
     space.define(offset + pci.EXP_FLAGS, 2, pci.EXP_FLAGS_VERSION | port_type << pci.EXP_FLAGS_TYPE_SHIFT)
-    capabilities = pci.payload_code(max_payload) | pci.DEVCAP_ROLE_BASED_ERRORS | (pci.DEVCAP_FLR if endpoint else 0)
+    capabilities = pci.payload_code(max_payload) | pci.DEVCAP_ROLE_BASED_ERRORS
+    if endpoint:
+        capabilities |= pci.DEVCAP_FLR | pci.DEVCAP_EXTENDED_TAG
     space.define(offset + pci.EXP_DEVICE_CAPABILITIES, 4, capabilities)
     control = pci.DEVCTL_ERROR_REPORTING | pci.DEVCTL_MAX_PAYLOAD_MASK
     if endpoint:
         control |= pci.DEVCTL_MAX_READ_MASK | pci.DEVCTL_RELAXED_ORDERING | pci.DEVCTL_NO_SNOOP
+        control |= pci.DEVCTL_EXTENDED_TAG
     reset = pci.DEVCTL_MAX_PAYLOAD_DEFAULT << pci.DEVCTL_MAX_PAYLOAD_SHIFT
     if endpoint:
         reset |= pci.DEVCTL_MAX_READ_DEFAULT << pci.DEVCTL_MAX_READ_SHIFT
