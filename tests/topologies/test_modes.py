@@ -148,3 +148,9 @@ def test_the_report_for_a_person(tmp_path: Path) -> None:
         assert words in finished.stdout
     assert "guest kernels boot" in finished.stderr
     assert "\x1b" not in finished.stdout + finished.stderr
+
+
+def test_an_edu_that_the_host_drives_is_read_by_its_interrupt_handler(tmp_path: Path) -> None:
+    text = 'name = "edu"\n[host]\nmemory = "32M"\n[[device]]\nname = "edu0"\nmodel = "edu"\noperations = 8\n'
+    verdicts, io = _observed(tmp_path, text)
+    assert verdicts == {} and io["verified"] and io["interrupts"] == io["operations"] == 8

@@ -16,7 +16,7 @@ class FakeSupervisor:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, dict[str, Any]]] = []
-        self.traps = dict.fromkeys(("guest", "peer", "hypervisor"), 0)
+        self.traps = dict.fromkeys(("guest", "peer", "hypervisor", "host"), 0)
 
     def command(self, actor: str, name: str, **arguments: Any) -> Any:
         self.told.append((actor, name, arguments))
@@ -45,7 +45,8 @@ def test_what_is_wrong_in_one_slice_is_wrong_in_all() -> None:
     class Corrupting(FakeSupervisor):
         def command(self, actor: str, name: str, **arguments: Any) -> Any:
             result = super().command(actor, name, **arguments)
-            if name == "io" and len(self.told) == 9:
+            # The first is the warm-up.
+            if name == "io" and sum(told == "io" for _, told, _ in self.told) == 3:
                 result["verified"] = False
             return result
 

@@ -45,8 +45,6 @@ class Fabric:
         self._unit = unit
         ats = unit.translation_agent if unit.config.device_iotlb else None
         self._complex = RootComplex(memory, unit.translate, msi, ports, ats)
-        #: asks a device to forget translations (`vtd.unit.RemappingUnit`)
-        self.invalidate_device = self._complex.invalidate_device
         self._poller = poller
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}
@@ -55,6 +53,8 @@ class Fabric:
         self._unplugged: set[str] = set()
         #: what the poller would return for links of which more was read than was taken
         self.behind: set[int] = set()
+        #: the link whose messages are being taken
+        self._gathering: LinkWire | None = None
         self._completions: Deadlines[tuple[str, int]] = Deadlines(COMPLETION_TIMEOUT)
         self._invalidations: Deadlines[int] = Deadlines(INVALIDATION_TIMEOUT)
         for each in links:
@@ -112,7 +112,7 @@ class Fabric:
         name = self._polled.get(fd)
         if name is None:  # it went down meanwhile
             return
-        wire = self._wires[name]
+        wire = self._gathering = self._wires[name]
         wire.gather()
         receive, take = self._complex.receive, wire.receive
         self.behind.discard(fd)
@@ -126,6 +126,7 @@ class Fabric:
             receive(name, message)
             if after_each is not None:
                 after_each()
+        self._gathering = None
         wire.flush()
         if wire.behind:
             self.behind.add(fd)
@@ -140,12 +141,14 @@ class Fabric:
             self._complex.config_read(offset >> 12, offset & 0xFFF, size, done)
         else:
             self._complex.mmio_read(address, size, done)
+        self._send_now()
 
     def write(self, address: int, size: int, value: int, done: Callable[[], None]) -> None:
         """CPU write; a configuration write is done when the device says so, a memory write at once."""
         offset = address - platform.ECAM_BASE
         if 0 <= offset < _ECAM_SIZE:
             self._complex.config_write(offset >> 12, offset & 0xFFF, size, value, done)
+            self._send_now()
         else:
             self.post(address, size, value)
             done()
@@ -153,6 +156,11 @@ class Fabric:
     def post(self, address: int, size: int, value: int) -> None:
         """Posted write to a BAR."""
         self._complex.mmio_write(address, size, value)
+
+    def invalidate_device(self, source: int, itag: int, first: int, shift: int) -> None:
+        """Asks a device to forget translations, as `RootComplex` does."""
+        self._complex.invalidate_device(source, itag, first, shift)
+        self._send_now()
 
     def expire(self, now: float) -> int:
         """Ends what a device owes for too long; milliseconds until the next that may, -1 for never."""
@@ -168,6 +176,12 @@ class Fabric:
             return 1  # who waits for it has an answer now
         ends = [end for end in (self._completions.next(), self._invalidations.next()) if end is not None]
         return int((min(ends) - now) * 1000) + 1 if ends else -1
+
+    def _send_now(self) -> None:
+        """Holds back nothing that the kernel waits for, which runs between two messages of a link."""
+        if self._gathering is not None:
+            self._gathering.flush()
+            self._gathering = None
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """Control commands."""
