@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kernel.iommu_machine import EDU, OTHER, PAGE, QUEUED_INVALIDATION, booted, machine_of
+from viommu_actors.kernel import faults
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.machine import KernelPanic
@@ -111,3 +112,24 @@ def test_a_flood_of_faults_is_bounded() -> None:
     assert len(machine.lines) < 2200
     records, lost = iommu.take_faults()
     assert (len(records), lost) == (1024, 3000 - 1024)
+
+
+def test_a_storm_of_faults_leaves_the_processor_alone_until_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "STORM", 2000)
+    machine = machine_of(UnitConfig())
+    kernel, iommu, _ = booted(machine)
+
+    def flood() -> int:
+        before = kernel.counters["interrupts"]
+        for page in range(3000):
+            machine.dma_read(EDU, page * PAGE, 4)
+            machine.wait_for_interrupt(0)
+        return kernel.counters["interrupts"] - before
+
+    assert flood() == 2000
+    assert kernel.counters["fault_storms"] == 1
+    assert [line for line in machine.lines if "fault event masked" in line]
+    records, lost = iommu.take_faults()
+    assert len(records) + lost == 2000 + 1, "those before, and the one that waited in the unit"
+    assert flood() == 2000, "it is heard again"
+    assert machine.unit.counters["faults"] == 6000

@@ -119,11 +119,59 @@ def test_completions_that_a_device_does_not_take_are_not_kept_for_it(running: Su
     unread = {"do": "message", "name": "MemRead", "fields": (0x100, 0, 0, 0, 1024, 15, 15), "times": 20_000}
     running.command(ROGUE, "attack", steps=[unread])
     assert works(running)
+    assert running.reconcile() == []
     seen = port(running)
     assert seen["fault"] == 20_000
     assert seen["not sent"] > 1000
     assert resident(running, "host") - before < BOUND
+
+
+def test_a_storm_of_interrupts_is_held_to_a_rate_and_the_others_go_on(running: Supervisor) -> None:
+    own = running.command("host", "guard_device", bdf="01:00.0")
+    storm = {"do": "interrupt", "address": own["address"], "data": own["data"], "times": 50_000}
+    before = running.command("vm0.guest", "counters")["interrupts"]
+    attacking = running.ask(ROGUE, "attack", steps=[storm])
+    rounds = 0
+    while attacking.question not in running._answers:
+        assert works(running, 2)
+        rounds += 1
+    assert rounds > 3
     assert running.reconcile() == []
+    counters = running.command("host", "counters")
+    assert counters["interrupts_throttled"] > 10
+    assert counters["interrupts_coalesced"] > 10_000
+    assert running.command("vm0.guest", "counters")["interrupts"] - before < 40_000
+
+
+def test_a_storm_of_faults_costs_a_bounded_number_of_records(running: Supervisor, tmp_path: Path) -> None:
+    running.command("host", "faults")
+    before = resident(running, "host")
+    flood = {"do": "write", "address": 0x7000_0000, "data": bytes(4), "times": 50_000}
+    attacking = running.ask(ROGUE, "attack", steps=[flood])
+    rounds = 0
+    while attacking.question not in running._answers:
+        assert works(running, 2)
+        rounds += 1
+    assert rounds > 3
+    assert running.reconcile() == []
+    counters = running.command("host", "counters")
+    assert counters["fault_storms"] == 1
+    assert counters["iommu_faults"] >= 50_000
+    assert len(running.command("host", "faults")["records"]) == 1024
+    assert resident(running, "host") - before < BOUND
+    assert (tmp_path / "run" / "host.log").stat().st_size < 1 << 20
+
+
+def test_a_completion_that_never_comes_is_all_ones_and_told_and_counted(running: Supervisor, tmp_path: Path) -> None:
+    running.command(ROGUE, "attack", steps=[{"do": "withhold", "times": 1}])
+    reading = running.ask("host", "config_space", bdf="01:00.0")
+    assert works(running)
+    space = running.answer(reading, 10)
+    # One request is waited for; those that follow it, until the device has answered again, are not.
+    assert space == b"\xff" * len(space)
+    assert port(running)["completion timeout"] == 1
+    assert "completion timeout" in (tmp_path / "run" / "host.log").read_text()
+    assert works(running)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from viommu_actors.actors.latency_commands import KernelLatency, PortClock
 from viommu_actors.actors.lending import Lending
 from viommu_actors.actors.outlet import Outlet, poll_with
 from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
-from viommu_actors.apic import accepted
+from viommu_actors.apic import PendingInterrupts, accepted
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
@@ -57,8 +57,8 @@ class HostMachine:
         self._fabric = fabric
         self._pump = pump
         self._handler: Callable[[int], None] = lambda vector: None
-        #: vectors that wait for the kernel, in order of arrival: one that comes again meanwhile is the same interrupt
-        self._pending: dict[int, None] = {}
+        self.counters: Counter[str] = Counter()
+        self.pending = PendingInterrupts(time.monotonic, self.counters)
         #: interrupts that the local APIC took, by vector
         self.delivered: Counter[int] = Counter()
         self._taken = 0
@@ -100,18 +100,17 @@ class HostMachine:
     def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
         self._handler = handler
 
-    def deliver(self, interrupt: Interrupt) -> None:
+    def deliver(self, interrupt: Interrupt, by_device: bool = True) -> None:
         """An interrupt at the local APIC; taken when the kernel next lets interrupts in."""
         vector = accepted(interrupt)
-        if vector is not None and vector not in self._pending:
-            self._pending[vector] = None
+        if vector is None:
+            return
+        if self.pending.raise_by_device(vector) if by_device else self.pending.raise_by_machine(vector):
             self.delivered[vector] += 1
 
     def take_interrupts(self) -> None:
         """Runs the handler for what is pending."""
-        while self._pending:
-            vector = next(iter(self._pending))
-            del self._pending[vector]
+        while (vector := self.pending.take()) is not None:
             self._taken += 1
             self._handler(vector)
 
@@ -182,8 +181,11 @@ class HostActor:
     def _pump(self, idle: float | None) -> None:
         """One wake of the poll. `idle`: the kernel lets interrupts in, and waits for so many seconds at most."""
         timeout = self._fabric.expire(time.monotonic())
-        if idle is not None and idle < IDLE:
-            timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
+        if idle is not None:
+            due = self._machine.pending.due
+            idle = idle if due is None else min(idle, due)
+            if idle < IDLE:
+                timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
         behind = list(self._fabric.behind)
         sources = poll_with(self._poller, 0 if behind else timeout, self._outlets.values())
         for source in [*behind, *(source for source in sources if source not in behind)] if behind else sources:
@@ -228,7 +230,7 @@ class HostActor:
 
     def _interrupt_message(self, address: int, data: int) -> None:
         """The unit's own interrupts are not remapped (VT-d section 7.4)."""
-        self._machine.deliver(Interrupt.of_message(address, data))
+        self._machine.deliver(Interrupt.of_message(address, data), by_device=False)
 
     def _inject(self, vm: str, vector: int) -> None:
         self._outlets[self._guest_of[vm]].post(m.Inject(vector))
@@ -269,5 +271,6 @@ class HostActor:
 
     def _counters(self) -> dict[str, int]:
         counters: Counter[str] = Counter(self._commands.counters())
+        counters.update(self._machine.counters)
         counters.update({f"iommu_{name}": n for name, n in self._unit.counters.items()})
         return dict(counters)

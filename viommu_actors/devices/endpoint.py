@@ -68,6 +68,8 @@ class Endpoint:
         self.counters: Counter[str] = Counter()
         self.engine = DmaEngine(send, self.counters)
         self.requester = 0
+        #: how many requests are not to be answered
+        self.withheld = 0
         self._express = config.capability(pci.CapabilityId.PCI_EXPRESS)
         self._power = config.capability(pci.CapabilityId.POWER_MANAGEMENT)
         self._msi = config.capability(pci.CapabilityId.MSI)
@@ -238,7 +240,7 @@ class Endpoint:
             self._refuse(tag)
         else:
             data = (value & (1 << 8 * length) - 1).to_bytes(length, "little")
-            self.send(Completion(tag, CompletionStatus.SUCCESS, length, data))
+            self._answer(Completion(tag, CompletionStatus.SUCCESS, length, data))
 
     def _mmio_write(self, address: int, data: bytes) -> None:
         place = self._decode(address, len(data))
@@ -271,7 +273,7 @@ class Endpoint:
             self._refuse(tag)
         else:
             data = self.config.read(offset, length).to_bytes(length, "little")
-            self.send(Completion(tag, CompletionStatus.SUCCESS, length, data))
+            self._answer(Completion(tag, CompletionStatus.SUCCESS, length, data))
 
     def _config_write(self, tag: int, bus: int, devfn: int, offset: int, data: bytes) -> None:
         if pci.bdf_function(devfn) or not pci.is_config_access(offset, len(data)):
@@ -284,11 +286,18 @@ class Endpoint:
         if self._starts_flr(offset, len(data), value):
             self._function_level_reset()
         self._latch()
-        self.send(Completion(tag, CompletionStatus.SUCCESS, 0, b""))
+        self._answer(Completion(tag, CompletionStatus.SUCCESS, 0, b""))
+
+    def _answer(self, completion: Completion) -> None:
+        """The completion of a request of the root complex; withheld as long as a rogue wants that."""
+        if self.withheld:
+            self.withheld -= 1
+        else:
+            self.send(completion)
 
     def _refuse(self, tag: int) -> None:
         self.counters["unsupported"] += 1
-        self.send(Completion(tag, CompletionStatus.UNSUPPORTED_REQUEST, 0, b""))
+        self._answer(Completion(tag, CompletionStatus.UNSUPPORTED_REQUEST, 0, b""))
 
     def _starts_flr(self, offset: int, size: int, value: int) -> bool:
         """Initiate FLR is bit 15 of device control: it reads as zero, so the write itself is looked at."""

@@ -30,6 +30,7 @@ from viommu_actors.devices.rogue_plan import (
     Stream,
     Tamper,
     Translate,
+    Withhold,
     Write,
     parse_plan,
 )
@@ -151,6 +152,9 @@ class Rogue:
             case Fuzz():
                 self._bare.fuzz(step.seed, step.times)
                 return StepResult(number, kind, "sent", attempts=step.times)
+            case Withhold():
+                self._endpoint.withheld = step.times
+                return StepResult(number, kind, "withheld", attempts=step.times)
             case Stream():
                 self._bare.write(step.data, step.times)
                 return StepResult(number, kind, "sent", attempts=step.times, length=len(step.data))

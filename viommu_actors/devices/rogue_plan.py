@@ -114,6 +114,12 @@ class Fuzz(NamedTuple):
     times: int
 
 
+class Withhold(NamedTuple):
+    """Answers none of the next requests, `times` of them."""
+
+    times: int
+
+
 class Stream(NamedTuple):
     """Bytes put on the link's connection `times` times, beneath what separates messages. Not waited for."""
 
@@ -141,6 +147,7 @@ Step = (
     | Raw
     | Fuzz
     | Stream
+    | Withhold
     | Control
 )
 STEPS: dict[str, type[Step]] = {
@@ -156,6 +163,7 @@ STEPS: dict[str, type[Step]] = {
     "raw": Raw,
     "fuzz": Fuzz,
     "stream": Stream,
+    "withhold": Withhold,
     "control": Control,
 }
 MESSAGES = {
@@ -222,6 +230,8 @@ def _problem(step: Step) -> str | None:
             ok = kind is not None and len(step.fields) == len(kind._fields) and 1 <= step.times <= MAX_ACCESSES
         case Fuzz():
             ok = 0 <= step.seed < 1 << 32 and 1 <= step.times <= MAX_ACCESSES
+        case Withhold():
+            ok = 1 <= step.times <= MAX_ACCESSES
         case Stream():
             ok = len(memoryview(step.data)) <= MAX_BYTES and 1 <= step.times <= MAX_ACCESSES
         case Raw() | Control():

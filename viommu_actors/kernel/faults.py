@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from typing import NamedTuple
 
 from viommu_actors.kernel.irq import Interrupts
 from viommu_actors.kernel.machine import Machine
 from viommu_actors.spec import pci
 from viommu_actors.spec import vtd as spec
-from viommu_actors.spec.vtd import Fsts, Reg
+from viommu_actors.spec.vtd import EventControl, Fsts, Reg
 from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE
 
 #: Records kept, and lines printed, until they are taken.
 _LIMIT = 1024
+#: Faults after which, if nobody has taken them, the unit's fault event is masked: a device that does nothing but fault
+#: must not keep the processor busy. Linux limits the lines alone (dmar_fault).
+STORM = 1 << 15
 _COMPLETION_ERRORS_LOGGED = 10
 
 
@@ -38,13 +41,21 @@ class FaultHandler:
     """Reads and clears fault records, by interrupt or when asked."""
 
     def __init__(
-        self, machine: Machine, registers: int, capability: spec.Capability, irq: Interrupts, log: Callable[[str], None]
+        self,
+        machine: Machine,
+        registers: int,
+        capability: spec.Capability,
+        irq: Interrupts,
+        counters: Counter[str],
     ) -> None:
+        """`counters`: fault_storms, how often the fault event was masked."""
         self._machine = machine
+        self._counters = counters
         self._registers = registers
         self._first = registers + capability.fault_offset
         self._count = capability.fault_records
-        self._log = log
+        self._log = machine.log
+        self._masked = False
         #: What came since it was last taken, the first `_LIMIT`; `lost` counts what found no place or no record.
         self.records: list[FaultRecord] = []
         self.lost = 0
@@ -66,6 +77,10 @@ class FaultHandler:
             if not self.lost and len(self.records) < _LIMIT:
                 self._log(f"DMAR: DRHD: handling fault status reg {status:x}")
             self._drain(status)
+        if not self._masked and len(self.records) + self.lost >= STORM:
+            self._log(f"DMAR: DRHD: {STORM} faults and nobody looks at them: fault event masked")
+            self._counters["fault_storms"] += 1
+            self._mask(True)
 
     def take(self) -> tuple[list[FaultRecord], int]:
         """Records that came since the last call, those whose interrupt is still to come included, and how many were
@@ -73,7 +88,14 @@ class FaultHandler:
         self.handle()
         taken = self.records, self.lost
         self.records, self.lost = [], 0
+        if self._masked:
+            self._mask(False)
         return taken
+
+    def _mask(self, masked: bool) -> None:
+        """What faults while the event is masked is recorded and overflows in the unit, as far as that goes."""
+        self._masked = masked
+        self._machine.mmio_write(self._registers + Reg.FECTL, 4, EventControl.IM if masked else 0)
 
     def _clear_completion_error(self) -> None:
         """A device completed an invalidation that it does not owe; while that stands no other fault would interrupt."""

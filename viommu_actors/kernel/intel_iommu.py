@@ -95,7 +95,7 @@ class IntelIommu:
         self._set_command(Command.IRE, False)
         self._remapping: InterruptRemapping | None = None
         self.invalidation = self._start_invalidation()
-        self._faults = FaultHandler(machine, unit.base, self.capability, irq, machine.log)
+        self._faults = FaultHandler(machine, unit.base, self.capability, irq, counters)
         self._root = pages.alloc()
         self._write(Reg.RTADDR, 8, self._root)
         self._set_command(Command.SRTP, True)
