@@ -20,10 +20,11 @@ from viommu_actors.actors.runtime import inbox_listener
 from viommu_actors.spec import tlp
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Codec, Message
-from viommu_actors.wire.sockets import Channel, Inbox, bind_link, connect_link, make_context
+from viommu_actors.wire.sockets import Channel, Inbox, bind_link, connect_link, make_context, send_frame
 from viommu_actors.wire.tally import Tally
 
 _DRAIN = 64
+_MORE = int(zmq.SNDMORE)
 
 
 def _payload(codec: Codec, message: Message) -> tuple[Any, ...]:
@@ -103,30 +104,30 @@ class FloorActor:
         for _ in range(count):
             peer, frame = self._next()
             unpack(frame)
-            ask.send(pack(_MAP_DMA))
+            send_frame(ask, pack(_MAP_DMA))
             unpack(ask.recv())
-            inbox.send(peer, zmq.SNDMORE)
-            inbox.send(pack(_TRAP_DONE))
+            send_frame(inbox, peer, _MORE)
+            send_frame(inbox, pack(_TRAP_DONE))
         return None
 
     def _call(self, count: int, request: tuple[Any, ...]) -> bytes:
         assert self._ask is not None
-        send, recv, pack, unpack = self._ask.send, self._ask.recv, self._pack, msgpack.unpackb
+        ask, recv, pack, unpack = self._ask, self._ask.recv, self._pack, msgpack.unpackb
         taken = array("q")
         for _ in range(count):
             began = perf_counter_ns()
-            send(pack(request))
+            send_frame(ask, pack(request))
             unpack(recv())
             taken.append(perf_counter_ns() - began)
         return taken.tobytes()
 
     def _answer(self, count: int, answer: tuple[Any, ...]) -> None:
-        send, pack, unpack = self._inbox.socket.send, self._pack, msgpack.unpackb
+        inbox, pack, unpack = self._inbox.socket, self._pack, msgpack.unpackb
         for _ in range(count):
             peer, frame = self._next()
             unpack(frame)
-            send(peer, zmq.SNDMORE)
-            send(pack(answer))
+            send_frame(inbox, peer, _MORE)
+            send_frame(inbox, pack(answer))
 
     def _next(self) -> tuple[bytes, bytes]:
         if self._early:
@@ -161,7 +162,7 @@ class FloorActor:
             write = _payload(m.LINK_UP, tlp.MemWrite(0x100, 0, 0xFFFF_F000, 15, 15, bytes(length)))
             for _ in range(count):
                 times.append(perf_counter_ns())
-                link.send(pack(write))
+                send_frame(link, pack(write))
                 sleep(gap)
         else:
             for _ in range(count):
@@ -178,7 +179,7 @@ class FloorActor:
         taken, read = array("q"), _mem_read(length)
         for _ in range(count):
             began = perf_counter_ns()
-            link.send(pack(read))
+            send_frame(link, pack(read))
             unpack(link.recv())
             taken.append(perf_counter_ns() - began)
         return taken.tobytes()
@@ -194,10 +195,10 @@ class FloorActor:
         link, pack, unpack, read = self._links[0], self._pack, msgpack.unpackb, _mem_read(length)
         began = perf_counter_ns()
         for _ in range(min(window, count)):
-            link.send(pack(read))
+            send_frame(link, pack(read))
         for _ in range(count - window):
             unpack(link.recv())
-            link.send(pack(read))
+            send_frame(link, pack(read))
         for _ in range(min(window, count)):
             unpack(link.recv())
         return began, perf_counter_ns()
@@ -208,7 +209,7 @@ class FloorActor:
         completion = _completion(length)
         for _ in range(count):
             unpack(link.recv())
-            link.send(pack(completion))
+            send_frame(link, pack(completion))
 
     def _complete_all(self, count: int, length: int) -> None:
         """The host's part of many: up to 64 messages of each link that has some at every wake."""
@@ -224,7 +225,7 @@ class FloorActor:
                     except zmq.Again:
                         break
                     unpack(frame)
-                    link.send(pack(completion))
+                    send_frame(link, pack(completion))
                     count -= 1
 
 

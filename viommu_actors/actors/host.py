@@ -188,16 +188,20 @@ class HostActor:
                 timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
         behind = list(self._fabric.behind)
         sources = poll_with(self._poller, 0 if behind else timeout, self._outlets.values())
-        for source in [*behind, *(source for source in sources if source not in behind)] if behind else sources:
+        if behind:
+            sources = [*behind, *(source for source in sources if source not in behind)]
+        for source in sources:
             if source is self._inbox.socket:
-                self._drain_inbox()
+                # With nothing else to do, the next poll tells of another message as soon as asking the inbox would.
+                self._drain_inbox(DRAIN if len(sources) > 1 else 1)
             else:
                 self._fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
         if idle is not None:
             self._machine.take_interrupts()
 
-    def _drain_inbox(self) -> None:
-        for _ in range(DRAIN):
+    def _drain_inbox(self, limit: int) -> None:
+        while limit:
+            limit -= 1
             try:
                 peer, frame = self._inbox.receive(zmq.NOBLOCK)
             except zmq.Again:
@@ -206,7 +210,7 @@ class HostActor:
                 self._lending.serve(peer, frame)
             else:
                 self._requests.append((peer, frame))
-            if not self._inbox.ready:
+            if limit and not self._inbox.ready:
                 return
 
     def _serve_request(self, peer: bytes, frame: bytes) -> None:
