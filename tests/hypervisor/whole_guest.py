@@ -56,8 +56,8 @@ class Beneath:
         call = getattr(self._vfio, name, None) or getattr(self._kvm, name)
         return lambda *arguments: call(self._process, *arguments)
 
-    def open_group(self, device: str) -> int:
-        return self._vfio.open_group(self._process, self._vfio.group_of(device))
+    def iommu_group(self, device: str) -> int:
+        return self._vfio.group_of(device)
 
     def region_info(self, device: int, index: int) -> Region:
         return Region(*self._vfio.region_info(self._process, device, index))

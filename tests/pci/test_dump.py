@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.judges import require
+from tests.pci.tree import BRIDGE, DOWNSTREAM_PORTS, UPSTREAM_PORT, Tree, bridge, switch
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.nic import Nic
 from viommu_actors.pci.config_space import ConfigSpace
@@ -26,7 +27,19 @@ def spaces() -> dict[str, ConfigSpace]:
         "nic without MSI-X": Nic(lambda _: None, mac=bytes(6), msix=False).config,
         "port": RootPort(PortConfig(3)).config,
         "port without ACS": RootPort(PortConfig(3, acs=False)).config,
+        "upstream port": registers(switch(), UPSTREAM_PORT),
+        "downstream port": registers(switch(), DOWNSTREAM_PORTS[1]),
+        "downstream port without ACS": registers(switch(acs=False), DOWNSTREAM_PORTS[1]),
+        "PCI bridge": registers(bridge(), BRIDGE),
     }
+
+
+def registers(tree: Tree, bdf: int) -> ConfigSpace:
+    """Of a function of the fabric itself."""
+    space = ConfigSpace()
+    for offset in range(0, pci.CONFIG_SIZE, 4):
+        tree.root.config_read(bdf, offset, 4, lambda value, offset=offset: space.set(offset, 4, value))
+    return space
 
 
 def lspci(folder: Path, space: ConfigSpace) -> str:
@@ -41,7 +54,7 @@ def lspci(folder: Path, space: ConfigSpace) -> str:
 
 
 @pytest.mark.judge("lspci")
-@pytest.mark.parametrize("name", ["edu", "nic", "nic without MSI-X", "port", "port without ACS"])
+@pytest.mark.parametrize("name", sorted(spaces()))
 def test_lspci_has_no_complaint(tmp_path: Path, name: str) -> None:
     text = lspci(tmp_path, spaces()[name])
     assert not [line for line in text.splitlines() if COMPLAINTS.search(line)]
@@ -108,6 +121,32 @@ def test_lspci_decodes_a_root_port(tmp_path: Path) -> None:
         "ACSCtl:\tSrcValid+",
     ):
         assert expected in text
+
+
+@pytest.mark.judge("lspci")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("upstream port", ["Texas Instruments XIO3130 PCI Express Switch (Upstream) [104c:8232]", "Upstream Port"]),
+        (
+            "downstream port",
+            [
+                "Texas Instruments XIO3130 PCI Express Switch (Downstream) [104c:8233]",
+                "Bus: primary=00, secondary=05, subordinate=05",
+                "Memory behind bridge: c0200000-c02fffff",
+                "Express (v2) Downstream Port (Slot-)",
+                "Port #1",
+                "DLActive+",
+                "ACSCap:\tSrcValid+ TransBlk+ ReqRedir+ CmpltRedir+ UpstreamFwd+",
+                "ACSCtl:\tSrcValid- TransBlk- ReqRedir-",
+            ],
+        ),
+        ("PCI bridge", ["[1b36:000e]", "Express (v2) PCI-Express to PCI/PCI-X Bridge"]),
+    ],
+)
+def test_lspci_decodes_what_stands_in_slots(tmp_path: Path, name: str, words: list[str]) -> None:
+    text = lspci(tmp_path, spaces()[name])
+    assert not [each for each in words if each not in text], text
 
 
 def test_a_dump_has_every_byte() -> None:

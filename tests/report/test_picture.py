@@ -52,6 +52,17 @@ def test_a_host_driven_device_ends_in_the_host() -> None:
     assert text.startswith("┌")
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "place"),
+    [("switch", "sw0: switch, with ACS", " port 1 "), ("bridge", "br0: PCI bridge", " device 1 ")],
+)
+def test_a_switch_or_bridge_stands_between_root_port_and_devices(name: str, title: str, place: str) -> None:
+    rows = drawn(*sample(name)).splitlines()
+    start = next(number for number, row in enumerate(rows) if title in row)
+    assert "root port 1" in rows[start - 2] and place in rows[start + 1] and "nic at" in rows[start + 4]
+    assert title not in drawn(*sample("assigned-viommu"))
+
+
 @pytest.mark.parametrize("observed", ["leaked", "corrupted"])
 def test_one_that_got_through_makes_the_arrow_unsafe(observed: str) -> None:
     topology, results = sample("assigned-viommu")

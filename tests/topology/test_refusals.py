@@ -28,6 +28,19 @@ def edited(edit: str) -> str:
     return TOP + device() + vm() + assign("nic0", f"edit = [{edit}]")
 
 
+def component(kind: str, name: str, keys: str = "") -> str:
+    return f'[[{kind}]]\nname = "{name}"\n{keys}\n'
+
+
+def behind(name: str, where: str = "x", keys: str = "") -> str:
+    return device(name, "nic", f'behind = "{where}"', keys)
+
+
+def pair(kind: str, keys: str = "") -> str:
+    """Two devices behind one component."""
+    return TOP + behind("a") + behind("b") + component(kind, "x", keys)
+
+
 ONE = TOP + device()
 
 CASES = {
@@ -127,6 +140,48 @@ CASES = {
         'vm[0].assign[1].slot: slot 4 of "vm0" is taken by "a"',
     ),
     "guest slot 0": (ONE + vm() + assign("nic0", "slot = 0"), "vm[0].assign[0].slot: must be at least 1"),
+    # switches and bridges
+    "behind nothing": (
+        TOP + behind("a", "sw1") + component("switch", "sw0"),
+        'device[0].behind: there is no switch or bridge "sw1"; did you mean "sw0"?',
+    ),
+    "behind a device": (TOP + device("a") + behind("b", "a"), 'behind: "a" is a device; name a [[switch]] or a [['),
+    "behind and in a slot": (
+        TOP + behind("b", "x", "slot = 3") + component("switch", "x"),
+        'device[0].slot: "b" is behind "x", which has the root port; leave slot out, or behind',
+    ),
+    "too many behind one": (
+        TOP + "".join(behind(f"d{i}") for i in range(9)) + component("switch", "x"),
+        'device[8].behind: "x" has 8 devices behind it already',
+    ),
+    "nothing behind a switch": (
+        ONE + component("switch", "x"),
+        'switch[0]: nothing is behind "x"; give a device behind = "x", or take it out',
+    ),
+    "nothing behind a bridge": (ONE + component("bridge", "x"), 'bridge[0]: nothing is behind "x"'),
+    "slot of a switch taken": (
+        TOP + device("a", "nic", "slot = 2") + behind("b") + component("switch", "x", "slot = 2"),
+        'switch[0].slot: slot 2 is taken by "a"; give each device a root port of its own',
+    ),
+    "name of a bridge taken": (ONE + component("bridge", "nic0"), 'bridge[0].name: "nic0" is taken by device[0]'),
+    "ACS of a bridge": (TOP + behind("a") + component("bridge", "x", "acs = true"), "bridge[0].acs: unknown key"),
+    "half a group, the rest the host's": (
+        pair("bridge") + vm() + assign("a"),
+        'vm[0].assign[0].device: "a" is in one IOMMU group with "b", which the host has: they share the requester ID of'
+        ' their bridge; assign all that is behind "x" to "vm0"',
+    ),
+    "half a group, the rest another's": (
+        pair("switch", "acs = false") + vm() + assign("a") + vm("vm1") + assign("b"),
+        'vm[0].assign[0].device: "a" is in one IOMMU group with "b", which "vm1" has: no ACS of the switch keeps them',
+    ),
+    "a group by the root port": (
+        pair("switch") + "[host]\nacs = false\n" + vm() + assign("b"),
+        'vm[0].assign[0].device: "b" is in one IOMMU group with "a", which the host has: no ACS of the root port keeps',
+    ),
+    "a group behind a vIOMMU": (
+        pair("bridge") + vm() + "[vm.viommu]\n" + assign("a") + assign("b"),
+        'vm[0].assign[0].device: "a" is in one IOMMU group with "b", and behind a vIOMMU each has an address space of',
+    ),
     # assignments
     "no such device": (ONE + vm() + assign("nic1"), 'vm[0].assign[0].device: there is no device "nic1"; did you mean'),
     "assigned twice in one": (

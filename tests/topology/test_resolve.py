@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from tests.devices.rig import Rig
+from tests.kernel.test_drivers import a_nic, an_edu
 from viommu_actors.attacks.catalogue import DmaSetting
+from viommu_actors.pci.component import BridgeConfig, SwitchConfig
+from viommu_actors.spec.pci import format_bdf, parse_bdf
 from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.resolve import ResolvedTopology, bytes_of, resolve, setting_of
 
@@ -50,6 +55,81 @@ def test_free_slots_are_given_in_order(resolved: ResolvedTopology) -> None:
 def test_buses_follow_the_slots_as_enumeration_does(resolved: ResolvedTopology) -> None:
     assert {device.name: device.bdf for device in resolved.devices} == {"b": "01:00.0", "c": "02:00.0", "a": "03:00.0"}
     assert [assign.host_bdf for assign in resolved.vm("vm0").assign] == ["02:00.0", "03:00.0"]
+
+
+FABRIC = """
+name = "fabric"
+[[device]]
+name = "first"
+model = "nic"
+behind = "br0"
+[[device]]
+name = "plain"
+model = "edu"
+slot = 2
+[[device]]
+name = "second"
+model = "nic"
+behind = "sw0"
+[[device]]
+name = "third"
+model = "nic"
+behind = "sw0"
+[[device]]
+name = "fourth"
+model = "nic"
+behind = "br0"
+[[switch]]
+name = "sw0"
+slot = 3
+acs = false
+[[bridge]]
+name = "br0"
+"""
+
+
+def test_what_is_behind_a_switch_or_bridge_has_a_link_and_an_address_there() -> None:
+    resolved = resolve(parse(FABRIC))
+    places = {device.name: (device.slot, device.link, device.bdf, device.requester) for device in resolved.devices}
+    assert places == {
+        "first": (1, "br0.0", "02:00.0", "02:00.0"),
+        "fourth": (1, "br0.1", "02:01.0", "02:00.0"),
+        "plain": (2, "slot2", "03:00.0", "03:00.0"),
+        "second": (3, "sw0.0", "06:00.0", "06:00.0"),
+        "third": (3, "sw0.1", "07:00.0", "07:00.0"),
+    }
+    assert [(each.name, each.kind, each.devices) for each in resolved.components] == [
+        ("sw0", "switch", ("second", "third")),
+        ("br0", "bridge", ("first", "fourth")),
+    ]
+
+
+def test_the_port_that_a_devices_link_ends_at_decides_about_its_name() -> None:
+    resolved = resolve(parse(FABRIC))
+    settings = {device.name: resolved.setting_for("acs", device.name) for device in resolved.devices}
+    assert {name for name, setting in settings.items() if setting == "acs-off"} == {"second", "third"}
+
+
+def test_a_kernel_finds_the_devices_where_it_is_told() -> None:
+    resolved = resolve(parse(FABRIC))
+    machine = rig_of(resolved)
+    found = {format_bdf(device.bdf) for device in machine.kernel.pci}
+    assert {device.bdf for device in resolved.devices} <= found
+    for device in resolved.devices:
+        driver = machine.kernel.drivers[parse_bdf(device.bdf)]
+        assert driver.name == device.model, device
+
+
+def rig_of(resolved: ResolvedTopology) -> Rig:
+    """The host of a topology in one process."""
+    factories = {device.name: a_nic() if device.model == "nic" else an_edu() for device in resolved.devices}
+    components: dict[int, Any] = {}
+    for each in resolved.components:
+        count = len(each.devices)
+        config = SwitchConfig(each.name, count, each.acs) if each.kind == "switch" else BridgeConfig(each.name, count)
+        components[each.slot] = config, [factories[name] for name in each.devices]
+    plain = {device.slot: factories[device.name] for device in resolved.devices if device.behind is None}
+    return Rig(plain, components=components)
 
 
 def test_who_drives_what(resolved: ResolvedTopology) -> None:
@@ -126,4 +206,6 @@ def test_there_are_topologies_for_the_claims() -> None:
         "assigned-viommu",
         "dynamic-vs-static",
         "two-guests",
+        "switch",
+        "bridge",
     }

@@ -137,7 +137,8 @@ class HostActor:
         )
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
-        self._fabric = Fabric(self._poller, memory, self._unit, self._msi, configuration["links"])
+        ports, links = configuration["ports"], configuration["links"]
+        self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links)
         self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
         self._kernel = Kernel(self._machine)
         self._lending = Lending(self._fabric, self._inbox, self._inject)

@@ -12,6 +12,7 @@ from viommu_actors.actors.attack_watch import AttackWatch
 from viommu_actors.actors.deadlines import Deadlines
 from viommu_actors.actors.link_wire import LinkWire
 from viommu_actors.memory import PhysicalMemory
+from viommu_actors.pci.component import BridgeConfig, SwitchConfig
 from viommu_actors.pci.link import Link
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import PortConfig
@@ -39,12 +40,13 @@ class Fabric:
         memory: PhysicalMemory,
         unit: RemappingUnit,
         msi: Interrupt,
+        ports: list[dict[str, Any]],
         links: list[dict[str, Any]],
     ) -> None:
-        ports = [PortConfig(link["slot"], link["acs"]) for link in links]
+        configs = [PortConfig(port["slot"], port["acs"], below=_component(port["below"])) for port in ports]
         self._unit = unit
         ats = unit.translation_agent if unit.config.device_iotlb else None
-        self._complex = RootComplex(memory, unit.translate, msi, ports, ats)
+        self._complex = RootComplex(memory, unit.translate, msi, configs, ats)
         self._poller = poller
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}
@@ -190,3 +192,11 @@ class Fabric:
     def _take_off(self, name: str) -> None:
         self._complex.detach(name)
         self._unplugged.add(name)
+
+
+def _component(below: dict[str, Any] | None) -> SwitchConfig | BridgeConfig | None:
+    if below is None:
+        return None
+    if below["kind"] == "switch":
+        return SwitchConfig(below["name"], below["devices"], below["acs"])
+    return BridgeConfig(below["name"], below["devices"])

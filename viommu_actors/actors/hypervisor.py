@@ -97,7 +97,7 @@ class HypervisorActor:
         """Tries to open a device's group a second time; the errno's name, or what happened instead."""
         kernel = RemoteKernel(self._channel)
         try:
-            group = kernel.open_group(device)
+            group = kernel.open_group(kernel.iommu_group(device))
         except OSError as error:
             return errno.errorcode.get(error.errno or 0, str(error.errno))
         kernel.close(group)

@@ -35,7 +35,8 @@ class KernelService:
         self._calls: dict[type, Callable[[UserProcess, Any], Message]] = {
             m.UnmapDma: lambda p, r: m.Done(vfio.unmap_dma(p, r.container, r.iova, r.size)),
             m.OpenContainer: lambda p, r: m.Done(vfio.open_container(p)),
-            m.OpenGroup: lambda p, r: m.Done(vfio.open_group(p, vfio.group_of(r.device))),
+            m.IommuGroup: lambda p, r: m.Done(vfio.group_of(r.device)),
+            m.OpenGroup: lambda p, r: m.Done(vfio.open_group(p, r.group)),
             m.GetDevice: lambda p, r: m.Done(vfio.get_device(p, r.group, r.device)),
             m.GetRegionInfo: self._region_info,
             m.GetIrqInfo: self._irq_info,

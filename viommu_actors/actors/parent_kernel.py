@@ -31,8 +31,11 @@ class RemoteKernel:
     def open_container(self) -> int:
         return int(self._ask(m.OpenContainer()).value)
 
-    def open_group(self, device: str) -> int:
-        return int(self._ask(m.OpenGroup(device)).value)
+    def iommu_group(self, device: str) -> int:
+        return int(self._ask(m.IommuGroup(device)).value)
+
+    def open_group(self, number: int) -> int:
+        return int(self._ask(m.OpenGroup(number)).value)
 
     def set_container(self, group: int, container: int) -> None:
         self._ask(m.SetContainer(group, container))

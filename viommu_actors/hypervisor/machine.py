@@ -71,6 +71,8 @@ class GuestMachine:
         #: of each assigned device, where there is a vIOMMU
         self.shadows: list[Shadow] = []
         self._slots = 0
+        #: open groups by their number
+        self._groups: dict[int, int] = {}
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
@@ -101,7 +103,11 @@ class GuestMachine:
     def _assign(self, assignment: Assignment, container: int | None) -> int:
         parent = self._parent
         requester = pci.bdf(0, assignment.slot, 0)
-        group = parent.open_group(assignment.host)
+        number = parent.iommu_group(assignment.host)
+        # Of devices in one group the first brings the group, and with it all of them, into its container.
+        joined = number in self._groups and container is not None
+        group = self._groups[number] if joined else parent.open_group(number)
+        self._groups[number] = group
         if container is None:
             container = parent.open_container()
             parent.set_container(group, container)
@@ -116,7 +122,7 @@ class GuestMachine:
                 else:
                     self.shadows.append(Shadow(*made_of))
                     self._shadows.add(self.shadows[-1])
-        else:
+        elif not joined:
             parent.set_container(group, container)
         device = parent.get_device(group, assignment.host)
         function = AssignedFunction(self._delivery, device, requester, list(assignment.edits), self._next_slot)

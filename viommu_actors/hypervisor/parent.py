@@ -22,9 +22,11 @@ class ParentKernel(Protocol):
 
     def open_container(self) -> int: ...
 
-    def open_group(self, device: str) -> int:
-        """Opens the group of a device named as in sysfs ("0000:01:00.0")."""
+    def iommu_group(self, device: str) -> int:
+        """The number of the group of a device named as in sysfs ("0000:01:00.0")."""
         ...
+
+    def open_group(self, number: int) -> int: ...
 
     def set_container(self, group: int, container: int) -> None: ...
 

@@ -9,7 +9,19 @@ from itertools import groupby
 
 from viommu_actors.report.canvas import Canvas, fit
 from viommu_actors.report.results import Results
-from viommu_actors.report.scene import LABELS, LEGEND, Arrow, Column, Machine, Scene, What, guest_address, manners
+from viommu_actors.report.scene import (
+    LABELS,
+    LEGEND,
+    Arrow,
+    Column,
+    Machine,
+    Scene,
+    What,
+    component_title,
+    guest_address,
+    manners,
+    place_behind,
+)
 from viommu_actors.report.text import Line, Span, line
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
 
@@ -23,7 +35,8 @@ _ROOM = COLUMN - WORDS - 2
 _MEMORY, _TABLES, _VIOMMU, _SEEN, _HYPERVISOR, _GUEST_ROWS = 1, 2, 3, 6, 9, 12
 _HOST = _GUEST_ROWS
 _HOST_MEMORY, _HOST_TABLES, _OTHER, _INTERRUPTS, _IOMMU, _PORT, _HOST_ROWS = 1, 2, 3, 4, 5, 8, 10
-_DEVICE = _HOST + _HOST_ROWS
+_COMPONENT = _HOST + _HOST_ROWS
+_COMPONENT_ROWS = 3
 _DEVICE_ROWS = 5
 #: Where an arrow ends.
 _HEADS: dict[tuple[Machine, What], int] = {
@@ -59,6 +72,7 @@ class _Band:
         self._scene = scene
         self._columns = columns
         self._canvas = Canvas()
+        self._device_row = _COMPONENT + (_COMPONENT_ROWS if scene.topology.components else 0)
 
     def draw(self) -> list[Line]:
         placed = list(enumerate(self._columns))
@@ -67,6 +81,10 @@ class _Band:
             if vm is not None:
                 self._guest(vm, members[0][0] * COLUMN, len(members) * COLUMN)
         self._host(len(placed) * COLUMN)
+        for behind, group in groupby(placed, key=lambda item: item[1][1] and item[1][1].behind):
+            members = list(group)
+            if behind is not None:
+                self._component(behind, members[0][0] * COLUMN, len(members) * COLUMN)
         for index, (vm, device) in placed:
             if device is not None:
                 self._device(vm, device, index * COLUMN)
@@ -101,6 +119,10 @@ class _Band:
         canvas.box(1, _HOST + _IOMMU, width - 2, 3, "IOMMU")
         canvas.put(WORDS, _HOST + _IOMMU + 1, self._scene.iommu())
 
+    def _component(self, name: str, x: int, width: int) -> None:
+        title = fit(component_title(self._scene.topology.component(name)), COLUMN - 6)
+        self._canvas.box(x, _COMPONENT, width, _COMPONENT_ROWS, title, dashed=True)
+
     def _device(self, vm: ResolvedVm | None, device: ResolvedDevice, x: int) -> None:
         canvas = self._canvas
         self._box_of(device, x)
@@ -108,23 +130,26 @@ class _Band:
             canvas.box(x + 1, _SEEN, COLUMN - 2, 3, dashed=True)
             canvas.put(x + WORDS, _SEEN + 1, fit(f"{guest_address(vm, device)} {device.name}", _ROOM))
         own = self._scene.own(device)
-        canvas.vertical(x + ARROW, _HEADS[own.machine, own.what], _DEVICE - 1, own.state)
-        canvas.put(x + ARROW, _DEVICE, "┴", own.state)
+        canvas.vertical(x + ARROW, _HEADS[own.machine, own.what], self._device_row - 1, own.state)
+        canvas.put(x + ARROW, self._device_row, "┴", own.state)
         self._head(own, x, "▲")
         for arrow in self._scene.others(device):
             self._head(arrow, x, "├▶")
         canvas.put(x + WORDS, _HOST + _PORT, f"root port {device.slot}")
+        component = self._scene.component(device)
+        if component is not None:
+            canvas.put(x + WORDS, _COMPONENT + 1, place_behind(component, device))
 
     def _box_of(self, device: ResolvedDevice, x: int) -> None:
         canvas = self._canvas
-        canvas.box(x + 1, _DEVICE, COLUMN - 2, _DEVICE_ROWS)
+        canvas.box(x + 1, self._device_row, COLUMN - 2, _DEVICE_ROWS)
         said = (
             fit(f"{device.name}: {device.model} at {device.bdf}", COLUMN - 6),
             self._scene.titled("device", device.name),
             fit(manners(device), COLUMN - 6),
         )
         for row, words in enumerate(said, start=1):
-            canvas.put(x + ARROW, _DEVICE + row, words, "title" if row == 1 else "")
+            canvas.put(x + ARROW, self._device_row + row, words, "title" if row == 1 else "")
 
     def _head(self, arrow: Arrow, x: int, head: str) -> None:
         self._canvas.put(x + ARROW, _HEADS[arrow.machine, arrow.what], f"{head} {arrow.label}", arrow.state)

@@ -8,7 +8,7 @@ from typing import Literal
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolve import ResolvedComponent, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 LABELS: dict[Style, str] = {"safe": "safe", "unsafe": "UNSAFE", "unknown": "not observed"}
 #: What the labels mean.
@@ -107,9 +107,25 @@ class Scene:
         """What the host's IOMMU does beside translation."""
         return "remaps interrupts too" if self.topology.host.iommu.intremap else "remaps no interrupts"
 
+    def component(self, device: ResolvedDevice) -> ResolvedComponent | None:
+        """The switch or bridge that the device is behind."""
+        return None if device.behind is None else self.topology.component(device.behind)
+
     def _arrow(self, device: ResolvedDevice, what: What, machine: Machine, *targets: Target) -> Arrow:
         verdicts = tuple(v for v in self._results.verdicts if v.device == device.name and v.target in targets)
         return Arrow(what, machine, verdicts)
+
+
+def component_title(component: ResolvedComponent) -> str:
+    if component.kind == "bridge":
+        return f"{component.name}: PCI bridge"
+    return f"{component.name}: switch, {'with' if component.acs else 'without'} ACS"
+
+
+def place_behind(component: ResolvedComponent, device: ResolvedDevice) -> str:
+    """Where on a component a device is."""
+    number = component.devices.index(device.name)
+    return f"port {number}" if component.kind == "switch" else f"device {number}"
 
 
 def guest_address(vm: ResolvedVm, device: ResolvedDevice) -> str:

@@ -18,8 +18,10 @@ from viommu_actors.report.scene import (
     Machine,
     Scene,
     What,
+    component_title,
     guest_address,
     manners,
+    place_behind,
 )
 from viommu_actors.report.text import Style
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -28,7 +30,7 @@ from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, Res
 BAND = 4
 # In pixels.
 _COLUMN, _MARGIN, _GAP, _INSET = 290, 8, 24, 8
-_TITLE, _ROW, _BAR, _SEEN, _STRIP, _PORT, _DEVICE = 26, 28, 42, 30, 40, 24, 70
+_TITLE, _ROW, _BAR, _SEEN, _STRIP, _PORT, _COMPONENT, _DEVICE = 26, 28, 42, 30, 40, 24, 40, 70
 _LANE, _LANES_APART, _PILL = 26, 22, 22
 #: Where arrows may end, from the top down.
 _ENDS: dict[Machine, tuple[What, ...]] = {
@@ -91,7 +93,8 @@ class _Band:
         self._host = self._hypervisor + _STRIP + _GAP if guests else float(_MARGIN)
         self._iommu = self._place_heads("host", self._host) + 4
         self._port = self._iommu + _BAR + 10
-        self._device = self._port + _PORT + 10 + _GAP
+        self._component = self._port + _PORT + 10 + _GAP
+        self._device = self._component + (_COMPONENT + _GAP if scene.topology.components else 0)
         self._width = len(columns) * _COLUMN
         self._height = self._device + _DEVICE + _MARGIN
 
@@ -104,6 +107,9 @@ class _Band:
                 boxes.append(self._guest(vm, x, width))
             x += width
         placed = list(enumerate(self._columns))
+        for behind, members in groupby(placed, key=lambda item: item[1][1] and item[1][1].behind):
+            if behind is not None:
+                boxes.append(self._component_box(behind, [(i, device) for i, (_, device) in members if device]))
         devices = [(vm, device, _MARGIN + i * _COLUMN) for i, (vm, device) in placed if device is not None]
         boxes += [self._device_boxes(vm, device, x) for vm, device, x in devices]
         arrows = [self._arrow(device, *each, x) for _, device, x in devices for each in self._lanes(device)]
@@ -193,6 +199,21 @@ class _Band:
             _box(_MARGIN + _INSET, self._iommu, width - 2 * _INSET, _BAR, "unit"),
             *_lines(right, self._iommu, "IOMMU", scene.iommu()),
             class_="host",
+        )
+
+    def _component_box(self, name: str, members: list[tuple[int, ResolvedDevice]]) -> Markup:
+        component, first = self._scene.topology.component(name), members[0][0]
+        left, width = _MARGIN + first * _COLUMN, len(members) * _COLUMN
+        ends = [_MARGIN + (column + 1) * _COLUMN - 4 * _INSET for column, _ in members]
+        return element(
+            "g",
+            _box(left + 2, self._component, width - 4, _COMPONENT, "unit"),
+            svg_text(ends[-1], self._component + 16, component_title(component), "title end"),
+            *(
+                svg_text(end, self._component + 32, place_behind(component, device), "note end")
+                for end, (_, device) in zip(ends, members, strict=True)
+            ),
+            class_="component",
         )
 
     def _device_boxes(self, vm: ResolvedVm | None, device: ResolvedDevice, x: float) -> Markup:

@@ -122,8 +122,10 @@ class Assault:
         return _Struck(mission, seen, fault, after)
 
     def _source(self, mission: Mission) -> str:
-        """The requester that a record must name."""
-        return mission.source or self._device.bdf
+        """The requester that a record must name; a bridge puts its own in, whatever the device says."""
+        device = self._device
+        bridged = device.behind is not None and self._topology.component(device.behind).kind == "bridge"
+        return device.requester if bridged else mission.source or device.bdf
 
     def _control(self) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""

@@ -11,6 +11,7 @@ import msgspec
 
 from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
+from viommu_actors.spec.pci import parse_bdf
 from viommu_actors.supervise.placement import place
 from viommu_actors.topology.model import SandboxMode
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -22,7 +23,7 @@ _GIB = 1 << 30
 #: address, so that no address of a guest is one of foreign memory.
 HOST_LOW_MEMORY = 2 << 20
 HOST_HIGH_BASE = 64 * _GIB
-#: Locally administered; a nic's own is this plus its slot.
+#: Locally administered; a nic's own is this plus its address on the host.
 _MAC_BASE = 0x02_00_00_00_00_00
 
 
@@ -111,14 +112,9 @@ def make_plan(topology: ResolvedTopology) -> Plan:
         "high_memory": topology.host.memory - HOST_LOW_MEMORY,
         "cmdline": topology.host.cmdline,
         "iommu": msgspec.structs.asdict(topology.host.iommu),
+        "ports": _ports(topology),
         "links": [
-            {
-                "name": device.link,
-                "slot": device.slot,
-                "acs": topology.host.acs,
-                "device": device.name,
-                "address": links[device.name].address,
-            }
+            {"name": device.link, "device": device.name, "address": links[device.name].address}
             for device in topology.devices
         ],
         "vms": [
@@ -144,6 +140,21 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     return plan
 
 
+def _ports(topology: ResolvedTopology) -> list[dict[str, Any]]:
+    """The root ports, and what stands in their slots in place of a device."""
+    below = {
+        component.slot: {
+            "kind": component.kind,
+            "name": component.name,
+            "devices": len(component.devices),
+            "acs": component.acs,
+        }
+        for component in topology.components
+    }
+    slots = sorted({device.slot for device in topology.devices})
+    return [{"slot": slot, "acs": topology.host.acs, "below": below.get(slot)} for slot in slots]
+
+
 def _actor(role: Role, name: str) -> ActorPlan:
     inbox = Listener.create()
     configuration = {"role": role, "name": name, "inbox": {"fd": inbox.fd, "address": inbox.address}}
@@ -160,7 +171,7 @@ def _device(
         "max_payload": device.max_payload,
         "ats": device.ats,
         "dma_mask_bits": device.dma_mask_bits,
-        "mac": (_MAC_BASE + device.slot).to_bytes(6, "big").hex(),
+        "mac": (_MAC_BASE + parse_bdf(device.bdf)).to_bytes(6, "big").hex(),
         "cable": cable,
         "sandbox": sandbox,
     }

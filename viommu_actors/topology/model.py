@@ -12,6 +12,8 @@ from msgspec import Meta, Struct
 
 MAX_DEVICES = 16
 MAX_VMS = 8
+#: Devices behind one switch or bridge.
+MAX_BEHIND = 8
 MAX_OPERATIONS = 1_000_000
 CONFIG_SPACE = 4096
 
@@ -86,7 +88,7 @@ class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A physical PCI device, a process of its own behind a root port of its own.
+    """A physical PCI device, a process of its own behind a root port of its own, or behind a switch or bridge.
 
     The host kernel drives it unless a VM takes it by `assign`.
     """
@@ -106,6 +108,16 @@ class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="Slot of its root port, host 00:<slot>.0; the next free one where absent.",
             examples=[1],
+        ),
+    ] = None
+    behind: Annotated[
+        Name | None,
+        Meta(
+            description=(
+                "The switch or bridge that it stands behind, in the order of the file, in place of a root port of its"
+                " own."
+            ),
+            examples=["sw0"],
         ),
     ] = None
     peer: Annotated[
@@ -152,6 +164,47 @@ class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[["A1", "A2"]],
         ),
     ] = ()
+
+
+class Switch(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A PCI Express switch behind a root port, with a downstream port for each device that names it by `behind`."""
+
+    name: Annotated[
+        Name, Meta(description="Name of the switch: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["sw0"])
+    ]
+    slot: Annotated[
+        HostSlot | None,
+        Meta(
+            description="Slot of its root port, host 00:<slot>.0; the next free one where absent.",
+            examples=[1],
+        ),
+    ] = None
+    acs: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether its downstream ports have ACS, by which the kernel keeps the devices apart. false: they reach"
+                " each other past the IOMMU, and are one IOMMU group."
+            ),
+            examples=[True],
+        ),
+    ] = True
+
+
+class Bridge(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A bridge from PCI Express to conventional PCI behind a root port. Its devices, those that name it by `behind`,
+    have one requester ID between them, and are one IOMMU group."""
+
+    name: Annotated[
+        Name, Meta(description="Name of the bridge: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["br0"])
+    ]
+    slot: Annotated[
+        HostSlot | None,
+        Meta(
+            description="Slot of its root port, host 00:<slot>.0; the next free one where absent.",
+            examples=[1],
+        ),
+    ] = None
 
 
 class Viommu(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -314,5 +367,12 @@ class Topology(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     host: Annotated[Host, Meta(description="The physical machine and its kernel.")] = Host()
     device: Annotated[
         tuple[Device, ...], Meta(max_length=MAX_DEVICES, description="The physical devices, a [[device]] each.")
+    ] = ()
+    switch: Annotated[
+        tuple[Switch, ...], Meta(max_length=MAX_DEVICES, description="The PCI Express switches, a [[switch]] each.")
+    ] = ()
+    bridge: Annotated[
+        tuple[Bridge, ...],
+        Meta(max_length=MAX_DEVICES, description="The bridges to conventional PCI, a [[bridge]] each."),
     ] = ()
     vm: Annotated[tuple[Vm, ...], Meta(max_length=MAX_VMS, description="The virtual machines, a [[vm]] each.")] = ()

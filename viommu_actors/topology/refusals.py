@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from viommu_actors.attacks.catalogue import PLAYABLE, Target
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.topology.component_refusals import check_components, check_groups
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
 from viommu_actors.topology.model import CONFIG_SPACE, Device, Topology, Vm
@@ -41,8 +42,10 @@ def check(topology: Topology) -> None:
     for index, vm in enumerate(topology.vm):
         _memory(f"vm[{index}].memory", vm.name, vm.memory, MIN_GUEST_MEMORY)
     _devices(topology)
+    check_components(topology)
     _peers(topology)
     _assignments(topology)
+    check_groups(topology)
     _edits(topology)
     _viommus(topology)
     _host_kernel(topology)
@@ -53,9 +56,11 @@ def check(topology: Topology) -> None:
 
 def _names(topology: Topology) -> None:
     seen: dict[str, str] = dict.fromkeys(RESERVED, "every run")
-    for key, name in [(f"device[{i}].name", device.name) for i, device in enumerate(topology.device)] + [
-        (f"vm[{i}].name", vm.name) for i, vm in enumerate(topology.vm)
-    ]:
+    names = [(f"device[{i}].name", device.name) for i, device in enumerate(topology.device)]
+    names += [(f"switch[{i}].name", switch.name) for i, switch in enumerate(topology.switch)]
+    names += [(f"bridge[{i}].name", bridge.name) for i, bridge in enumerate(topology.bridge)]
+    names += [(f"vm[{i}].name", vm.name) for i, vm in enumerate(topology.vm)]
+    for key, name in names:
         if name in seen:
             raise Refusal(key, f'"{name}" is taken by {seen[name]}', "give each device and each VM a name of its own")
         seen[name] = key.removesuffix(".name")
@@ -74,16 +79,7 @@ def _memory(key: str, owner: str, size: str, least: int) -> None:
 def _devices(topology: Topology) -> None:
     if not topology.device:
         raise Refusal("device", "the topology has no devices", "add a [[device]] with a name and a model")
-    owner: dict[int, str] = {}
     for index, device in enumerate(topology.device):
-        if device.slot is not None:
-            if device.slot in owner:
-                raise Refusal(
-                    f"device[{index}].slot",
-                    f'slot {device.slot} is taken by "{owner[device.slot]}"',
-                    "give each device a root port of its own, or leave slot out",
-                )
-            owner[device.slot] = device.name
         if device.dma_mask_bits is not None and device.model != "edu":
             raise Refusal(
                 f"device[{index}].dma_mask_bits", f"a {device.model} has no DMA mask", "leave it out, or use an edu"

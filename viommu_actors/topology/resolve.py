@@ -11,9 +11,19 @@ from msgspec import Struct
 
 from viommu_actors.attacks.catalogue import Axis, DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.pci.component import behind
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec.pci import bdf, format_bdf
-from viommu_actors.topology.model import Device, Edit, HostIommu, Placement, SandboxMode, Topology, Viommu, Vm
+from viommu_actors.topology.model import (
+    Device,
+    Edit,
+    HostIommu,
+    Placement,
+    SandboxMode,
+    Topology,
+    Viommu,
+    Vm,
+)
 
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
@@ -22,16 +32,19 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class ResolvedDevice(Struct, kw_only=True, frozen=True):
-    """`link` names the host's end of its link, `bdf` is its address on the host.
+    """`link` names the host's end of its link, `slot` is that of its root port, `bdf` its address on the host.
 
-    `vm` is None where the host kernel drives it.
+    `requester` is the address that its requests come from, which behind a bridge is that of the bridge's bus. `behind`
+    names the switch or bridge that it is behind, if any; `vm` is None where the host kernel drives it.
     """
 
     name: str
     model: Literal["nic", "edu"]
     slot: int
     link: str
+    behind: str | None
     bdf: str
+    requester: str
     peer: str | None
     max_payload: int
     dma_mask_bits: int | None
@@ -39,6 +52,16 @@ class ResolvedDevice(Struct, kw_only=True, frozen=True):
     ats: bool
     rogue: tuple[str, ...]
     vm: str | None
+
+
+class ResolvedComponent(Struct, kw_only=True, frozen=True):
+    """A switch or bridge in a slot, and its devices in the order of their numbers; a bridge has no ACS."""
+
+    name: str
+    kind: Literal["switch", "bridge"]
+    slot: int
+    acs: bool
+    devices: tuple[str, ...]
 
 
 class ResolvedAssign(Struct, kw_only=True, frozen=True):
@@ -79,6 +102,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     sandbox: SandboxMode
     host: ResolvedHost
     devices: tuple[ResolvedDevice, ...]
+    components: tuple[ResolvedComponent, ...]
     vms: tuple[ResolvedVm, ...]
 
     def device(self, name: str) -> ResolvedDevice:
@@ -88,6 +112,10 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     def vm(self, name: str) -> ResolvedVm:
         """Raises KeyError."""
         return {vm.name: vm for vm in self.vms}[name]
+
+    def component(self, name: str) -> ResolvedComponent:
+        """A switch or bridge. Raises KeyError."""
+        return {component.name: component for component in self.components}[name]
 
     def setting(self, device: str) -> DmaSetting:
         """What stands between the device and the memory of the kernel that drives it. Raises KeyError."""
@@ -109,7 +137,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         if axis == "interrupts":
             return self.interrupt_setting(device)
         if axis == "acs":
-            return "acs-on" if self.host.acs else "acs-off"
+            return "acs-on" if self._acs(device) else "acs-off"
         if axis == "ats" and self.translates(device):
             return "ats"
         return self.setting(device)
@@ -121,20 +149,35 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         return offered and setting_of(words, True) == "strict" and "noats" not in CommandLine(words).values("pci")
 
 
+    def _acs(self, device: str) -> bool:
+        """Whether the first port above the device has access control; a bridge lets no forged ID through either."""
+        behind = self.device(device).behind
+        above = None if behind is None else self.component(behind)
+        return above.acs if above is not None and above.kind == "switch" else self.host.acs
+
+
 def resolve(topology: Topology) -> ResolvedTopology:
     """Fills in a topology that `refusals.check` let pass."""
     slots = host_slots(topology)
-    buses = {slot: bus for bus, slot in enumerate(sorted(slots.values()), start=1)}
-    addresses = {name: format_bdf(bdf(buses[slot], 0, 0)) for name, slot in slots.items()}
+    components = _components(topology, slots)
+    addresses = _addresses(slots, components)
+    links = {name: slot_name(slots[name]) for name in addresses if name in slots}
+    aliases: dict[str, str] = {}
+    for component in components:
+        if component.kind == "bridge":
+            aliases |= dict.fromkeys(component.devices, addresses[component.devices[0]])
+        links |= {name: behind(component.name, number) for number, name in enumerate(component.devices)}
     owner = {assign.device: vm.name for vm in topology.vm for assign in vm.assign}
     masks = {device.name: _dma_mask_bits(device) for device in topology.device}
     devices = tuple(
         ResolvedDevice(
             name=device.name,
             model=device.model,
-            slot=slots[device.name],
-            link=slot_name(slots[device.name]),
+            slot=slots[device.behind or device.name],
+            link=links[device.name],
+            behind=device.behind,
             bdf=addresses[device.name],
+            requester=aliases.get(device.name, addresses[device.name]),
             peer=device.peer,
             max_payload=device.max_payload,
             dma_mask_bits=masks[device.name],
@@ -162,6 +205,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             acs=topology.host.acs,
         ),
         devices=devices,
+        components=components,
         vms=tuple(_resolve_vm(vm, addresses, masks) for vm in topology.vm),
     )
 
@@ -172,8 +216,19 @@ def bytes_of(size: str) -> int:
 
 
 def host_slots(topology: Topology) -> dict[str, int]:
-    """Root port slot of each device by its name; those that name none take the next free one."""
-    return _fill({device.name: device.slot for device in topology.device}, first=1)
+    """Root port slot of each device that is behind nothing, of each switch and bridge, by name.
+
+    Those that name none take the next free one.
+    """
+    wanted = {device.name: device.slot for device in topology.device if device.behind is None}
+    wanted |= {switch.name: switch.slot for switch in topology.switch}
+    wanted |= {bridge.name: bridge.slot for bridge in topology.bridge}
+    return _fill(wanted, first=1)
+
+
+def devices_behind(topology: Topology, name: str) -> tuple[str, ...]:
+    """The devices behind a switch or bridge, in the order of their numbers."""
+    return tuple(device.name for device in topology.device if device.behind == name)
 
 
 def guest_slots(vm: Vm) -> dict[str, int]:
@@ -191,6 +246,38 @@ def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
     if not has_iommu or options.get("intel_iommu") != "on":
         return "none"
     return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
+
+
+def _components(topology: Topology, slots: dict[str, int]) -> tuple[ResolvedComponent, ...]:
+    def made(name: str, kind: Literal["switch", "bridge"], acs: bool) -> ResolvedComponent:
+        return ResolvedComponent(
+            name=name, kind=kind, slot=slots[name], acs=acs, devices=devices_behind(topology, name)
+        )
+
+    switches = [made(switch.name, "switch", switch.acs) for switch in topology.switch]
+    return (*switches, *(made(bridge.name, "bridge", False) for bridge in topology.bridge))
+
+
+def _addresses(slots: dict[str, int], components: tuple[ResolvedComponent, ...]) -> dict[str, str]:
+    """Host address of each device, as a kernel numbers buses: depth first, in the order of the slots."""
+    by_name = {component.name: component for component in components}
+    addresses: dict[str, int] = {}
+    bus = 0
+    for name in sorted(slots, key=lambda name: slots[name]):
+        bus += 1
+        component = by_name.get(name)
+        if component is None:
+            addresses[name] = bdf(bus, 0, 0)
+        elif component.kind == "switch":
+            # The switch's inner bus comes first, then one behind each of its ports.
+            bus += 1
+            for device in component.devices:
+                bus += 1
+                addresses[device] = bdf(bus, 0, 0)
+        else:
+            bus += 1
+            addresses |= {device: bdf(bus, number, 0) for number, device in enumerate(component.devices)}
+    return {name: format_bdf(address) for name, address in addresses.items()}
 
 
 def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None]) -> ResolvedVm:

@@ -132,10 +132,16 @@ class OpenContainer(NamedTuple):
     """open("/dev/vfio/vfio")."""
 
 
-class OpenGroup(NamedTuple):
-    """open("/dev/vfio/$GROUP"); `device` names the BDF whose group is meant, as sysfs tells it."""
+class IommuGroup(NamedTuple):
+    """readlink("/sys/bus/pci/devices/$DEVICE/iommu_group"): the number of the device's group."""
 
     device: Name
+
+
+class OpenGroup(NamedTuple):
+    """open("/dev/vfio/$GROUP")."""
+
+    group: Handle
 
 
 class SetContainer(NamedTuple):
@@ -354,7 +360,7 @@ DIRECT_ANSWER = Codec({1: DirectValue})
 KERNEL_REQUESTS: tuple[type, ...] = (
     MapDma, UnmapDma, OpenContainer, OpenGroup, SetContainer, SetIommu, GetDevice, GetRegionInfo, GetIrqInfo,
     RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
-    CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi,
+    CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi, IommuGroup,
 )  # fmt: skip
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
 VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo})
