@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from viommu_actors.pci.field_watch import Field, FieldWatch
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.watch import Aim, Watch
 from viommu_actors.spec import pci
@@ -16,10 +17,18 @@ class AttackWatch:
     def __init__(self, root: RootComplex) -> None:
         self._root = root
         self._watches: dict[str, Watch] = {}
+        self._fields: dict[str, FieldWatch] = {}
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
-        return {"watch": self.watch, "evidence": self.evidence, "unwatch": self.unwatch, "ports": self.ports}
+        return {
+            "watch": self.watch,
+            "evidence": self.evidence,
+            "watch_fields": self.watch_fields,
+            "field_evidence": self.field_evidence,
+            "unwatch": self.unwatch,
+            "ports": self.ports,
+        }
 
     def watch(self, link: str, aims: tuple[tuple[int, int, int], ...] | None, guarded: tuple[int, ...]) -> None:
         """From here on the port's transactions are judged: `aims` as `pci.watch.Aim`, `guarded` physical pages."""
@@ -28,12 +37,25 @@ class AttackWatch:
 
     def unwatch(self, link: str) -> None:
         """Forgets it."""
-        del self._watches[link]
+        self._watches.pop(link, None)
+        self._fields.pop(link, None)
         self._root.stop_log(link)
 
     def evidence(self, link: str) -> dict[str, Any]:
         """What was seen by now."""
-        watch = self._watches[link]
+        return self._told(self._watches[link])
+
+    def watch_fields(self, link: str, fields: tuple[tuple[Any, ...], ...], spared: int | None) -> None:
+        """From here on the port's transactions are sorted into `fields` (`pci.field_watch.Field`)."""
+        self._fields[link] = FieldWatch([Field(*field) for field in fields], spared)
+        self._root.ports[link].log = self._fields[link]
+
+    def field_evidence(self, link: str) -> list[dict[str, Any]]:
+        """What was seen by now: a row {"field", "way", ...} for each, as of `evidence`."""
+        seen = self._fields[link].seen
+        return [{"field": name, "way": way} | self._told(watch) for (name, way), watch in seen.items()]
+
+    def _told(self, watch: Watch) -> dict[str, Any]:
         refused = watch.first_refusal
         return {
             "tried": watch.tried,
@@ -46,6 +68,7 @@ class AttackWatch:
                 "source": pci.format_bdf(refused.requester),
                 "address": refused.address,
                 "write": refused.write,
+                "reason": refused.reason,
             },
         }
 

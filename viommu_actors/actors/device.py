@@ -16,6 +16,7 @@ from viommu_actors.actors.control import LATER, Control, Later
 from viommu_actors.actors.device_latency import DeviceLatency
 from viommu_actors.actors.hostile_link import HostileLink
 from viommu_actors.actors.runtime import inbox_listener, log
+from viommu_actors.actors.script import Script
 from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint, FunctionState
@@ -67,26 +68,31 @@ class DeviceActor:
                 "confinement": lambda: asdict(confinement),
                 "state": self._endpoint.state,
                 "adopt": lambda state: self._endpoint.adopt(FunctionState.of(state)),
+                "script": Script(self._endpoint, self._turn).run,
             }
         )
         self._control.register(DeviceLatency(self._endpoint, self._control).handlers())
 
     def run(self) -> None:
         """Serves until the process ends."""
-        endpoint = self._endpoint
         while True:
-            waiting = endpoint.engine.busy
-            ready = self._poller.poll(_COMPLETION_TIMEOUT_MS if waiting else None)
-            if not ready:
-                for tag in endpoint.outstanding:
-                    endpoint.expire(tag)
-            for source, _ in ready:
-                if source is self._link:
-                    self._drain_link()
-                elif source is self._inbox.socket:
-                    self._drain_inbox()
-                elif self._cable is not None:
-                    self._drain_cable(self._cable)
+            self._turn()
+
+    def _turn(self) -> None:
+        """One wake of the loop."""
+        endpoint = self._endpoint
+        waiting = endpoint.engine.busy
+        ready = self._poller.poll(_COMPLETION_TIMEOUT_MS if waiting else None)
+        if not ready:
+            for tag in endpoint.outstanding:
+                endpoint.expire(tag)
+        for source, _ in ready:
+            if source is self._link:
+                self._drain_link()
+            elif source is self._inbox.socket:
+                self._drain_inbox()
+            elif self._cable is not None:
+                self._drain_cable(self._cable)
 
     def _make(self, configuration: dict[str, Any]) -> Endpoint:
         payload, ats = configuration["max_payload"], configuration["ats"]

@@ -141,10 +141,11 @@ class KernelCommands:
         self._offers.clear_entry(pci.parse_bdf(bdf), iova)
 
     def offer_control(self, bdf: str) -> dict[str, Any]:
-        """A page legally mapped for the device, for its positive control: where to write what."""
+        """A page legally mapped for the device, for its positive control: where to write what, and where it lies."""
         self._driver(bdf)
-        iova, data = self._guard.offer_control(pci.parse_bdf(bdf))
-        return {"iova": iova, "data": data}
+        device = pci.parse_bdf(bdf)
+        iova, data = self._guard.offer_control(device)
+        return {"iova": iova, "data": data, "paddr": self._guard.control_page(device)}
 
     def check_control(self, bdf: str) -> bool:
         """Whether the device's legal write has arrived."""

@@ -35,6 +35,8 @@ class Target(StrEnum):
 
 
 Access = Literal["read", "write", "interrupt", "service"]
+#: What a user's script did, as verdicts name it.
+SCRIPTED: dict[str, Access] = {"script-read": "read", "script-write": "write", "script-interrupt": "interrupt"}
 #: Which part of the protection decides about an attack.
 Axis = Literal["dma", "interrupts", "acs", "ats"]
 #: What stands between a device and the memory of the kernel that drives it.
@@ -67,3 +69,8 @@ def _read() -> dict[str, Attack]:
 CATALOGUE: dict[str, Attack] = _read()
 #: Those that can be played.
 PLAYABLE: dict[str, Attack] = {name: attack for name, attack in CATALOGUE.items() if not attack.waits}
+
+
+def access_of(attack: str) -> Access:
+    """Of an attack of the catalogue, or of a script. Raises KeyError for any other."""
+    return SCRIPTED[attack] if attack in SCRIPTED else CATALOGUE[attack].access

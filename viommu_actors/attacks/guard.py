@@ -17,6 +17,8 @@ from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.tables import Context, leaves
 
 CANARIES = 16
+#: What a page of canaries begins with, so that who scans for it finds it; the rest is secret.
+SIGNATURE = b"viommu canary 1\n"
 _CONTROL_BYTES = 64
 #: A domain that maps more than this is no driver's handful of buffers.
 _MAPPINGS_LISTED = 65536
@@ -36,7 +38,9 @@ class Guard:
         """Guards pages of the kernel's own with fresh random content; their physical addresses."""
         if not self._canaries:
             self._canaries = [self._kernel.pages.alloc() for _ in range(CANARIES)]
-        return self.guard_afresh(self._canaries)
+        for page in self._canaries:
+            self._kernel.machine.memory.write(page, SIGNATURE + self._random(PAGE - len(SIGNATURE)))
+        return self.guard(self._canaries)
 
     def guard_afresh(self, pages: list[int]) -> list[int]:
         """Guards these pages, with fresh random content."""
@@ -123,6 +127,10 @@ class Guard:
         self._kernel.machine.memory.write(paddr, bytes(_CONTROL_BYTES))
         self._controls[bdf] = (paddr, secret)
         return iova, secret
+
+    def control_page(self, bdf: int) -> int:
+        """Where the page of `offer_control` lies in memory."""
+        return self._controls[bdf][0]
 
     def control_arrived(self, bdf: int) -> bool:
         """Whether the legal write is in memory."""

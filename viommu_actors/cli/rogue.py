@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 from pathlib import Path
@@ -14,17 +15,23 @@ from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import render_rogue
 from viommu_actors.report.results import RogueResults
 from viommu_actors.supervise.client import DoorClient, JobFailed
-from viommu_actors.supervise.requests import MAX_REPEAT, Attack, DeviceAdd, DeviceDel
+from viommu_actors.supervise.requests import MAX_REPEAT, MAX_SCRIPT, Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.runs import LiveRun, NoRun, find_run
 
 HELP = "attach a rogue device to a topology that is up (launch/topology --stay), and print what stopped it"
 
+#: Of a script, as the launcher takes it.
+_LONGEST_NAME = 64
 _STATUS = {
     "refused": Exit.REFUSED,
     "failed": Exit.DIFFERS,
     "died": Exit.DIED,
     "interrupted": Exit.INTERRUPTED,
 }
+
+
+class BadScript(Exception):
+    """A script that cannot be run; the text says why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attacks", type=_attacks, default=(), metavar="all|A1,A2,…", help="what it tries (default: all that apply)"
     )
+    parser.add_argument("--script", type=Path, metavar="FILE", help="what it does instead: your own rogue, in Python")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long a script may take (default: %(default)g)")
     parser.add_argument("--repeat", type=_repeat, default=1, metavar="N", help="how often (default: %(default)s)")
     parser.add_argument("--detach", action="store_true", help="leave it attached")
     parser.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, and nothing else")
@@ -48,8 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """See `cli.exits`."""
     try:
+        text = None if options.script is None else _script(options.script)
         live = find_run(options.run)
-    except NoRun as error:
+    except (NoRun, BadScript) as error:
         print(error, file=sys.stderr)
         return Exit.REFUSED
     try:
@@ -57,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             with DoorClient(live) as client:
                 client.do(DeviceDel(device=options.remove))
             return Exit.AS_EXPECTED
-        return _attach(options, live)
+        return _attach(options, text, live)
     except JobFailed as error:
         print(error, file=sys.stderr)
         return _STATUS[error.how]
@@ -66,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         return Exit.REFUSED
 
 
-def _attach(options: argparse.Namespace, live: LiveRun) -> int:
+def _attach(options: argparse.Namespace, text: str | None, live: LiveRun) -> int:
     topology = live.topology()
     with Progress(sys.stderr) as progress, DoorClient(live, progress.tell) as client:
         device = None
@@ -74,7 +84,7 @@ def _attach(options: argparse.Namespace, live: LiveRun) -> int:
             progress.tell(f"{options.device}: a rogue takes over its link")
             added = client.do(DeviceAdd(place="as", device=options.device, detach=options.detach))
             device = added["device"]["name"]
-            result = client.do(Attack(device=device, attacks=options.attacks, repeat=options.repeat))
+            result = client.do(_job(options, text, device))
         except KeyboardInterrupt:
             client.cancel()
             return Exit.INTERRUPTED
@@ -85,6 +95,28 @@ def _attach(options: argparse.Namespace, live: LiveRun) -> int:
     results = msgspec.convert(result, RogueResults)
     print(json.dumps(result) if options.json else render_rogue(topology, results, sys.stdout), flush=True)
     return Exit.AS_EXPECTED if results.ok else Exit.DIFFERS
+
+
+def _job(options: argparse.Namespace, text: str | None, device: str) -> Attack | Script:
+    if text is None:
+        return Attack(device=device, attacks=options.attacks, repeat=options.repeat)
+    name = options.script.name[:_LONGEST_NAME]
+    return Script(device=device, text=text, name=name, seconds=options.seconds, repeat=options.repeat)
+
+
+def _script(path: Path) -> str:
+    """Its text, which is Python; it is run by the device's process alone. Raises BadScript."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > MAX_SCRIPT:
+            raise BadScript(f"{path}: longer than {MAX_SCRIPT} characters")
+        ast.parse(text, path.name)
+    except OSError as error:
+        raise BadScript(f"{path}: {error.strerror}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise BadScript(f"{path}{where}: {error.msg if isinstance(error, SyntaxError) else error}") from None
+    return text
 
 
 def _attacks(text: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from viommu_actors.report.tables import (
     summary,
     verdict_tables,
 )
-from viommu_actors.report.text import Line, Style, plain
+from viommu_actors.report.text import Line, Style, line, plain
 from viommu_actors.topology.resolve import ResolvedTopology
 
 PLAIN_WIDTH = 100
@@ -55,7 +55,8 @@ def render_rogue(topology: ResolvedTopology, rogue: RogueResults, stream: TextIO
         absent=rogue.absent,
     )
     tables = [*verdict_tables(topology, results), absent_table(results)]
-    blocks = [*(table.lines() for table in tables if table), [summary(results)]]
+    said = [line(f"the rogue says: {report}") for report in rogue.reports]
+    blocks = [*(table.lines() for table in tables if table), *([said] if said else []), [summary(results)]]
     return shown([each for block in blocks for each in (*block, ())][:-1], stream)
 
 

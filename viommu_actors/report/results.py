@@ -170,13 +170,17 @@ class Results(Struct, kw_only=True, frozen=True):
 
 
 class RogueResults(Struct, kw_only=True, frozen=True):
-    """What a rogue got at that came while the topology was up; `io` is honest work of the other devices, after it."""
+    """What a rogue got at that came while the topology was up; `io` is honest work of the other devices, after it.
+
+    `reports` are a script's own words, which decided nothing.
+    """
 
     device: str
     ok: bool
     verdicts: tuple[Verdict, ...]
     absent: tuple[Absent, ...] = ()
     io: tuple[Io, ...] = ()
+    reports: tuple[str, ...] = ()
 
 
 def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:

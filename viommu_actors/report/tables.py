@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from viommu_actors.attacks.catalogue import CATALOGUE
-from viommu_actors.attacks.evidence import Evidence, Fault
+from viommu_actors.attacks.catalogue import CATALOGUE, SCRIPTED, access_of
+from viommu_actors.attacks.evidence import Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.report.results import Assignment, Io, Machine, Modelled, Process, Results, Verdict
@@ -210,8 +210,8 @@ def proofs(verdict: Verdict) -> str:
     """What stands behind a verdict, or what is missing, in a line."""
     evidence = verdict.evidence
     if verdict.observed == "unproven":
-        return "; ".join(missing_proofs(CATALOGUE[verdict.attack].access, evidence))
-    said = [_let_through(evidence)] if evidence.reached or evidence.elsewhere else []
+        return "; ".join(missing_proofs(access_of(verdict.attack), evidence))
+    said = [_let_through(verdict)] if evidence.reached or evidence.elsewhere else []
     if evidence.fault is not None:
         said.append(_fault_words(evidence.fault))
     changed = evidence.canary_before != evidence.canary_after
@@ -220,8 +220,10 @@ def proofs(verdict: Verdict) -> str:
     return "; ".join(said)
 
 
-def _let_through(evidence: Evidence) -> str:
-    canaries = f"{evidence.reached} hit canary pages" if evidence.reached else ""
+def _let_through(verdict: Verdict) -> str:
+    evidence = verdict.evidence
+    target = "pages not given to it" if verdict.attack in SCRIPTED else "canary pages"
+    canaries = f"{evidence.reached} hit {target}" if evidence.reached else ""
     others = f"{evidence.elsewhere} hit other pages" if evidence.elsewhere else ""
     return ", ".join(filter(None, (canaries, others)))
 

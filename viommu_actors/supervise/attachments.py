@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from viommu_actors.supervise.door import Asked, Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import ActorPlan, Plan
-from viommu_actors.supervise.requests import Attack, DeviceAdd, DeviceDel
+from viommu_actors.supervise.requests import Attack, DeviceAdd, DeviceDel, Script
+from viommu_actors.supervise.scripted import Scripted
+from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
 from viommu_actors.supervise.work import Work
 from viommu_actors.topology.guess import did_you_mean
@@ -109,6 +111,8 @@ class Attachments:
                 return self._add(job, asked.peer)
             case Attack() as job:
                 return self._attack(job, asked)
+            case Script() as job:
+                return self._script(job, asked)
             case DeviceDel(device=device):
                 self._find(device)
                 self._remove(device)
@@ -191,14 +195,13 @@ class Attachments:
         if unknown is not None:
             raise Refused(f'there is no attack "{unknown}"; {_known(unknown, list(CATALOGUE))}')
         attached = self._find(job.device)
-        device = msgspec.structs.replace(attached.device, rogue=job.attacks or tuple(CATALOGUE))
+        device = attached.device
         assault = Assault(self._topology, self._plan, self._supervisor, device, attached.owner)
         verdicts: list[Verdict] = []
         absent: list[Absent] = []
-        self._door.revocable = asked.peer
-        try:
+        with self._revocable(attached, asked):
             for turn in range(job.repeat):
-                for attack, target, reason in assault.choices():
+                for attack, target, reason in assault.choices(job.attacks or tuple(CATALOGUE)):
                     if reason:
                         if not turn:
                             absent.append(assault.absent(attack, target, reason))
@@ -206,21 +209,56 @@ class Attachments:
                     again = f" ({turn + 1} of {job.repeat})" if job.repeat > 1 else ""
                     self._door.progress(asked, f"{device.name}: {attack.id} {attack.name} on {target}{again}")
                     verdicts.append(assault.play(attack, target))
-        except (CommandFailed, ActorGone, Withdrawn):
-            self._door.revocable = None
-            self._mend(attached)
-            raise
-        self._door.revocable = None
+        return self._reported(asked, device, verdicts, absent, [])
+
+    def _script(self, job: Script, asked: Asked) -> dict[str, Any]:
+        attached = self._find(job.device)
+        device = attached.device
+        scripted = Scripted(Stage(self._topology, self._plan, self._supervisor, device, attached.owner))
+        verdicts: list[Verdict] = []
+        reports: list[str] = []
+        with self._revocable(attached, asked):
+            for turn in range(job.repeat):
+                again = f" ({turn + 1} of {job.repeat})" if job.repeat > 1 else ""
+                self._door.progress(asked, f"{device.name}: {job.name} runs{again}")
+                drawn, said = scripted.play(job.text, job.name, job.seconds)
+                verdicts += drawn
+                reports += said["reports"]
+                if said["error"]:
+                    raise CommandFailed(said["error"])
+        return self._reported(asked, device, verdicts, [], reports)
+
+    def _reported(
+        self, asked: Asked, device: ResolvedDevice, verdicts: list[Verdict], absent: list[Absent], reports: list[str]
+    ) -> dict[str, Any]:
+        """The result of a rogue's attacks, which stands in the run's folder too."""
         self._door.progress(asked, "honest work of the other devices")
         io = list(self._others_work(device.name))
-        ok = all(verdict.ok for verdict in verdicts) and all(row.verified for row in io)
         results = RogueResults(
-            device=device.name, ok=ok, verdicts=tuple(verdicts), absent=tuple(absent), io=tuple(io)
+            device=device.name,
+            ok=all(verdict.ok for verdict in verdicts) and all(row.verified for row in io),
+            verdicts=tuple(verdicts),
+            absent=tuple(absent),
+            io=tuple(io),
+            reports=tuple(reports),
         )
         plain: dict[str, Any] = msgspec.to_builtins(results)
         self._reports += 1
         self._folder.write(f"rogue-{self._reports}.json", json.dumps(plain, indent=2) + "\n")
         return plain
+
+    @contextmanager
+    def _revocable(self, attached: Attached, asked: Asked) -> Iterator[None]:
+        """What is done meanwhile may be given up by whoever asked for it, or fail; what it harmed is mended."""
+        self._door.revocable = asked.peer
+        try:
+            yield
+        except (CommandFailed, ActorGone, Withdrawn):
+            self._door.revocable = None
+            self._mend(attached)
+            raise
+        finally:
+            self._door.revocable = None
 
     def _mend(self, attached: Attached) -> None:
         """After an attack that was broken off: what it harmed, and what was being watched."""

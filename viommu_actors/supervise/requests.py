@@ -17,6 +17,8 @@ MAX_REQUEST = 1 << 18
 #: Characters of a script.
 MAX_SCRIPT = 1 << 16
 MAX_REPEAT = 1000
+#: Seconds that a script may take.
+MAX_SECONDS = 3600
 _MOST_ATTACKS = 256
 
 #: Of a device or an attack; that there is none of that name is said by whoever looks for it.
@@ -61,13 +63,23 @@ class Attack(_Request, kw_only=True, frozen=True, forbid_unknown_fields=True, ta
     repeat: Annotated[int, Meta(ge=1, le=MAX_REPEAT)] = 1
 
 
+class Script(_Request, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="script"):
+    """Has an attached rogue run a script: the text of a module that defines a `viommu_actors.rogue.Rogue`."""
+
+    device: Name
+    text: Annotated[str, Meta(max_length=MAX_SCRIPT)]
+    name: Name = "script"
+    seconds: Annotated[float, Meta(gt=0, le=MAX_SECONDS)] = 30.0
+    repeat: Annotated[int, Meta(ge=1, le=MAX_REPEAT)] = 1
+
+
 class DeviceDel(_Request, kw_only=True, frozen=True, forbid_unknown_fields=True, tag="device_del"):
     """Unplugs an attached rogue."""
 
     device: Name
 
 
-Job = DeviceAdd | Attack | DeviceDel
+Job = DeviceAdd | Attack | Script | DeviceDel
 Request = Status | Stop | Cancel | Job
 
 _DECODER: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

@@ -141,6 +141,12 @@ class Stage:
         own = keeper == self.owner.kernel
         return [(gpa if own else hpa, size) for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]]
 
+    def physical_of(self, keeper: str) -> Ranges:
+        """(base, size) of the keeper's memory by host-physical address."""
+        if keeper == "host":
+            return [(HOST_HIGH_BASE, self.topology.host.memory - HOST_LOW_MEMORY)]
+        return [(hpa, size) for _, hpa, size in self._memory[keeper.removesuffix(".guest")]]
+
     def physical(self, keeper: str, page: int) -> int:
         """Host-physical address of a page that the keeper's kernel knows by its own."""
         if keeper == "host":
