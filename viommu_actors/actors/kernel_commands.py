@@ -12,6 +12,7 @@ from typing import Any
 
 from viommu_actors.attacks.guard import Guard
 from viommu_actors.attacks.offers import Offers
+from viommu_actors.attacks.registers import RegisterGuard
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
@@ -28,6 +29,7 @@ class KernelCommands:
         self._kernel = kernel
         self._guard = Guard(kernel, os.urandom)
         self._offers = Offers(kernel, self._guard)
+        self._registers = RegisterGuard(kernel, os.urandom)
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -48,6 +50,9 @@ class KernelCommands:
             "take_back": self._offers.take_back,
             "clear_entry": self.clear_entry,
             "end_offer": self._offers.end,
+            "guard_liveness": lambda bdf: self._registers.guard_liveness(pci.parse_bdf(bdf)),
+            "guard_interrupt_line": lambda bdf: self._registers.guard_interrupt_line(pci.parse_bdf(bdf)),
+            "register_digest": self._registers.digest,
             "offer_control": self.offer_control,
             "check_control": self.check_control,
             "end_control": self.end_control,

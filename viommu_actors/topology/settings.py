@@ -16,7 +16,7 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
     """A topology that is strict everywhere, under `setting`, for rogues that `driver` drives.
 
     For the host's own rogues the first VM is left out; without an IOMMU in use there the host can assign nothing, so
-    all VMs are. `refusals.check` is still to be asked.
+    all VMs are. For those of guests, what no VM has is left out. `refusals.check` is still to be asked.
     """
     vms = topology.vm if driver == "guest" else () if setting == "none" else topology.vm[1:]
     if driver == "guest":
@@ -29,9 +29,21 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
     iommu = _changed(host.iommu, intremap=remaps, device_iotlb=setting == "ats")
     host = _changed(host, cmdline=" ".join(words).strip(), iommu=iommu, acs=setting != "acs-off")
     devices = tuple(_changed(device, ats=setting == "ats") for device in topology.device)
+    if driver == "guest":
+        assigned = {assign.device for vm in vms for assign in vm.assign}
+        devices = tuple(device for device in devices if device.name in assigned)
+    there = {device.behind for device in devices}
     if not vms:
         devices = tuple(_changed(device, rogue=_without_guests(device.rogue)) for device in devices)
-    return _changed(topology, name=f"{setting}-{driver}", host=host, device=devices, vm=vms)
+    return _changed(
+        topology,
+        name=f"{setting}-{driver}",
+        host=host,
+        device=devices,
+        vm=vms,
+        switch=tuple(_changed(each, acs=host.acs) for each in topology.switch if each.name in there),
+        bridge=tuple(each for each in topology.bridge if each.name in there),
+    )
 
 
 #: Command line of a kernel whose own devices are under a setting.

@@ -11,15 +11,18 @@ from types import MappingProxyType
 from typing import Final
 
 from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, early, interrupts, memory
+from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
 
 #: By the attack's id.
 PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
-    {**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS, **early.PLAYS}
+    {**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS, **early.PLAYS, **fabric.PLAYS}
 )
+
+#: What has to stand between the root port and the rogue, and where the other device then is.
+_NEEDS_BEHIND = {"A15": ("bridge", "behind the same bridge"), "A28": ("switch", "below the same switch")}
 
 
 def missing(stage: Stage, attack: Attack, target: Target) -> str:
@@ -28,6 +31,11 @@ def missing(stage: Stage, attack: Attack, target: Target) -> str:
         return "there is no other guest"
     if attack.id == "A11" and stage.neighbour() is None:
         return "the kernel drives no other device"
+    if attack.id in _NEEDS_BEHIND:
+        kind, where = _NEEDS_BEHIND[attack.id]
+        behind = stage.device.behind
+        if behind is None or stage.topology.component(behind).kind != kind or fabric.companion(stage) is None:
+            return f"there is no other device {where}"
     if target in (Target.OTHER_DEVICE, Target.OTHER_BUFFER, Target.OTHER_REGISTERS) and stage.stranger() is None:
         return "there is no other device with a driver"
     return ""

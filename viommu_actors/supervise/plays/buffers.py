@@ -104,8 +104,13 @@ def atomics(stage: Stage, target: Target) -> Mission:
 def neighbours(stage: Stage, target: Target) -> Mission:
     """A read, by its own requester ID, of a buffer that the same kernel gave to another device."""
     _, owner = _other(stage.neighbour())
+    return read_other(stage, owner)
+
+
+def read_other(stage: Stage, owner: Owner) -> Mission:
+    """A read of a buffer that was given to the device of that owner, outside of what the rogue may reach itself."""
     offer = stage.command(owner.kernel, "offer", bdf=owner.bdf, kind="both ways", avoid=stage.mapped())
-    return _mission(stage, offer, [_read(offer["iova"])])
+    return _mission(stage, offer, [_read(offer["iova"])], keeper=owner.kernel)
 
 
 def spoofed(stage: Stage, target: Target) -> Mission:
