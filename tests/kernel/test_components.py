@@ -10,6 +10,8 @@ from tests.devices.rig import Rig
 from tests.kernel.test_drivers import PAGE, a_nic, an_edu
 from viommu_actors.devices.rogue import Rogue, parse_plan
 from viommu_actors.kernel.dma import Direction
+from viommu_actors.kernel.process import UserProcess
+from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.pci.component import BridgeConfig, SwitchConfig
 from viommu_actors.spec import pci
 from viommu_actors.spec.vtd import FaultReason
@@ -155,6 +157,43 @@ def test_an_alias_follows_the_one_that_was_attached_last() -> None:
     iommu.free_domain(other)
     iommu.attach(neighbour, shared)
     assert kernel.drivers[NEIGHBOUR].run_io(4).verified
+
+
+# --- one user for a group
+
+
+def test_a_group_of_a_user_gets_no_driver_and_one_with_a_driver_no_user() -> None:
+    machine = with_bridge("intel_iommu=on vfio-pci.ids=02:00.0", intremap=True)
+    kernel, vfio, process = machine.kernel, Vfio(machine.kernel), UserProcess("vm")
+    group, container = vfio.open_group(process, vfio.group_of("0000:02:00.0")), vfio.open_container(process)
+    with pytest.raises(OSError, match=r"not viable: kernel drivers have 02:01\.0"):
+        vfio.set_container(process, group, container)
+    kernel.unbind(NEIGHBOUR)
+    vfio.set_container(process, group, container)
+    kernel.bind(NEIGHBOUR)
+    assert NEIGHBOUR not in kernel.drivers
+    vfio.close(process, group)
+    kernel.bind(NEIGHBOUR)
+    assert kernel.drivers[NEIGHBOUR].run_io(4).verified
+
+
+@pytest.mark.parametrize("link", ["br0.0", "br0.1"])
+def test_a_user_maps_for_all_that_share_the_alias(link: str) -> None:
+    machine = with_bridge("intel_iommu=on vfio-pci.ids=02:00.0,02:01.0", intremap=True)
+    vfio, process = Vfio(machine.kernel), UserProcess("vm")
+    group, container = vfio.open_group(process, vfio.group_of("0000:02:01.0")), vfio.open_container(process)
+    vfio.set_container(process, group, container)
+    vfio.set_iommu(process, container)
+    paddr = machine.kernel.pages.alloc()
+    vaddr = process.map_memory(paddr, PAGE)
+    vfio.map_dma(process, container, 3, vaddr, 0x10_0000, PAGE)
+    for bdf in (ALIAS, NEIGHBOUR):
+        machine.kernel.device(bdf).set_bus_master(True)
+    attack(machine, link, {"do": "write", "address": 0x10_0000, "data": b"shared"})
+    assert machine.memory.read(paddr, 6) == b"shared"
+    vfio.close(process, group)
+    attack(machine, link, {"do": "write", "address": 0x10_0000, "data": b"beyond"})
+    assert machine.memory.read(paddr, 6) == b"shared"
 
 
 # --- what isolation is worth

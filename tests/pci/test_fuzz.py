@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.devices.bench import Bench
 from tests.pci.fabric import DEVICE, LINK, Fabric
+from tests.pci.tree import BARS, BRIDGE_WINDOW, Tree, bridge, switch
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
@@ -30,13 +32,16 @@ def upstream(rng: random.Random) -> Any:
     requester, tag, at = rng.choice(REQUESTERS), rng.getrandbits(10), rng.choice([0, 0, 0, 1, 2, 3, 255])
     first, last = rng.choice([15, rng.getrandbits(4)]), rng.choice([0, 15, rng.getrandbits(4)])
     data = rng.randbytes(rng.choice([0, 4, 4, 8, 16, 128, 4096, rng.randrange(4097)]))
-    match rng.randrange(5):
+    match rng.randrange(6):
         case 0:
             return tlp.MemRead(requester, tag, at, address(rng), rng.choice([1, 2, 1024, 0, 2000]), first, last)
         case 1 | 2:
             return tlp.MemWrite(requester, at, address(rng), first, last, data)
         case 3:
             return tlp.Atomic(requester, tag, at, rng.choice([0, 1, 2, 3, 200]), address(rng), data[:32])
+        case 4:
+            bus, devfn = rng.getrandbits(3), rng.choice([0, 8, rng.getrandbits(8)])
+            return tlp.ConfigRequest(requester, tag, bus, devfn, rng.getrandbits(12), data[:4])
         case _:
             return tlp.Completion(rng.choice([0, 1, tag]), rng.choice([0, 1, 200]), rng.randrange(4097), data)
 
@@ -57,6 +62,35 @@ def test_the_root_complex_takes_anything(seed: int, acs: bool) -> None:
     fabric.ram[page] = before[page]
     assert fabric.ram == before
     assert all(target & 3 == 0 for _, target, _ in fabric.interrupts)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("make", [switch, bridge])
+def test_what_stands_in_a_slot_takes_anything(seed: int, make: Callable[[], Tree]) -> None:
+    """Memory stays as it is, whoever sends: the table lets nobody through. Peers answer or time out, in any order."""
+    rng = random.Random(seed)
+    tree = make()
+    tree.table = {}
+    before = bytes(tree.ram)
+    links = list(tree.sent)
+    done: list[int] = []
+    for _ in range(2000):
+        link = rng.choice(links)
+        message = upstream(rng)
+        if rng.random() < 0.5 and hasattr(message, "address"):
+            message = message._replace(address=rng.choice([*BARS, BRIDGE_WINDOW]) + rng.choice([0, 4, 8, 0x1000]))
+        tree.root.receive(link, message)
+        if rng.random() < 0.1:
+            tree.root.mmio_read(rng.choice([*BARS, BRIDGE_WINDOW]), 4, done.append)
+        if rng.random() < 0.1 and (waiting := tree.root.outstanding):
+            tree.root.expire(*rng.choice(waiting))
+        if rng.random() < 0.01:
+            tree.root.ports[link].hot_reset()
+    for link in links:
+        tree.root.detach(link)
+    assert tree.root.outstanding == [] and tree.ram == before
+    answers = sum(isinstance(each, tlp.Completion) for sent in tree.sent.values() for each in sent)
+    assert answers and done
 
 
 @pytest.mark.parametrize("seed", range(10))

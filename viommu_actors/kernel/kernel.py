@@ -53,6 +53,9 @@ class Kernel:
         self._driver_classes = drivers
         self._domains: DefaultDomains | None = None
         self._dma: dict[int, Dma] = {}
+        #: IOMMU groups that a user process has by VFIO: no device of theirs gets a driver meanwhile (Linux:
+        #: iommu_group_claim_dma_owner).
+        self.user_groups: set[int] = set()
         #: Devices that the kernel's drivers leave to vfio-pci.
         self._reserved_for_vfio: set[int] = set()
 
@@ -245,7 +248,7 @@ class Kernel:
         if device.is_bridge or device.class_code == ClassCode.HOST_BRIDGE:
             return
         assert self.iommu is not None
-        if self.iommu.covers(device):
+        if self.iommu.covers(device) and self.iommu.group_of(device.bdf) not in self.user_groups:
             try:
                 self._domains.claim(device)
             except OSError as error:
@@ -254,6 +257,9 @@ class Kernel:
     def _bind(self, device: PciDevice) -> None:
         if device.bdf in self._reserved_for_vfio:
             self.machine.log(f"vfio-pci {device.name}: left to vfio-pci")
+            return
+        if self.iommu is not None and self.iommu.group_of(device.bdf) in self.user_groups:
+            self.machine.log(f"pci {device.name}: no driver: a user process has its IOMMU group")
             return
         for driver in self._driver_classes:
             if (device.vendor, device.device) in driver.ids:

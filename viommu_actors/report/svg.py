@@ -270,8 +270,10 @@ class _Band:
         units = {verdict.evidence.fault.unit for verdict in arrow.verdicts if verdict.evidence.fault is not None}
         if not units:
             return None
-        at_port = all(unit.startswith("root port") for unit in units)
-        return self._port + _PORT / 2 if at_port else self._iommu + _BAR / 2
+        if units == {"root port"}:
+            return self._port + _PORT / 2
+        behind = all(unit.startswith(("switch ", "bridge ")) for unit in units)
+        return self._component + _COMPONENT / 2 if behind else self._iommu + _BAR / 2
 
 
 def _downwards(arrows: list[Arrow]) -> list[Arrow]:

@@ -114,12 +114,17 @@ class Assault:
         after = " ".join(command(keep.actor, keep.digest) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
-        fault = _fault(faults, seen, mission, self._source(mission))
+        fault = _fault(faults, seen, mission, self._source(mission), self._port())
         if fault is None and mission.record is not None:
             fault = mission.record()
         if mission.after is not None:
             mission.after()
         return _Struck(mission, seen, fault, after)
+
+    def _port(self) -> str:
+        """What the device's link ends at."""
+        behind = self._device.behind
+        return "root port" if behind is None else f"{self._topology.component(behind).kind} {behind}"
 
     def _source(self, mission: Mission) -> str:
         """The requester that a record must name; a bridge puts its own in, whatever the device says."""
@@ -192,8 +197,8 @@ def _evidence(attack: Attack, struck: _Struck, source: str, control: bool) -> Ev
     )
 
 
-def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, source: str) -> Fault | None:
-    """The first record of a refusal of what was aimed: of the host's IOMMU, else of the root port."""
+def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, source: str, port: str) -> Fault | None:
+    """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port that the link ends at."""
     for record in faults["records"]:
         if record["source"] == source and _is_aimed(record, mission):
             return Fault(
@@ -212,7 +217,7 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
     kinds: dict[str, Literal["acs", "malformed"]] = {"acs": "acs", "malformed": "malformed"}
     return Fault(
         kind=kinds.get(refusal["outcome"], "rejected"),
-        unit="root port",
+        unit=port,
         source=refusal["source"],
         address=f"{refusal['address']:#x}",
         write=refusal["write"],

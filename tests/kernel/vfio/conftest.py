@@ -123,6 +123,7 @@ class Kernel:
         self.cmdline = CommandLine(cmdline)
         self.counters: Counter[str] = Counter()
         self.drivers: dict[int, object] = {}
+        self.user_groups: set[int] = set()
         self.irq = Interrupts(self.counters, self.machine.log)
         self.pci = [self._function(bdf, flr) for bdf, flr in ((EDU, True), (NIC, True), (MATE, False))]
         self.pci[0].bars[0] = Bar(BAR_ADDRESS, BAR_SIZE, is64=False, prefetch=False)

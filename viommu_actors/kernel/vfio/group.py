@@ -49,6 +49,7 @@ class Group:
             raise OSError(EPERM, f"group {self.number} is not viable: kernel drivers have {names}")
         container.add(self)
         self.container = container
+        self._kernel.user_groups.add(self.number)
 
     def unset_container(self) -> None:
         """VFIO_GROUP_UNSET_CONTAINER. Raises EINVAL without one, EBUSY while a device is open."""
@@ -58,6 +59,7 @@ class Group:
             raise OSError(EBUSY, f"a device of group {self.number} is open")
         self.container.remove(self)
         self.container = None
+        self._kernel.user_groups.discard(self.number)
 
     def open_device(self, bdf: int) -> VfioDevice:
         """Raises EINVAL before the container has its IOMMU, ENODEV where the group has no such device."""
