@@ -65,7 +65,7 @@ class PendingInterrupts:
 
     def take(self) -> int | None:
         """The next vector to be handled; None while there is none, or its turn has not come."""
-        if len(self._waiting) == self._held and not self._release():
+        if not self._waiting or (len(self._waiting) == self._held and not self._release()):
             return None
         vector = next(vector for vector, turn in self._waiting.items() if turn)
         del self._waiting[vector]

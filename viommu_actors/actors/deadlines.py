@@ -24,6 +24,10 @@ class Deadlines(Generic[K]):
         self._ends = {key: end for key, end in ends.items() if end > now}
         return [key for key, end in ends.items() if end <= now]
 
+    def __bool__(self) -> bool:
+        """Whether anything was owed at the last look."""
+        return bool(self._ends)
+
     def next(self) -> float | None:
         """When the next is over; None while nothing is owed."""
         return min(self._ends.values(), default=None)

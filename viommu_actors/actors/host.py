@@ -181,7 +181,7 @@ class HostActor:
 
     def _pump(self, idle: float | None) -> None:
         """One wake of the poll. `idle`: the kernel lets interrupts in, and waits for so many seconds at most."""
-        timeout = self._fabric.expire(time.monotonic())
+        timeout = self._fabric.expire(time.monotonic()) if self._fabric.awaits_devices else -1
         if idle is not None:
             due = self._machine.pending.due
             idle = idle if due is None else min(idle, due)

@@ -164,6 +164,12 @@ class Fabric:
         self._complex.invalidate_device(source, itag, first, shift)
         self._send_now()
 
+    @property
+    def awaits_devices(self) -> bool:
+        """Whether one owes anything, or did when `expire` was called last."""
+        remembered = bool(self._completions) or bool(self._invalidations)
+        return remembered or self._complex.awaits_devices or self._unit.awaits_devices
+
     def expire(self, now: float) -> int:
         """Ends what a device owes for too long; milliseconds until the next that may, -1 for never."""
         unit = self._unit

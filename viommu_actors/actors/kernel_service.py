@@ -79,17 +79,19 @@ class KernelService:
             tally.rejected[error.defect] += 1
             log(f"{peer.decode()}: {error}")
             return
-        tally.received[type(request)] += 1
+        kind = type(request)
+        tally.received[kind] += 1
         process = self._processes[peer]
         answer: Message
         try:
-            if type(request) in self._procedures:
-                self._procedures[type(request)](process, request)
+            procedure = self._procedures.get(kind)
+            if procedure is not None:
+                procedure(process, request)
                 answer = _DONE
             elif type(request) is m.MmapRam:
                 answer = m.Done(process.map_memory(*self._ram[peer][request.slot]))
             else:
-                answer = self._calls[type(request)](process, request)
+                answer = self._calls[kind](process, request)
         except OSError as error:
             answer = m.Failed(error.errno or 5, error.strerror or "")
         except KeyError as error:

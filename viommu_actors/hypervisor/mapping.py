@@ -17,15 +17,17 @@ class GuestMapping:
     ) -> None:
         self._parent = parent
         self._container = container
-        self._ram = list(zip(ram, vaddrs, strict=True))
+        self._pieces = ram
+        #: (first address, the one behind the last, user address)
+        self._ram = [(piece.base, piece.base + piece.size, vaddr) for piece, vaddr in zip(ram, vaddrs, strict=True)]
         self._counters = counters
 
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
         """Raises OSError where the parent kernel refuses; the range must lie in one range of RAM."""
-        for ram, vaddr in self._ram:
-            if ram.base <= gpa < ram.base + ram.size:
+        for base, end, vaddr in self._ram:
+            if base <= gpa < end:
                 self._counters["vfio_maps"] += 1
-                self._parent.map_dma(self._container, int(access), vaddr + gpa - ram.base, iova, size)
+                self._parent.map_dma(self._container, int(access), vaddr + gpa - base, iova, size)
                 return
         raise ValueError(f"no guest RAM at {gpa:#x}")
 
@@ -36,5 +38,5 @@ class GuestMapping:
 
     def map_all(self) -> None:
         """All guest RAM at its guest-physical addresses: for the devices of a guest without a vIOMMU."""
-        for ram, _ in self._ram:
-            self.map(ram.base, ram.base, ram.size, ram.access)
+        for piece in self._pieces:
+            self.map(piece.base, piece.base, piece.size, piece.access)

@@ -25,6 +25,7 @@ from viommu_actors.spec.vtd import (
     width_code,
 )
 
+_BOTH = int(Access.BOTH)
 #: flush_device(source, first, shift)
 FlushDevice = Callable[[int, int, int], None]
 
@@ -129,7 +130,7 @@ class Domain:
             self._flush(iova, end - iova)
 
     def _enter(self, iova: int, paddr: int, size: int, prot: int) -> None:
-        if (iova | paddr | size) & PAGE_MASK or size <= 0 or not 0 < prot <= Access.BOTH:
+        if (iova | paddr | size) & PAGE_MASK or size <= 0 or not 0 < prot <= _BOTH:
             raise OSError(EINVAL, f"no mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} with access {prot}")
         if iova + size > self._end or paddr + size > self._physical_end:
             raise OSError(EFAULT, f"mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} exceeds the address width")

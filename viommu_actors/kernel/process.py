@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from viommu_actors.spec.vtd import PAGE_MASK
 
 T = TypeVar("T")
+_new = tuple.__new__
 
 _FIRST_DESCRIPTOR = 3
 #: User addresses: from here to the end of the lower half of a 48-bit address space.
@@ -176,6 +177,8 @@ class UserProcess:
         end = vaddr + size
         while vaddr < end:
             area = self.area(vaddr, 1)
+            if not pieces and end <= area.end:
+                return [_new(Piece, (area.physical + vaddr - area.start, size))]
             length = min(end, area.end) - vaddr
             physical = area.physical + vaddr - area.start
             if pieces and pieces[-1].physical + pieces[-1].size == physical:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.spec.vfio import ADDRESS_LIMIT, DMA_ENTRY_LIMIT, PAGE_SIZE, DmaFlags
-from viommu_actors.spec.vtd import Access
 
 if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
@@ -92,9 +91,13 @@ class Type1:
                 raise OSError(EEXIST, f"iova {iova:#x} size {size:#x} overlaps the mapping at {before:#x}")
         if not self.dma_avail:
             raise OSError(ENOSPC, f"no mapping left: dma_entry_limit is {len(self._starts)}")
-        if not any(usable.first <= iova and last <= usable.last for usable in self.iova_ranges):
+        for first, end in self.iova_ranges:
+            if first <= iova and last <= end:
+                break
+        else:
             raise OSError(EINVAL, f"iova {iova:#x} size {size:#x}: reserved, or beyond the address width")
-        self._enter(process, Access(flags), vaddr, iova, size)
+        # The flags are the bits of `Access`.
+        self._enter(process, flags, vaddr, iova, size)
         self._starts.insert(position, iova)
         self._sizes[iova] = size
         self.dma_avail -= 1
@@ -126,13 +129,13 @@ class Type1:
             self._remove(0, len(self._starts))
         self._iommu.free_domain(self._domain)
 
-    def _enter(self, process: UserProcess, access: Access, vaddr: int, iova: int, size: int) -> None:
+    def _enter(self, process: UserProcess, access: int, vaddr: int, iova: int, size: int) -> None:
         """Maps physical pieces as large as they come; all or nothing."""
         done = 0
         try:
-            for piece in process.translate(vaddr, size):
-                self._domain.map(iova + done, piece.physical, piece.size, access)
-                done += piece.size
+            for physical, length in process.translate(vaddr, size):
+                self._domain.map(iova + done, physical, length, access)
+                done += length
         except OSError:
             if done:
                 self._domain.unmap(iova, done)
