@@ -19,7 +19,7 @@ from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.qemu_shadow import QemuShadow
 from viommu_actors.hypervisor.routes import Routes
-from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Effort, Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
@@ -31,6 +31,8 @@ VTD_BASE = platform.REMAPPING_UNIT_BASE
 ECAM_SIZE = platform.ECAM_BUSES << 20
 #: How many of the things that the kernel beneath refused are logged; all are counted.
 _REFUSALS_LOGGED = 10
+#: Entries of the guest's tables, or what costs as much, after which the rest of its invalidation queue has to wait.
+_SLICE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,15 @@ class GuestMachine:
         self._slots = 0
         #: open groups by their number
         self._groups: dict[int, int] = {}
+        self._effort = Effort()
+        #: what may be spent until the invalidation queue pauses
+        self._affordable = 0
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
                 raise ValueError(CACHING_MODE_NEEDED)
             self.unit = RemappingUnit(config.viommu, memory, self._signal, self._shadows, self._reroute)
+            self.unit.stop_after(lambda: self._effort.spent > self._affordable)
 
     def build(self) -> None:
         """Makes the VM and realizes every device, in QEMU's order. Raises OSError of the parent kernel."""
@@ -120,7 +126,7 @@ class GuestMachine:
                 if self.unit.config.quirks == "qemu":
                     self._shadows.add(QemuShadow(*made_of))
                 else:
-                    self.shadows.append(Shadow(*made_of))
+                    self.shadows.append(Shadow(*made_of, self._effort))
                     self._shadows.add(self.shadows[-1])
         elif not joined:
             parent.set_container(group, container)
@@ -175,6 +181,7 @@ class GuestMachine:
         """Whether the guest's address map changed, or the window that the access is to go through."""
         unit = self.unit
         if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
+            self._affordable = self._effort.spent + _SLICE
             unit.write(address - VTD_BASE, size, value)
             return False
         if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
@@ -199,6 +206,18 @@ class GuestMachine:
         """Function and offset; no function for an access that no bridge makes a configuration request of."""
         function, offset = divmod(address - platform.ECAM_BASE, pci.CONFIG_SIZE)
         return self._functions.get(function) if pci.is_config_access(offset, size) else None, offset
+
+    @property
+    def behind(self) -> bool:
+        """Whether the guest's invalidation queue has descriptors left over that were too much for one trap."""
+        return self.unit is not None and self.unit.behind
+
+    def go_on(self) -> None:
+        """Carries out some more of them."""
+        if self.unit is not None:
+            self._affordable = self._effort.spent + _SLICE
+            self.counters["queue_pauses"] += 1
+            self.unit.go_on()
 
     def _signal(self, address: int, data: int) -> None:
         """An interrupt that the vIOMMU raises itself."""

@@ -39,6 +39,18 @@ WALK_LIMIT: Final = 1 << 17
 _Entry = tuple[int, int, Sequence[Mapping]]
 
 
+_CUT_SHORT_LOGGED: Final = 10
+#: What a map or unmap costs, in entries read.
+_CALL_EFFORT: Final = 32
+
+
+class Effort:
+    """Work that shadows have done, in entries read. A guest decides how much there is; who runs them, when to pause."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+
 class ShadowPorts(Protocol):
     """The device's container, in guest-physical terms."""
 
@@ -96,8 +108,9 @@ class Shadow:
         memory: Memory,
         ram: Iterable[Ram],
         log: Callable[[str], None],
+        effort: Effort | None = None,
     ) -> None:
-        """`memory` is the guest's, where its tables are."""
+        """`memory` is the guest's, where its tables are; what is done is added to `effort`."""
         self.requester = requester
         self.counters: Counter[str] = Counter()
         self._unit = unit
@@ -107,6 +120,7 @@ class Shadow:
         if any((piece.base | piece.size) & PAGE_MASK for piece in self._ram):
             raise ValueError("guest RAM is not made of whole pages")
         self._log = log
+        self._effort = effort or Effort()
         self._view: Context | View = View.BLOCKED
         self._held = HeldMappings()
         self._full = False
@@ -151,7 +165,7 @@ class Shadow:
         """A changed context is a reason to start afresh, whatever the descriptor is about."""
         view = self._current_view()
         if view != self._view:
-            self._rebuild()
+            self._rebuild(view)
         elif isinstance(view, Context) and (domain == view.domain or granularity == IotlbGranularity.GLOBAL):
             if granularity == IotlbGranularity.PAGE:
                 size = 1 << PAGE_SHIFT + mask
@@ -174,9 +188,12 @@ class Shadow:
             return View.BLOCKED
         return View.DIRECT if context.pass_through else context
 
-    def _rebuild(self) -> None:
-        """Everything anew: after a switch from or to translation nothing of before stays, else the difference goes."""
-        view = self._current_view()
+    def _rebuild(self, seen: Context | View | None = None) -> None:
+        """Everything anew: after a switch from or to translation nothing of before stays, else the difference goes.
+
+        `seen` is what the device sees now, where that has been read already.
+        """
+        view = seen or self._current_view()
         if view is not self._view and (isinstance(view, View) or isinstance(self._view, View)):
             self._drop(0, _LAST_ADDRESS)
         self._view = view
@@ -218,6 +235,7 @@ class Shadow:
         if self._full:
             return
         try:
+            self._effort.spent += _CALL_EFFORT
             self._ports.map(*mapping)
         except OSError as error:
             self.counters["map_errors"] += 1
@@ -234,6 +252,7 @@ class Shadow:
         gone = self._held.take(first, last)
         if not gone:
             return gone
+        self._effort.spent += _CALL_EFFORT + len(gone)
         self._ports.unmap(gone[0].iova, gone[-1].last + 1 - gone[0].iova)
         self.counters["unmaps"] += 1
         self.counters["mappings_gone"] += len(gone)
@@ -261,11 +280,14 @@ class Shadow:
 
     def _walk(self, view: Context, first: int, last: int) -> Iterator[_Entry]:
         walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
+        effort = self._effort
         for leaf in islice(walk, WALK_LIMIT):
+            effort.spent += 1
             yield self._entry(leaf)
         if next(walk, None) is not None:
             self.counters["walks_cut_short"] += 1
-            self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
+            if self.counters["walks_cut_short"] <= _CUT_SHORT_LOGGED:
+                self._log(f"shadow {self.requester:#06x}: gave up a walk after {WALK_LIMIT} entries")
 
     def _entry(self, leaf: Leaf) -> _Entry:
         iova, shift, address, access, _ = leaf

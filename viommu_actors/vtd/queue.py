@@ -91,6 +91,8 @@ class InvalidationQueue:
         self._completion = Event(registers, Reg.IECTL, send_interrupt)
         self._counters = counters
         self._device_tlbs = device_tlbs
+        #: Asked after each descriptor: whether the rest is to wait for `run`.
+        self.enough: Callable[[], bool] | None = None
         self._owed = device_tlbs.owed
         actions = self._actions()
         #: by descriptor type
@@ -111,6 +113,8 @@ class InvalidationQueue:
         self._entries = 0
         self._head = 0
         self._running = False
+        #: There is more to do, and whoever runs this had enough for now.
+        self.paused = False
         #: A wait that has been fetched and is not complete.
         self._held: InvalidationWait | None = None
 
@@ -132,7 +136,11 @@ class InvalidationQueue:
         return True
 
     def run(self) -> None:
-        """Carries out descriptors up to the tail, or to the first bad one. Bounded by the size of the queue."""
+        """Carries out descriptors up to the tail, or to the first bad one, or until that is `enough`.
+
+        Bounded by the size of the queue.
+        """
+        self.paused = False
         if not self.enabled or self._running or self._held is not None or self._faults.queue_stopped:
             return
         # A message sent on the way may come back as a write of the tail; this loop will see it.
@@ -179,7 +187,7 @@ class InvalidationQueue:
 
     def _drain(self) -> None:
         registers, read, execute = self._registers, self._memory.read_u64, self._execute
-        entries = self._entries
+        entries, enough = self._entries, self.enough
         while (head := self._head) != (tail := self._tail()):
             if tail >= entries:
                 raise BadDescriptor
@@ -192,6 +200,9 @@ class InvalidationQueue:
             head += 1
             self._head = head = head if head < entries else 0
             registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
+            if enough is not None and enough():
+                self.paused = head != self._tail()
+                return
 
     def _tail(self) -> int:
         return self._registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT

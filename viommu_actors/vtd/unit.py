@@ -144,6 +144,21 @@ class RemappingUnit:
             self._queue.abort_wait()
             self._faults.invalidation_timeout(source)
 
+    # --- the invalidation queue
+
+    def stop_after(self, enough: Callable[[], bool]) -> None:
+        """From here on the queue stops after a descriptor when `enough()` says so; `go_on` has it go on."""
+        self._queue.enough = enough
+
+    @property
+    def behind(self) -> bool:
+        """Whether the queue stopped so, with more to do."""
+        return self._queue.paused
+
+    def go_on(self) -> None:
+        """Carries out more descriptors."""
+        self._queue.run()
+
     # --- registers -------------------------------------------------------------------------------------------------
 
     def read(self, offset: int, size: int) -> int:

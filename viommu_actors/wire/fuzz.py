@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from viommu_actors.spec.fields import Length, OneOf, Range
+from viommu_actors.spec.fields import Fits, Length, OneOf, Range
 from viommu_actors.wire.codec import Codec, Message
 
 #: Frames of the message that has most of them.
@@ -85,7 +85,17 @@ def _value(rng: random.Random, hint: Any) -> Any:
     if isinstance(bound, OneOf):
         return rng.choice(bound.values)
     if isinstance(bound, Range):
-        return rng.choice((bound.low, bound.high, rng.randint(bound.low, bound.high)))
-    if isinstance(bound, Length):
-        return rng.randbytes(rng.choice((bound.low, min(bound.low + 4, bound.high), rng.randint(0, bound.high) & 0x3F)))
-    return rng.random() < 0.5
+        few = min(bound.high, max(bound.low, rng.randrange(16)))
+        return rng.choice((bound.low, bound.high, few, rng.randint(bound.low, bound.high)))
+    if isinstance(bound, Fits):
+        return rng.randrange(256)
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        if items[-1] is Ellipsis:
+            items = (items[0],) * rng.choice((0, 1, rng.randrange(20)))
+        return tuple(_value(rng, item) for item in items)
+    if hint is bool:
+        return rng.random() < 0.5
+    assert isinstance(bound, Length)
+    some = rng.randbytes(rng.choice((bound.low, min(bound.low + 4, bound.high), rng.randint(0, bound.high) & 0x3F)))
+    return some if hint is bytes else some.hex()[: max(bound.low, len(some))]
