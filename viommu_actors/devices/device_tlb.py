@@ -78,6 +78,11 @@ class DeviceTlb:
         self._cache.invalidate(*decode_range(request.word))
         self._endpoint.engine.drain(partial(self.complete, request))
 
+    def start_over(self) -> None:
+        """Forgets all, and obeys invalidations from here on."""
+        self._cache.clear()
+        self.invalidated = self.forget
+
     def complete(self, request: InvalidateRequest) -> None:
         """Says that it is done. Posted writes that were sent before are ahead of it on the link."""
         endpoint = self._endpoint

@@ -163,12 +163,10 @@ class Rogue:
         device_tlb = self._endpoint.device_tlb
         if device_tlb is None:
             return "unsupported request"
-        answers: dict[str, Callable[[tlp.InvalidateRequest], None]] = {
-            "honest": device_tlb.forget,
-            "keep": device_tlb.complete,
-            "ignore": lambda request: None,
-        }
-        device_tlb.invalidated = answers[policy]
+        if policy == "honest":
+            device_tlb.start_over()
+        else:
+            device_tlb.invalidated = device_tlb.complete if policy == "keep" else lambda request: None
         return "completed"
 
     def _scan(self, number: int, kind: str, step: Scan) -> Generator[Transfer, None, StepResult]:

@@ -84,7 +84,7 @@ class Translate(NamedTuple):
 class Invalidations(NamedTuple):
     """What becomes of invalidations of its translations from here on.
 
-    `honest`; `keep`: completed and not obeyed; `ignore`: neither.
+    `honest`, with nothing kept of before; `keep`: completed and not obeyed; `ignore`: neither.
     """
 
     policy: str

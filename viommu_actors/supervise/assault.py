@@ -214,7 +214,11 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
     refusal = seen["first_refusal"]
     if refusal is None or refusal["outcome"] == "fault":
         return None
-    kinds: dict[str, Literal["acs", "malformed"]] = {"acs": "acs", "malformed": "malformed"}
+    kinds: dict[str, Literal["acs", "malformed"]] = {
+        "acs": "acs",
+        "acs translation blocking": "acs",
+        "malformed": "malformed",
+    }
     return Fault(
         kind=kinds.get(refusal["outcome"], "rejected"),
         unit=port,

@@ -11,14 +11,21 @@ from types import MappingProxyType
 from typing import Final
 
 from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory
+from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory, translated
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
 
 #: By the attack's id.
 PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
-    {**memory.PLAYS, **buffers.PLAYS, **interrupts.PLAYS, **early.PLAYS, **fabric.PLAYS}
+    {
+        **memory.PLAYS,
+        **buffers.PLAYS,
+        **interrupts.PLAYS,
+        **translated.PLAYS,
+        **early.PLAYS,
+        **fabric.PLAYS,
+    }
 )
 
 #: What has to stand between the root port and the rogue, and where the other device then is.
