@@ -16,6 +16,7 @@ from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult, parse_plan
 from viommu_actors.kernel.dma import Direction
+from viommu_actors.kernel.vfio.reset import reset_function
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec import pci
 from viommu_actors.spec.ats import TranslationEntry
@@ -269,6 +270,43 @@ def test_a_device_that_never_answers_is_blocked_and_the_others_go_on() -> None:
     with pytest.raises(OSError, match="did not complete an invalidation") as raised:
         iommu.attach(kernel.device(machine.bdf(NIC)), iommu.new_domain())
     assert raised.value.errno == EIO
+
+
+def test_a_reset_ends_the_quarantine() -> None:
+    machine = machine_of()
+    kernel, iommu = machine.kernel, machine.kernel.iommu
+    assert iommu is not None
+    device = kernel.device(machine.bdf(NIC))
+    domain = iommu.attached(device)
+    dma, paddr = kernel.dma(device), kernel.pages.alloc()
+    play(machine, NIC, {"do": "invalidations", "policy": "ignore"})
+    dma.unmap(dma.map(paddr, PAGE, Direction.BIDIRECTIONAL), PAGE, Direction.BIDIRECTIONAL)
+    assert iommu.attached(device) is None
+    play(machine, NIC, {"do": "invalidations", "policy": "honest"})
+    reset_function(device)
+    iommu.was_reset(device)
+    assert iommu.attached(device) is domain
+    kernel.unbind(device.bdf)
+    kernel.bind(device.bdf)
+    before = counted(machine, "translated_requests")
+    assert machine.driver(NIC).run_io(8).verified
+    assert counted(machine, "translated_requests") > before
+
+
+def test_a_device_that_was_detached_in_quarantine_stays_detached_after_its_reset() -> None:
+    machine = machine_of()
+    kernel, iommu = machine.kernel, machine.kernel.iommu
+    assert iommu is not None
+    device = kernel.device(machine.bdf(NIC))
+    dma, paddr = kernel.dma(device), kernel.pages.alloc()
+    play(machine, NIC, {"do": "invalidations", "policy": "ignore"})
+    dma.unmap(dma.map(paddr, PAGE, Direction.BIDIRECTIONAL), PAGE, Direction.BIDIRECTIONAL)
+    iommu.detach(device)
+    iommu.was_reset(device)
+    assert iommu.attached(device) is None
+    other = iommu.new_domain()
+    iommu.attach(device, other)
+    assert iommu.attached(device) is other
 
 
 def test_a_device_that_says_so_and_does_not_obey_keeps_its_access() -> None:

@@ -18,6 +18,7 @@ from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
+from viommu_actors.kernel.vfio.reset import reset_function
 from viommu_actors.spec import nic, pci, platform
 from viommu_actors.spec.vtd_interrupts import InterruptRequest
 
@@ -37,6 +38,8 @@ class KernelCommands:
             "boot": self.boot,
             "io": self.io,
             "rebind": self.rebind,
+            "service": self.service,
+            "reset": self.reset,
             "bind": self.bind,
             "unbind": self.unbind,
             "counters": self.counters,
@@ -105,6 +108,21 @@ class KernelCommands:
     def bind(self, bdf: str) -> None:
         """Gives a device to the driver that takes it."""
         self._kernel.bind(pci.parse_bdf(bdf))
+
+    def service(self, bdf: str, operations: int) -> str:
+        """What a device's user gets: so much honest work, and whether it was verified."""
+        try:
+            verified = self._driver(bdf).run_io(operations).verified
+        except OSError as error:
+            return f"{bdf}: {error.strerror}"
+        return f"{bdf}: {operations} operations {'verified' if verified else 'WRONG'}"
+
+    def reset(self, bdf: str) -> None:
+        """Resets a function, which its driver is not told of."""
+        device = self._kernel.device(pci.parse_bdf(bdf))
+        reset_function(device)
+        if self._kernel.iommu is not None:
+            self._kernel.iommu.was_reset(device)
 
     def _driver(self, bdf: str) -> Driver:
         driver = self._kernel.drivers.get(pci.parse_bdf(bdf))

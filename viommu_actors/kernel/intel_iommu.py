@@ -81,8 +81,8 @@ class IntelIommu:
         self._groups = IommuGroups()
         self._allows_ats = ats and self.extended.device_iotlb
         self._ats = AddressTranslation()
-        #: Devices that did not complete an invalidation: blocked for as long as they are there.
-        self._quarantined: set[int] = set()
+        #: Devices that did not complete an invalidation, and the domain that each comes back to with its reset.
+        self._quarantined: dict[int, AnyDomain | None] = {}
         self._attached: dict[int, AnyDomain] = {}
         #: By requester ID: the domain that its context entry names, and the devices that are in one by it.
         self._entries: dict[int, tuple[AnyDomain, set[int]]] = {}
@@ -126,7 +126,7 @@ class IntelIommu:
         if self._groups.group_of(device.bdf) is not None:
             self.detach(device)
             self._groups.remove(device)
-            self._quarantined.discard(device.bdf)
+            self._quarantined.pop(device.bdf, None)
 
     def covers(self, device: PciDevice) -> bool:
         """Whether the device is in the unit's scope (VT-d section 8.3.1)."""
@@ -215,8 +215,16 @@ class IntelIommu:
 
     def detach(self, device: PciDevice) -> None:
         """Blocks the device: from here on nothing of it reaches memory."""
+        if device.bdf in self._quarantined:
+            self._quarantined[device.bdf] = None
         self._ats.disable(device)
         self._block(device)
+
+    def was_reset(self, device: PciDevice) -> None:
+        """The function holds nothing any more of before: one in quarantine comes back to its domain."""
+        domain = self._quarantined.pop(device.bdf, None)
+        if domain is not None:
+            self.attach(device, domain)
 
     def _block(self, device: PciDevice) -> None:
         """Takes its context entry away."""
@@ -263,13 +271,13 @@ class IntelIommu:
         return self._allows_ats and queued and not device.aliases and offers_ats(device)
 
     def _flush_device(self, source: int, first: int, shift: int) -> None:
-        """Has a device forget translations. One that does not say that it has is blocked instead, so that what it may
-        still hold is of no use to it, and the others go on."""
+        """Has a device forget translations. One that does not say that it has is blocked instead, until it is reset, so
+        that what it may still hold is of no use to it, and the others go on."""
         assert isinstance(self.invalidation, QueuedInvalidation)
         device, depth = self._ats.of(source)
         if not self.invalidation.device_tlb(source, first, shift, depth):
             self._counters["ats_timeouts"] += 1
-            self._quarantined.add(source)
+            self._quarantined[source] = self._attached[source]
             self._machine.log(f"pci {device.name}: no answer to an invalidation, device is blocked")
             # The unit first: what a device that answers nothing is told may take long, and not arrive.
             self._block(device)

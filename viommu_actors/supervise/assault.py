@@ -111,7 +111,7 @@ class Assault:
         seen = self._settled(mission)
         faults = command("host", "faults")
         # Before the control: its own mapping is a lawful change of tables and queue.
-        after = " ".join(command(keep.actor, keep.digest) for keep in mission.keeps)
+        after = " ".join(command(keep.actor, keep.digest, **keep.arguments) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
         fault = _fault(faults, seen, mission, self._source(mission), self._port())

@@ -6,8 +6,9 @@ address, that of the kernel which drives the device by this kernel's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from viommu_actors.attacks.catalogue import Target
@@ -32,6 +33,8 @@ class Keep(NamedTuple):
     actor: str
     digest: str = "digest"
     restore: str = "restore"
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """Of `digest`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
     words = [_HOST_WORDS.get(setting, "intel_iommu=on") if driver == "host" or remaps else "intel_iommu=on"]
     if vms and not remaps:
         words.append(_UNSAFE)
-    iommu = _changed(host.iommu, intremap=remaps, device_iotlb=setting == "ats")
+    iommu = _changed(host.iommu, intremap=remaps, device_iotlb=host.iommu.device_iotlb or setting == "ats")
     host = _changed(host, cmdline=" ".join(words).strip(), iommu=iommu, acs=setting != "acs-off")
     devices = tuple(_changed(device, ats=setting == "ats") for device in topology.device)
     if driver == "guest":

@@ -93,6 +93,7 @@ class Iommu:
         self.interrupt_remapping = True
         self.domains: list[Domain] = []
         self.attached: dict[int, Domain] = {}
+        self.resets: list[int] = []
         self._machine = machine
 
     def group_of(self, bdf: int) -> int | None:
@@ -109,6 +110,9 @@ class Iommu:
 
     def attach(self, device: PciDevice, domain: Domain) -> None:
         self.attached[device.bdf] = domain
+
+    def was_reset(self, device: PciDevice) -> None:
+        self.resets.append(device.bdf)
 
     def detach(self, device: PciDevice) -> None:
         self._machine.events.append(f"detach {pci.format_bdf(device.bdf)}")

@@ -54,6 +54,7 @@ def test_open_resets_with_bus_mastering_off(user: Any, kernel: Any) -> None:
     kernel.pci[0].set_bus_master(True)
     device = Open(user, kernel)
     assert kernel.machine.events == ["flr 01:00.0 command 0x400"]
+    assert kernel.iommu.resets == [kernel.pci[0].bdf]
     assert device.config(pci.COMMAND, 2) == pci.Command.MEMORY
 
 

@@ -56,7 +56,7 @@ class VfioDevice:
         pci.set_bus_master(False)
         self._resettable = has_flr(pci)
         if self._resettable:
-            reset_function(pci)
+            self._reset_function()
         self._interrupts = DeviceInterrupts(kernel, pci)
         self._config = VirtualConfig(pci, self._reset_if_possible, lambda: self._interrupts.msi_active)
 
@@ -130,8 +130,13 @@ class VfioDevice:
         return self.pci.name
 
     def _reset(self) -> None:
-        reset_function(self.pci)
+        self._reset_function()
         self._interrupts.restore()
+
+    def _reset_function(self) -> None:
+        reset_function(self.pci)
+        if self._kernel.iommu is not None:
+            self._kernel.iommu.was_reset(self.pci)
 
     def _reset_if_possible(self) -> None:
         """A function that is gone or wedged is left as it is: its DMA is off, and its mappings go next."""

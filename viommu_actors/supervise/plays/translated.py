@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from viommu_actors.attacks.catalogue import Target
+from viommu_actors.attacks.evidence import Fault
 from viommu_actors.pci.watch import Aim
 from viommu_actors.spec.tlp import AddressType
 from viommu_actors.supervise.stage import PAGE, PATTERN, Keep, Mission, Stage, Steps, digest_of
 
 _TRANSLATED = int(AddressType.TRANSLATED)
+#: Operations of each other device.
+_WORK = 8
+#: Looks at what a rogue has done, and seconds between them.
+_PATIENCE = 200
+_MOMENT = 0.01
 
 
 def forged(stage: Stage, target: Target) -> Mission:
@@ -40,6 +46,65 @@ def stale(stage: Stage, target: Target) -> Mission:
     )
 
 
+def unanswered(stage: Stage, target: Target) -> Mission:
+    """The kernel unmaps the rogue's buffer, and the rogue does not complete the invalidation: the others work on.
+
+    In the end a reset brings the rogue back from its quarantine, and its driver with it.
+    """
+    kernel = stage.owner.kernel
+    stage.rogue([{"do": "invalidations", "policy": "ignore"}])
+    offer = stage.own("offer", kind="both ways")
+    keeps = tuple(
+        Keep(owner.kernel, "service", arguments={"bdf": owner.bdf, "operations": _WORK}) for _, owner in stage.others()
+    )
+    before = " ".join(stage.command(keep.actor, keep.digest, **keep.arguments) for keep in keeps)
+    timeouts = _timeouts(stage)
+
+    def unmap() -> None:
+        # It has used the buffer by then: what is judged is that the unmap ends.
+        for _ in range(_PATIENCE):
+            if stage.command("host", "evidence", link=stage.device.link)["tried"]:
+                break
+            stage.supervisor.poll(_MOMENT)
+        stage.command(kernel, "take_back")
+
+    def record() -> Fault | None:
+        count = _timeouts(stage) - timeouts
+        if not count:
+            return None
+        return Fault(
+            kind="rejected",
+            unit="host iommu",
+            source=stage.device.bdf,
+            address=f"{offer['iova']:#x}",
+            write=False,
+            text="invalidation time-out (ITE), and the device is blocked",
+            count=count,
+        )
+
+    def end() -> None:
+        stage.rogue([{"do": "invalidations", "policy": "honest"}])
+        stage.command(kernel, "end_offer")
+        stage.command("host", "reset", bdf=stage.device.bdf)
+        stage.own("rebind")
+
+    return Mission(
+        steps=[{"do": "read", "address": offer["iova"], "length": 4}],
+        aims=None,
+        least=1,
+        keeps=keeps,
+        before=before,
+        meanwhile=unmap,
+        after=end,
+        record=record,
+    )
+
+
+def _timeouts(stage: Stage) -> int:
+    counters: dict[str, int] = stage.command("host", "counters")
+    return counters.get("ats_timeouts", 0)
+
+
 def _writes(pages: list[int]) -> Steps:
     return [{"do": "write", "address": page, "data": PATTERN, "at": _TRANSLATED} for page in pages]
 
@@ -48,4 +113,4 @@ def _aims(pages: list[int]) -> list[Aim]:
     return [Aim(page, page, PAGE) for page in pages]
 
 
-PLAYS = {"A16": forged, "A17": stale}
+PLAYS = {"A16": forged, "A17": stale, "A18": unanswered}
