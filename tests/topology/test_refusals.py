@@ -164,6 +164,10 @@ CASES = {
         'switch[0].slot: slot 2 is taken by "a"; give each device a root port of its own',
     ),
     "name of a bridge taken": (ONE + component("bridge", "nic0"), 'bridge[0].name: "nic0" is taken by device[0]'),
+    "ATS behind a bridge": (
+        TOP + behind("a", "x", "ats = true") + component("bridge", "x"),
+        'device[0].ats: "a" is behind "x", and conventional PCI has no address types; leave ats out, or put it behind',
+    ),
     "ACS of a bridge": (TOP + behind("a") + component("bridge", "x", "acs = true"), "bridge[0].acs: unknown key"),
     "half a group, the rest the host's": (
         pair("bridge") + vm() + assign("a"),

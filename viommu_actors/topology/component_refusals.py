@@ -47,6 +47,12 @@ def _behind(topology: Topology) -> None:
                 f'"{device.name}" is behind "{device.behind}", which has the root port',
                 "leave slot out, or behind",
             )
+        if device.ats and device.behind in [bridge.name for bridge in topology.bridge]:
+            raise Refusal(
+                f"device[{index}].ats",
+                f'"{device.name}" is behind "{device.behind}", and conventional PCI has no address types',
+                "leave ats out, or put it behind a switch",
+            )
         if device.name in devices_behind(topology, device.behind)[MAX_BEHIND:]:
             raise Refusal(
                 key,

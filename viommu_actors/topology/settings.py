@@ -28,7 +28,10 @@ def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
         words.append(_UNSAFE)
     iommu = _changed(host.iommu, intremap=remaps, device_iotlb=host.iommu.device_iotlb or setting == "ats")
     host = _changed(host, cmdline=" ".join(words).strip(), iommu=iommu, acs=setting != "acs-off")
-    devices = tuple(_changed(device, ats=setting == "ats") for device in topology.device)
+    conventional = {bridge.name for bridge in topology.bridge}
+    devices = tuple(
+        _changed(device, ats=setting == "ats" and device.behind not in conventional) for device in topology.device
+    )
     if driver == "guest":
         assigned = {assign.device for vm in vms for assign in vm.assign}
         devices = tuple(device for device in devices if device.name in assigned)
