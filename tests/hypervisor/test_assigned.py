@@ -8,9 +8,9 @@ from itertools import count
 import pytest
 
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
-from viommu_actors.hypervisor.parent import Region
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.vectors import Delivery
+from viommu_actors.kernel.vfio.calls import Region
 from viommu_actors.pci import config_space
 from viommu_actors.spec import pci, vfio
 

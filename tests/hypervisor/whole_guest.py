@@ -6,10 +6,10 @@ from typing import Any
 
 from tests.kernel.fake_machine import MIB, FakeFunction, FakeMachine, endpoint, root_port
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
-from viommu_actors.hypervisor.parent import Region
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.process import UserProcess
+from viommu_actors.kernel.vfio.calls import Region
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.spec import pci, platform

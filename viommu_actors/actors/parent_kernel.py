@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from viommu_actors.hypervisor.parent import Region
+from viommu_actors.kernel.vfio.calls import Region
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Message
 from viommu_actors.wire.sockets import Channel
