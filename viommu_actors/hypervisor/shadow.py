@@ -35,6 +35,11 @@ _LAST_ADDRESS: Final = (1 << 64) - 1
 #: describe more pages than anyone could walk, and VFIO takes 65,535 mappings anyway.
 WALK_LIMIT: Final = 1 << 17
 
+# Members of enumerations as a module has them at hand.
+_NONE: Final = Access.NONE
+_BOTH: Final = Access.BOTH
+_PAGE: Final = int(IotlbGranularity.PAGE)
+_GLOBAL: Final = int(IotlbGranularity.GLOBAL)
 #: An entry of the guest's tables: first and last address, and what the device is to see there.
 _Entry = tuple[int, int, Sequence[Mapping]]
 
@@ -166,8 +171,8 @@ class Shadow:
         view = self._current_view()
         if view != self._view:
             self._rebuild(view)
-        elif isinstance(view, Context) and (domain == view.domain or granularity == IotlbGranularity.GLOBAL):
-            if granularity == IotlbGranularity.PAGE:
+        elif isinstance(view, Context) and (domain == view.domain or granularity == _GLOBAL):
+            if granularity == _PAGE:
                 size = 1 << PAGE_SHIFT + mask
                 # Hardware ignores the address bits below the size; QEMU adds the size to them. Both are covered.
                 self._sync(address & -size, address + size - 1)
@@ -292,14 +297,16 @@ class Shadow:
     def _entry(self, leaf: Leaf) -> _Entry:
         iova, shift, address, access, _ = leaf
         size = 1 << shift
-        return iova, iova + size - 1, self._crop(iova, address, size, access) if access else ()
+        # The truth of a flag is a call; which one it is, is not.
+        return iova, iova + size - 1, () if access is _NONE else self._crop(iova, address, size, access)
 
     def _crop(self, iova: int, gpa: int, size: int, access: Access) -> list[Mapping]:
         """What of a mapping is neither in the interrupt range nor beyond guest memory, ascending."""
         end = iova + size
         if end <= INTERRUPT_FIRST or iova > INTERRUPT_LAST:
             for ram in self._ram:
-                if ram.access is Access.BOTH and ram.base <= gpa and gpa + size <= ram.base + ram.size:
+                base, length, allowed = ram
+                if allowed is _BOTH and base <= gpa and gpa + size <= base + length:
                     return [tuple.__new__(Mapping, (iova, gpa, size, access))]
         cropped = []
         for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):

@@ -32,6 +32,9 @@ from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.registers import RegisterFile
 
 _STATUS: Final = Struct("<I")
+#: As plain integers, for a member of an enumeration takes longer to be found and compared than all else about it.
+_RESERVED: Final = int(IotlbGranularity.RESERVED)
+_PAGE: Final = int(IotlbGranularity.PAGE)
 
 
 #: Carries out a descriptor, given its low and high word. Raises BadDescriptor.
@@ -229,9 +232,7 @@ class InvalidationQueue:
         if IotlbInvalidate.reserved(low, high):
             raise BadDescriptor
         granularity, domain, address, address_mask = IotlbInvalidate.pages(low, high)
-        if granularity == IotlbGranularity.RESERVED:
-            raise BadDescriptor
-        if granularity == IotlbGranularity.PAGE and address_mask > MAX_ADDRESS_MASK:
+        if granularity == _RESERVED or (granularity == _PAGE and address_mask > MAX_ADDRESS_MASK):
             raise BadDescriptor
         self._target.invalidate_iotlb(granularity, domain, address, address_mask)
 

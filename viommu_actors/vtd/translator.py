@@ -21,6 +21,8 @@ from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.tables import Context, TableFault, denied, read_context, walk
 
+_PAGE = int(IotlbGranularity.PAGE)
+
 
 class Translation(NamedTuple):
     """Where a request goes, or with a `reason` that it is blocked (`address` is then the request's own)."""
@@ -167,7 +169,7 @@ class Translator:
 
     def invalidate_iotlb(self, granularity: int, domain: int, address: int, address_mask: int) -> None:
         self._recent.clear()
-        if granularity == IotlbGranularity.PAGE:
+        if granularity == _PAGE:
             self._iotlb.drop_pages(domain, address, address_mask)
         elif granularity == IotlbGranularity.DOMAIN:
             self._iotlb.drop_domain(domain)
