@@ -80,11 +80,11 @@ class Rig:
         #: By the slot of their root port, or by the name of their link behind a component.
         self.endpoints: dict[int | str, Endpoint] = {}
         for slot, factory in devices.items():
-            self.endpoints[slot] = self._plug(slot_name(slot), factory)
+            self.endpoints[slot] = self.plug(slot_name(slot), factory)
         for below, factories in (components or {}).values():
             for number, factory in enumerate(factories):
                 link = behind(below.name, number)
-                self.endpoints[link] = self._plug(link, factory)
+                self.endpoints[link] = self.plug(link, factory)
         install(
             self.memory,
             MachineDescription(
@@ -97,7 +97,8 @@ class Rig:
         if boot:
             self.kernel.boot(platform.ZERO_PAGE)
 
-    def _plug(self, link: str, factory: Factory) -> Endpoint:
+    def plug(self, link: str, factory: Factory) -> Endpoint:
+        """A device comes to stand at the end of a link; the kernel is not told."""
         up: deque[Any] = deque()
         down: deque[Any] = deque()
         endpoint = factory(up.append, self.log)

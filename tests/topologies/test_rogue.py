@@ -82,6 +82,49 @@ def test_nobody_saw_a_link_go_down(running: Launch, run: Path) -> None:
     assert "removed" not in log and log.count("BAR 0: assigned") == 3
 
 
+def test_it_is_plugged_into_a_free_slot_while_all_is_up(running: Launch, run: Path) -> None:
+    for model in ("nic", "edu"):
+        finished = attack(run, "--slot", "--model", model, "--attacks", "A1,A2,A12,A24", "--json")
+        assert finished.status == 0, finished.stderr
+        assert {observed for _, _, observed in _observed(finished.results)} == {"blocked"}
+        assert all(row["device"] == "rogue1" and row["driver"] == "host" for row in finished.results["verdicts"])
+        _honest(run, "nic0", "edu0", "nic1")
+    log = (run / "host.log").read_text()
+    assert log.count("pciehp: Slot(4): Card present") == log.count("pciehp: Slot(4): Link Down") == 2
+    assert "nic1 0000:04:00.0" not in log and status(run)["attached"] == []
+
+
+def test_a_slot_holds_one_device(run: Path) -> None:
+    assert attack(run, "--slot", "4", "--attacks", "A2", "--detach").status == 0
+    [attached] = status(run)["attached"]
+    assert attached["device"] == "rogue1" and attached["slot"] == 4
+    for options in (("--slot", "4"), ("--slot",), ("--slot", "1")):
+        finished = attack(run, *options)
+        assert finished.status == 2 and "spare_slots" in finished.stderr
+    assert attack(run, "--remove", "rogue1").status == 0
+    assert_gone({"rogue": attached["pid"]})
+
+
+def test_a_rogue_in_a_slot_is_killed(run: Path) -> None:
+    with attacking(run, "--slot", *LONG) as rogue:
+        [attached] = wait_for_attached(run, 1)
+        os.kill(attached["pid"], signal.SIGKILL)
+        finished = rogue.finish()
+    assert finished.status == 3 and "rogue1 (pid" in finished.stderr
+    assert attack(run, "--slot", "--attacks", "A2").status == 0
+    _honest(run, "nic0", "edu0", "nic1")
+
+
+def test_a_slot_without_an_iommu_in_use(tmp_path: Path) -> None:
+    """What comes into a slot of a host that translates nothing gets at everything."""
+    text = SMALL.replace("intel_iommu=on", "intel_iommu=off").partition("[[vm]]")[0].replace("rogue", "#rogue")
+    text = text.replace('memory = "32M"', 'memory = "32M"\ncmdline = "intel_iommu=off"\nspare_slots = 2')
+    with staying(tmp_path, text) as running:
+        finished = attack(running.folder, "--slot", "3", "--attacks", "A1,A2", "--json")
+        assert finished.status == 0, finished.stderr
+        assert _observed(finished.results) == {("A1", "host memory", "leaked"), ("A2", "host memory", "corrupted")}
+
+
 def test_all_attacks_that_apply_and_why_others_do_not(run: Path) -> None:
     finished = attack(run, "--as", "nic0")
     assert finished.status == 0, finished.stderr

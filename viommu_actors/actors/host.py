@@ -30,7 +30,7 @@ from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.memory import PhysicalMemory
-from viommu_actors.spec import platform
+from viommu_actors.spec import pci, platform
 from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.spec.vtd_interrupts import Interrupt
 from viommu_actors.vtd.config import UnitConfig
@@ -168,6 +168,7 @@ class HostActor:
         self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
         self._control.register({"train": self._fabric.train, "boot": self._boot})
         self._control.register({"counters": self._counters, "gone": self._gone})
+        self._control.register({"plug": self._plug, "pull": self._pull})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -273,6 +274,22 @@ class HostActor:
             self._outlets[name].close()
         else:
             self._fabric.unplug(name)
+
+    def _plug(self, link: str, device: str, address: str) -> list[dict[str, str]]:
+        """A device comes into an empty slot: the functions that the kernel found, and who drives them."""
+        self._fabric.plug(link, device, address)
+        self._tallies.append(self._fabric.tally(link))
+        return [
+            {"bdf": pci.format_bdf(found.bdf), "driver": driver.name if driver is not None else ""}
+            for found in self._kernel.hotplug()
+            for driver in [self._kernel.drivers.get(found.bdf)]
+        ]
+
+    def _pull(self, link: str) -> None:
+        """A device is pulled out of its slot; the kernel lets go of it."""
+        self._tallies.remove(self._fabric.tally(link))
+        self._fabric.pull(link)
+        self._kernel.hotplug()
 
     def _counters(self) -> dict[str, int]:
         counters: Counter[str] = Counter(self._commands.counters())

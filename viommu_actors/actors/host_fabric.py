@@ -77,6 +77,10 @@ class Fabric:
         """One for each link."""
         return [wire.tally for wire in self._wires.values()]
 
+    def tally(self, link: str) -> Tally:
+        """That of one link."""
+        return self._wires[link].tally
+
     def train(self) -> None:
         """Waits until the links are up, as firmware does before it looks for devices."""
         deadline = time.monotonic() + LINK_TIMEOUT
@@ -89,19 +93,42 @@ class Fabric:
 
         What the one before has sent and nobody has taken yet is lost with it, and its counts are. Raises TimeoutError.
         """
-        before = self._wires[link]
-        wire = LinkWire(self._complex.ports[link], address, before.tally, self._poller)
+        tally = self._wires[link].tally
+        wire = self._trained(link, address, tally)
+        self._close(link)
+        tally.start_over()
+        self._open(link, wire)
+        self._complex.take_over(link, wire.send)
+
+    def plug(self, link: str, device: str, address: str) -> None:
+        """A device process, which listens at `address`, is plugged into an empty slot. Raises TimeoutError."""
+        wire = self._trained(link, address, Tally(f"link:{device}", "host"))
+        self._open(link, wire)
+        self._complex.attach(link, wire.send)
+
+    def pull(self, link: str) -> None:
+        """The device is pulled out of its slot, which is empty from here on."""
+        self._close(link)
+        self._wires.pop(link, None)
+        self._complex.detach(link)
+
+    def _trained(self, link: str, address: str, tally: Tally) -> LinkWire:
+        wire = LinkWire(self._complex.ports[link], address, tally, self._poller)
         if not wire.train(time.monotonic() + RELINK_TIMEOUT):
             raise TimeoutError(f"{link}: nobody answers at the other end")
-        if before.open:
-            del self._polled[before.fd]
-            self.behind.discard(before.fd)
-            before.close()
-        before.tally.start_over()
+        return wire
+
+    def _open(self, link: str, wire: LinkWire) -> None:
         self._wires[link] = wire
         self._polled[wire.fd] = link
         self._unplugged.discard(link)
-        self._complex.take_over(link, wire.send)
+
+    def _close(self, link: str) -> None:
+        wire = self._wires.get(link)
+        if wire is not None and wire.open:
+            del self._polled[wire.fd]
+            self.behind.discard(wire.fd)
+            wire.close()
 
     def unplug(self, device: str | None = None) -> None:
         """Takes a device off its link, or all: nothing it sends is taken any more."""

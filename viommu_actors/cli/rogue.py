@@ -17,6 +17,7 @@ from viommu_actors.report.results import RogueResults
 from viommu_actors.supervise.client import DoorClient, JobFailed
 from viommu_actors.supervise.requests import MAX_REPEAT, MAX_SCRIPT, Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.runs import LiveRun, NoRun, find_run
+from viommu_actors.topology.resolve import ResolvedDevice
 
 HELP = "attach a rogue device to a topology that is up (launch/topology --stay), and print what stopped it"
 
@@ -36,7 +37,14 @@ class BadScript(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run (default: the newest live one)")
-    place = parser.add_mutually_exclusive_group(required=True)
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--slot",
+        type=int,
+        nargs="?",
+        metavar="N",
+        help="plug a device into this free slot (default: the first that is free)",
+    )
     place.add_argument(
         "--as",
         dest="device",
@@ -44,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take over this device's link, without a link-down, and with its mappings: its firmware turned hostile",
     )
     place.add_argument("--remove", metavar="DEVICE", help="take away a rogue that was left with --detach")
+    parser.add_argument(
+        "--model", choices=("nic", "edu"), default="nic", help="what is plugged into a slot (default: %(default)s)"
+    )
     parser.add_argument(
         "--attacks", type=_attacks, default=(), metavar="all|A1,A2,…", help="what it tries (default: all that apply)"
     )
@@ -81,9 +92,9 @@ def _attach(options: argparse.Namespace, text: str | None, live: LiveRun) -> int
     with Progress(sys.stderr) as progress, DoorClient(live, progress.tell) as client:
         device = None
         try:
-            progress.tell(f"{options.device}: a rogue takes over its link")
-            added = client.do(DeviceAdd(place="as", device=options.device, detach=options.detach))
-            device = added["device"]["name"]
+            progress.tell(_coming(options))
+            added = msgspec.convert(client.do(_add(options))["device"], ResolvedDevice)
+            device = added.name
             result = client.do(_job(options, text, device))
         except KeyboardInterrupt:
             client.cancel()
@@ -92,9 +103,24 @@ def _attach(options: argparse.Namespace, text: str | None, live: LiveRun) -> int
             if device is not None and not options.detach:
                 progress.tell(f"{device}: the rogue is unplugged")
                 client.remove(device)
+    if device not in [each.name for each in topology.devices]:
+        topology = msgspec.structs.replace(topology, devices=(*topology.devices, added))
     results = msgspec.convert(result, RogueResults)
     print(json.dumps(result) if options.json else render_rogue(topology, results, sys.stdout), flush=True)
     return Exit.AS_EXPECTED if results.ok else Exit.DIFFERS
+
+
+def _coming(options: argparse.Namespace) -> str:
+    if options.device is not None:
+        return f"{options.device}: a rogue takes over its link"
+    where = "the first free slot" if options.slot is None else f"slot {options.slot}"
+    return f"a rogue {options.model} is plugged into {where}"
+
+
+def _add(options: argparse.Namespace) -> DeviceAdd:
+    if options.device is not None:
+        return DeviceAdd(place="as", device=options.device, detach=options.detach)
+    return DeviceAdd(place="slot", slot=options.slot, model=options.model, detach=options.detach)
 
 
 def _job(options: argparse.Namespace, text: str | None, device: str) -> Attack | Script:

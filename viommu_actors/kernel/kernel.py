@@ -13,6 +13,7 @@ from viommu_actors.kernel.default_domains import DefaultDomains
 from viommu_actors.kernel.dma import DirectDma, Dma
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers import DRIVERS
+from viommu_actors.kernel.hotplug import HotPlug
 from viommu_actors.kernel.intel_iommu import IntelIommu
 from viommu_actors.kernel.irq import Interrupts
 from viommu_actors.kernel.machine import KernelPanic, Machine
@@ -83,6 +84,7 @@ class Kernel:
             self._start_iommu(dmar, params, gap)
         for device in self.pci:
             self._bind(device)
+        self._hotplug = HotPlug(self.bus, self.rescan, self.remove, log)
 
     # --- devices
 
@@ -124,6 +126,10 @@ class Kernel:
             self._bind(device)
         return found
 
+    def hotplug(self) -> list[PciDevice]:
+        """Cares for slots whose device has come or gone; the functions that were found. See `kernel.hotplug`."""
+        return self._hotplug.service()
+
     def bind(self, bdf: int) -> None:
         """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""
         self._bind(self.device(bdf))
@@ -135,6 +141,8 @@ class Kernel:
     def remove(self, bdf: int) -> None:
         """Lets go of an unplugged function: driver, domain, addresses. Raises OSError(ENODEV) for none."""
         device = self.device(bdf)
+        # Whoever is there next was not what was reserved.
+        self._reserved_for_vfio.discard(bdf)
         driver = self.drivers.pop(bdf, None)
         if driver is not None:
             driver.remove()

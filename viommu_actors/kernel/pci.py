@@ -76,6 +76,15 @@ class PciDevice:
         flags = self.config_read(offset + pci.EXP_FLAGS, 2)
         return (flags & pci.EXP_FLAGS_TYPE_MASK) >> pci.EXP_FLAGS_TYPE_SHIFT
 
+    @property
+    def hotplug_slot(self) -> int | None:
+        """Number of the hot-plug slot that a port leads to, None where it leads to none."""
+        offset = self.capability(pci.CapabilityId.PCI_EXPRESS)
+        if offset is None or not self.config_read(offset + pci.EXP_FLAGS, 2) & pci.EXP_FLAGS_SLOT:
+            return None
+        slot = self.config_read(offset + pci.EXP_SLOT_CAPABILITIES, 4)
+        return slot >> pci.SLTCAP_NUMBER_SHIFT if slot & pci.SLTCAP_HOTPLUG_CAPABLE else None
+
     def config_read(self, offset: int, size: int) -> int:
         """Reads 1, 2 or 4 naturally aligned bytes. Raises ValueError otherwise."""
         _check_config(offset, size)

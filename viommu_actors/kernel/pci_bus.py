@@ -181,7 +181,7 @@ class PciBus:
                 needs.append(self._window_need(device))
         align = max([pci.WINDOW_GRANULARITY, *(align for align, _ in needs)])
         size = sum(size for _, size in needs)
-        if _hotplug(bridge):
+        if bridge.hotplug_slot is not None:
             size = max(size, _HOTPLUG_WINDOW)
         return align, -(-size // pci.WINDOW_GRANULARITY) * pci.WINDOW_GRANULARITY
 
@@ -255,13 +255,6 @@ def _free(first: int, end: int) -> FreeRanges:
     space = FreeRanges()
     space.give(first, end - first)
     return space
-
-
-def _hotplug(bridge: PciDevice) -> bool:
-    offset = bridge.capability(pci.CapabilityId.PCI_EXPRESS)
-    if offset is None or not bridge.config_read(offset + pci.EXP_FLAGS, 2) & pci.EXP_FLAGS_SLOT:
-        return False
-    return bool(bridge.config_read(offset + pci.EXP_SLOT_CAPABILITIES, 4) & pci.SLTCAP_HOTPLUG_CAPABLE)
 
 
 def _payload_supported(capabilities: int) -> int:

@@ -135,6 +135,10 @@ class Link(ABC):
     def set_presence(self, present: bool) -> None:
         """Shows whether a device stands there."""
 
+    def recover(self) -> None:
+        """The link was down and is up again with the same device, before anybody took notice (section 6.2.10)."""
+        self.set_presence(True)
+
     # --- upstream
 
     def record(

@@ -86,7 +86,7 @@ class RootComplex:
         port.send = send
         port.start_over()
         if was_down:
-            port.set_presence(True)
+            port.recover()
 
     def detach(self, link: str) -> None:
         """The device is gone; what waits for it is answered all-ones."""

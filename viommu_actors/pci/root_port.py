@@ -75,6 +75,12 @@ class RootPort(BridgeFunction, Link):
         self.config.set(slot, 2, state | changed | (pci.SLTSTA_PRESENT if present else 0))
         self.show_link(present)
 
+    def recover(self) -> None:
+        self.set_presence(True)
+        slot = self._express + pci.EXP_SLOT_STATUS
+        changed = pci.SLTSTA_PRESENCE_CHANGED | pci.SLTSTA_LINK_CHANGED
+        self.config.set(slot, 2, self.config.read(slot, 2) & ~changed)
+
     def refusal(self, requester: int, address_type: int) -> Outcome | None:
         """As `Link`. ACS checks the bus number only: another function of the own bus passes (section 6.12.1.1)."""
         if self.source_validation and not self.forwards_bus(requester >> 8):

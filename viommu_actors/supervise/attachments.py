@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,35 +19,15 @@ from viommu_actors.report.results import Absent, Io, RogueResults, Verdict
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.door import Asked, Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.owner import Owner, owner_of
-from viommu_actors.supervise.plan import ActorPlan, Plan
+from viommu_actors.supervise.owner import owner_of
+from viommu_actors.supervise.places import OPERATIONS, Attached, Places, Refused, known
+from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.requests import Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.scripted import Scripted
 from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
 from viommu_actors.supervise.work import Work
-from viommu_actors.topology.guess import did_you_mean
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
-
-#: Seconds in which a rogue hands over what it holds of the device; a script may be busy for ever.
-_HAND_OVER = 2.0
-#: Operations of every other device after a rogue's attacks: honest work goes on.
-_OPERATIONS = 8
-
-
-class Refused(Exception):
-    """What was asked for cannot be had; the text says why, and what can."""
-
-
-@dataclass
-class Attached:
-    """A rogue in the place of a device. `peer` asked for it, and takes it away when it goes; None: it stays."""
-
-    device: ResolvedDevice
-    owner: Owner
-    peer: bytes | None
-    #: what the kernel has set up of the function, as it was handed over last
-    state: Any
 
 
 class Attachments:
@@ -62,14 +41,13 @@ class Attachments:
         folder: RunFolder,
         tell: Callable[[str], None],
     ) -> None:
-        self._topology = topology
+        self._places = Places(topology, plan, supervisor, tell)
         self._plan = plan
         self._supervisor = supervisor
         self._folder = folder
         self._tell = tell
         self._door: Door = supervisor.door
         self._attached: dict[str, Attached] = {}
-        self._processes = 0
         self._reports = 0
         supervisor.more_status = self._status
 
@@ -124,60 +102,32 @@ class Attachments:
         for name, attached in list(self._attached.items()):
             if name in self._supervisor.fallen:
                 self._tell(f"{self._supervisor.fallen[name]}; the topology goes on")
-                self._remove(name)
             elif attached.peer in gone:
                 self._tell(f"{name}: whoever attached the rogue is gone")
+            else:
+                continue
+            with suppress(CommandFailed, ActorGone):
                 self._remove(name)
 
     # --- coming and going
 
     def _add(self, job: DeviceAdd, peer: bytes) -> dict[str, Any]:
-        device = self._wanted(job)
-        if device.name in self._attached:
-            remedy = f"take it away: launch/rogue --remove {device.name}"
-            raise Refused(f'"{device.name}" is a rogue already; {remedy}')
-        if device.name in self._supervisor.lost:
-            raise Refused(f'"{device.name}" is gone: {self._supervisor.lost[device.name]}')
-        state = self._supervisor.command(device.name, "state")
-        attached = Attached(device, owner_of(self._topology, device), None if job.detach else peer, state)
-        self._replace(attached, expendable=True)
-        self._attached[device.name] = attached
+        if job.device in self._attached:
+            remedy = f"take it away: launch/rogue --remove {job.device}"
+            raise Refused(f'"{job.device}" is a rogue already; {remedy}')
+        if job.place == "as":
+            attached = self._places.take_over(job.device or "")
+        else:
+            attached = self._places.plug(job.slot, job.model)
+        attached.peer = None if job.detach else peer
+        self._attached[attached.device.name] = attached
         self._hold()
-        self._tell(f"{device.name}: a rogue has taken over its link")
-        return {"device": msgspec.to_builtins(device)}
-
-    def _wanted(self, job: DeviceAdd) -> ResolvedDevice:
-        names = [device.name for device in self._topology.devices]
-        if job.device not in names:
-            raise Refused(f'there is no device "{job.device}"; {_known(job.device or "", names)}')
-        return self._topology.device(job.device)
-
-    def _replace(self, attached: Attached, expendable: bool) -> None:
-        """Another process goes on as the device. Until the host has its link, the one before is still there."""
-        device, supervisor = attached.device, self._supervisor
-        plan = self._plan.again(device.name)
-        self._processes += 1
-        name = f"{device.name}.{self._processes}"
-        try:
-            supervisor.enlist(plan, name)
-            supervisor.command(name, "adopt", state=attached.state)
-            supervisor.command("host", "relink", link=device.link, address=_link_of(plan))
-        except BaseException:
-            supervisor.retire(name)
-            raise
-        supervisor.succeed(name, device.name, expendable)
+        return {"device": msgspec.to_builtins(attached.device)}
 
     def _remove(self, name: str) -> None:
-        """The device's own firmware comes back, and its driver finds it so."""
         attached = self._attached.pop(name)
         self._hold()
-        with suppress(CommandFailed, ActorGone):
-            state = self._supervisor.each({name: {}}, "state", _HAND_OVER)[name]
-            attached.state = state
-        self._replace(attached, expendable=False)
-        with suppress(CommandFailed, ActorGone):
-            self._supervisor.command(attached.owner.kernel, "rebind", bdf=attached.owner.bdf)
-        self._tell(f"{name}: its own firmware is back")
+        self._places.leave(attached)
 
     def _hold(self) -> None:
         self._door.held = {each.peer for each in self._attached.values() if each.peer is not None}
@@ -185,7 +135,7 @@ class Attachments:
     def _find(self, name: str) -> Attached:
         attached = self._attached.get(name)
         if attached is None:
-            raise Refused(f'no rogue is attached as "{name}"; {_known(name, list(self._attached))}')
+            raise Refused(f'no rogue is attached as "{name}"; {known(name, list(self._attached))}')
         return attached
 
     # --- attacks
@@ -193,10 +143,10 @@ class Attachments:
     def _attack(self, job: Attack, asked: Asked) -> dict[str, Any]:
         unknown = next((name for name in job.attacks if name not in CATALOGUE), None)
         if unknown is not None:
-            raise Refused(f'there is no attack "{unknown}"; {_known(unknown, list(CATALOGUE))}')
+            raise Refused(f'there is no attack "{unknown}"; {known(unknown, list(CATALOGUE))}')
         attached = self._find(job.device)
         device = attached.device
-        assault = Assault(self._topology, self._plan, self._supervisor, device, attached.owner)
+        assault = Assault(self._places.topology, self._plan, self._supervisor, device, attached.owner)
         verdicts: list[Verdict] = []
         absent: list[Absent] = []
         with self._revocable(attached, asked):
@@ -214,7 +164,7 @@ class Attachments:
     def _script(self, job: Script, asked: Asked) -> dict[str, Any]:
         attached = self._find(job.device)
         device = attached.device
-        scripted = Scripted(Stage(self._topology, self._plan, self._supervisor, device, attached.owner))
+        scripted = Scripted(Stage(self._places.topology, self._plan, self._supervisor, device, attached.owner))
         verdicts: list[Verdict] = []
         reports: list[str] = []
         with self._revocable(attached, asked):
@@ -274,32 +224,21 @@ class Attachments:
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
         """A little honest work of every other device that has a driver and no cable, each byte verified."""
-        for device in self._topology.devices:
+        for device in self._places.topology.devices:
             if device.name in (rogue, *self._attached) or not device.operations or device.peer is not None:
                 continue
-            owner = owner_of(self._topology, device)
+            owner = owner_of(self._places.topology, device)
             with suppress(ActorGone):
-                yield Work(self._supervisor, device.name, owner, self._tell).alone(_OPERATIONS)
+                yield Work(self._supervisor, device.name, owner, self._tell).alone(OPERATIONS)
 
     # ---
 
     def _status(self) -> dict[str, Any]:
+        actors = self._supervisor.actors
+        there = {name: each for name, each in self._attached.items() if name in actors}
         return {
             "attached": [
-                {"device": name, "detached": each.peer is None, "pid": self._supervisor.actors[name].pid}
-                for name, each in self._attached.items()
-                if name in self._supervisor.actors
+                {"device": name, "slot": each.device.slot, "detached": each.peer is None, "pid": actors[name].pid}
+                for name, each in there.items()
             ]
         }
-
-
-def _known(wrong: str, known: list[str]) -> str:
-    """What was probably meant, and what there is."""
-    near = did_you_mean(wrong, known)
-    there = f"there are {', '.join(known)}" if known else "there are none"
-    return f"{near} {there}" if near else there
-
-
-def _link_of(plan: ActorPlan) -> str:
-    address: str = plan.configuration["link"]["address"]
-    return address

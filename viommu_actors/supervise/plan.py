@@ -74,6 +74,13 @@ class Plan:
         return ActorPlan("device", device, inbox, configuration, [inbox.fd, link.fd, *cable])
 
 
+def newcomer(device: ResolvedDevice, sandbox: SandboxMode) -> ActorPlan:
+    """A process for a device that comes while the topology is up."""
+    plan = _device(device, Listener.create(), None, sandbox)
+    plan.configuration["cpus"] = None
+    return plan
+
+
 @dataclass(frozen=True)
 class _Slot:
     name: str
@@ -151,7 +158,7 @@ def _ports(topology: ResolvedTopology) -> list[dict[str, Any]]:
         }
         for component in topology.components
     }
-    slots = sorted({device.slot for device in topology.devices})
+    slots = sorted({*(device.slot for device in topology.devices), *(spare.slot for spare in topology.host.spare)})
     return [{"slot": slot, "acs": topology.host.acs, "below": below.get(slot)} for slot in slots]
 
 

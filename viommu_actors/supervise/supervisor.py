@@ -176,6 +176,12 @@ class Supervisor:
         if expendable:
             self.expendable.add(name)
 
+    def dismiss(self, name: str) -> None:
+        """Ends an enlisted actor, if it has not already; nothing is left of its name."""
+        self.retire(name)
+        self.expendable.discard(name)
+        self.fallen.pop(name, None)
+
     def retire(self, name: str) -> None:
         """Ends an actor, where it is there."""
         actor = self.actors.pop(name, None)

@@ -85,6 +85,15 @@ class Host(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[True],
         ),
     ] = True
+    spare_slots: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8,
+            description="Empty hot-plug slots, after all that are in use: launch/rogue --slot plugs a device into one.",
+            examples=[1],
+        ),
+    ] = 1
 
 
 class Device(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

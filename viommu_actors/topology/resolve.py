@@ -28,6 +28,8 @@ from viommu_actors.topology.model import (
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
 EDU_DMA_MASK_BITS = 28
+#: Begins what stands for the name of a device where there is none; no name begins so.
+_SPARE = "+"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -85,13 +87,21 @@ class ResolvedVm(Struct, kw_only=True, frozen=True):
     assign: tuple[ResolvedAssign, ...]
 
 
+class ResolvedSlot(Struct, kw_only=True, frozen=True):
+    """An empty slot; `bdf` is what a device will be that is plugged into it."""
+
+    slot: int
+    bdf: str
+
+
 class ResolvedHost(Struct, kw_only=True, frozen=True):
-    """`memory` is in bytes; `cmdline` names what is left to vfio-pci."""
+    """`memory` is in bytes; `cmdline` names what is left to vfio-pci; `spare` are the slots that are empty."""
 
     memory: int
     cmdline: str
     iommu: HostIommu
     acs: bool
+    spare: tuple[ResolvedSlot, ...]
 
 
 class ResolvedTopology(Struct, kw_only=True, frozen=True):
@@ -160,7 +170,9 @@ def resolve(topology: Topology) -> ResolvedTopology:
     """Fills in a topology that `refusals.check` let pass."""
     slots = host_slots(topology)
     components = _components(topology, slots)
-    addresses = _addresses(slots, components)
+    first = max(slots.values(), default=0) + 1
+    spare = {f"{_SPARE}{slot}": slot for slot in range(first, first + topology.host.spare_slots)}
+    addresses = _addresses(slots | spare, components)
     links = {name: slot_name(slots[name]) for name in addresses if name in slots}
     aliases: dict[str, str] = {}
     for component in components:
@@ -203,6 +215,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             ),
             iommu=topology.host.iommu,
             acs=topology.host.acs,
+            spare=tuple(ResolvedSlot(slot=slot, bdf=addresses[name]) for name, slot in spare.items()),
         ),
         devices=devices,
         components=components,

@@ -1,0 +1,182 @@
+"""Where rogues stand: in the place of a device's own firmware, or in a slot, and what becomes of it when they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal
+
+from msgspec.structs import replace
+
+from viommu_actors.pci.root_port import slot_name
+from viommu_actors.supervise.owner import Owner, owner_of
+from viommu_actors.supervise.plan import ActorPlan, Plan, newcomer
+from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
+from viommu_actors.topology.guess import did_you_mean
+from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS, ResolvedDevice, ResolvedTopology
+
+#: Seconds in which a rogue hands over what it holds of the device; a script may be busy for ever.
+_HAND_OVER = 2.0
+_MAX_PAYLOAD = 4096
+#: Of a driver at a time, while rogues come and go: honest work goes on.
+OPERATIONS = 8
+
+
+Model = Literal["nic", "edu"]
+
+
+class Refused(Exception):
+    """What was asked for cannot be had; the text says why, and what can."""
+
+
+@dataclass
+class Attached:
+    """A rogue and its device. `peer` asked for it, and takes it away when it goes; None: it stays."""
+
+    device: ResolvedDevice
+    owner: Owner
+    #: what the kernel has set up of a function whose firmware it took the place of, as it was handed over last
+    state: Any
+    peer: bytes | None = None
+
+
+class Places:
+    """Device processes that take the place of others; `topology` is what stands at the moment."""
+
+    def __init__(
+        self, topology: ResolvedTopology, plan: Plan, supervisor: Supervisor, tell: Callable[[str], None]
+    ) -> None:
+        self.topology = topology
+        self._plan = plan
+        self._supervisor = supervisor
+        self._tell = tell
+        self._processes = 0
+
+    def take_over(self, name: str) -> Attached:
+        """A rogue in the place of a device's own firmware. Raises Refused, CommandFailed."""
+        device = self._wanted(name)
+        state = self._supervisor.command(device.name, "state")
+        attached = Attached(device, owner_of(self.topology, device), state)
+        self._replace(attached, expendable=True)
+        self._tell(f"{device.name}: a rogue has taken over its link")
+        return attached
+
+    def plug(self, slot: int | None, model: Model) -> Attached:
+        """A rogue in a free slot, the first where none is named. Raises Refused, CommandFailed."""
+        device = self._newcomer(slot, model)
+        plan = newcomer(device, self.topology.sandbox)
+        supervisor = self._supervisor
+        try:
+            supervisor.enlist(plan, device.name)
+            found = supervisor.command("host", "plug", link=device.link, device=device.name, address=_link_of(plan))
+            if [each["bdf"] for each in found] != [device.bdf]:
+                supervisor.command("host", "pull", link=device.link)
+                raise CommandFailed(f"the host found {found or 'nothing'} in slot {device.slot}, not {device.bdf}")
+        except BaseException:
+            supervisor.retire(device.name)
+            raise
+        self.topology = replace(self.topology, devices=(*self.topology.devices, device))
+        driver = found[0]["driver"] or "none"
+        self._tell(f"{device.name}: plugged into slot {device.slot} as {device.bdf}, driver {driver}")
+        return Attached(device, Owner("host", None, device.bdf), None)
+
+    def leave(self, attached: Attached) -> None:
+        """A rogue is taken away, dead or alive. Raises CommandFailed, ActorGone; then its device is gone."""
+        try:
+            if attached.state is None:
+                self._unplug(attached)
+            else:
+                self._give_back(attached)
+        except (CommandFailed, ActorGone) as error:
+            self._tell(f"{attached.device.name} is gone: {error}")
+            self._supervisor.retire(attached.device.name)
+            self._supervisor.fallen[attached.device.name] = str(error)
+            raise
+
+    def _give_back(self, attached: Attached) -> None:
+        """The device's own firmware comes back, and its driver finds it so."""
+        name, supervisor = attached.device.name, self._supervisor
+        with suppress(CommandFailed, ActorGone):
+            attached.state = supervisor.each({name: {}}, "state", _HAND_OVER)[name]
+        self._replace(attached, expendable=False)
+        with suppress(CommandFailed, ActorGone):
+            supervisor.command(attached.owner.kernel, "rebind", bdf=attached.owner.bdf)
+        self._tell(f"{name}: its own firmware is back")
+
+    def _unplug(self, attached: Attached) -> None:
+        """The rogue's device is pulled out of its slot, which is free from then on."""
+        device, supervisor = attached.device, self._supervisor
+        supervisor.command("host", "pull", link=device.link)
+        supervisor.dismiss(device.name)
+        others = tuple(each for each in self.topology.devices if each.name != device.name)
+        self.topology = replace(self.topology, devices=others)
+        self._tell(f"{device.name}: unplugged from slot {device.slot}")
+
+    # ---
+
+    def _newcomer(self, slot: int | None, model: Model) -> ResolvedDevice:
+        """A device for a free slot."""
+        taken = {device.slot for device in self.topology.devices}
+        free = {spare.slot: spare.bdf for spare in self.topology.host.spare if spare.slot not in taken}
+        slots = ", ".join(map(str, free)) or "none"
+        if slot is not None and slot not in free:
+            raise Refused(f"slot {slot} is not free; free slots: {slots} (host.spare_slots in the topology)")
+        if not free:
+            raise Refused("no slot is free; give the topology more: host.spare_slots")
+        slot = next(iter(free)) if slot is None else slot
+        names = {*(device.name for device in self.topology.devices), *(vm.name for vm in self.topology.vms)}
+        name = next(name for number in count(1) if (name := f"rogue{number}") not in names)
+        return ResolvedDevice(
+            name=name,
+            model=model,
+            slot=slot,
+            link=slot_name(slot),
+            behind=None,
+            bdf=free[slot],
+            requester=free[slot],
+            peer=None,
+            max_payload=_MAX_PAYLOAD,
+            dma_mask_bits=EDU_DMA_MASK_BITS if model == "edu" else None,
+            operations=OPERATIONS,
+            ats=False,
+            rogue=(),
+            vm=None,
+        )
+
+    def _wanted(self, name: str) -> ResolvedDevice:
+        names = [device.name for device in self.topology.devices]
+        if name not in names:
+            raise Refused(f'there is no device "{name}"; {known(name, names)}')
+        gone = self._supervisor.lost.get(name) or self._supervisor.fallen.get(name)
+        if gone:
+            raise Refused(f'"{name}" is gone: {gone}')
+        return self.topology.device(name)
+
+    def _replace(self, attached: Attached, expendable: bool) -> None:
+        """Another process goes on as the device. Until the host has its link, the one before is still there."""
+        device, supervisor = attached.device, self._supervisor
+        plan = self._plan.again(device.name)
+        self._processes += 1
+        name = f"{device.name}.{self._processes}"
+        try:
+            supervisor.enlist(plan, name)
+            supervisor.command(name, "adopt", state=attached.state)
+            supervisor.command("host", "relink", link=device.link, address=_link_of(plan))
+        except BaseException:
+            supervisor.retire(name)
+            raise
+        supervisor.succeed(name, device.name, expendable)
+
+
+def known(wrong: str, names: list[str]) -> str:
+    """What was probably meant, and what there is."""
+    near = did_you_mean(wrong, names)
+    there = f"there are {', '.join(names)}" if names else "there are none"
+    return f"{near} {there}" if near else there
+
+
+def _link_of(plan: ActorPlan) -> str:
+    address: str = plan.configuration["link"]["address"]
+    return address
