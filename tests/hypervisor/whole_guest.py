@@ -82,7 +82,13 @@ def both_kinds_of_interrupt() -> FakeFunction:
 class WholeGuest:
     """A guest with two assigned functions, built on a booted host; `machine` is its machine."""
 
-    def __init__(self, viommu: UnitConfig | None = None, functions: tuple[FakeFunction, ...] = ()) -> None:
+    def __init__(
+        self,
+        viommu: UnitConfig | None = None,
+        functions: tuple[FakeFunction, ...] = (),
+        bypassing: tuple[int, ...] = (),
+    ) -> None:
+        """`bypassing`: the slots of those that the vIOMMU is not for."""
         first, second = functions or (both_kinds_of_interrupt(), both_kinds_of_interrupt())
         self.host = FakeMachine(
             CMDLINE,
@@ -101,7 +107,10 @@ class WholeGuest:
             "",
             viommu,
             True,
-            tuple(Assignment(f"0000:{bus:02x}:00.0", slot) for bus, slot in zip((1, 2), SLOTS, strict=True)),
+            tuple(
+                Assignment(f"0000:{bus:02x}:00.0", slot, bypass_iommu=slot in bypassing)
+                for bus, slot in zip((1, 2), SLOTS, strict=True)
+            ),
         )
         memory = PhysicalMemory([Slot("ram", 0, self.ram)])
         self.machine = GuestMachine(config, memory, self.beneath, self.lines.append)

@@ -12,6 +12,7 @@ from viommu_actors.kernel.dma import DirectDma, TranslatedDma
 from viommu_actors.kernel.driver import IoResult
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.machine import KernelPanic
+from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.spec import boot, platform
@@ -241,3 +242,18 @@ class _Broken(_Driver):
     @classmethod
     def probe(cls, kernel: Kernel, device: PciDevice) -> _Driver:
         raise OSError(5, "no luck")
+
+
+def test_hugepages_are_the_highest_and_nobody_elses() -> None:
+    machine = FakeMachine("hugepages=2")
+    kernel = booted(machine)
+    base, size = kernel.hugepages
+    assert (base % HUGEPAGE, size) == (0, 2 * HUGEPAGE)
+    assert all(not base <= kernel.pages.alloc() < base + size for _ in range(64))
+    assert "HugeTLB: registered 2.00 MiB page size, pre-allocated 2 pages" in machine.lines
+
+
+@pytest.mark.parametrize("wanted", ["many", "-1", "1000000"])
+def test_hugepages_that_cannot_be(wanted: str) -> None:
+    with pytest.raises(KernelPanic, match=f"hugepages={wanted}"):
+        booted(FakeMachine(f"hugepages={wanted}"))

@@ -8,30 +8,12 @@ kernel: they are loads and stores of the process's own mappings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Protocol
 
+from viommu_actors.kernel.pages import HUGEPAGE as HUGEPAGE
+from viommu_actors.kernel.sysfs import PciInfo as PciInfo
 from viommu_actors.kernel.vfio.calls import VfioCalls
 from viommu_actors.memory import Memory
-
-#: Bytes of a hugepage: physically contiguous, aligned to its size, and pinned for good.
-HUGEPAGE: Final = 2 << 20
-
-
-class PciInfo(NamedTuple):
-    """A function as /sys/bus/pci/devices shows it."""
-
-    #: "0000:00:03.0".
-    name: str
-    vendor: int
-    device: int
-    #: Of the link `driver`; "" without.
-    driver: str
-    #: Of the link `iommu_group`; None without. What vfio-pci takes without an IOMMU gets one, named noiommu-N.
-    iommu_group: int | None
-    #: Widest address that the device's IOMMU translates, in bits (`iommu/intel-iommu/cap`, MGAW + 1); None without.
-    iommu_bits: int | None
-    #: Bytes of each BAR, 0 for one that is not there.
-    bars: tuple[int, ...]
 
 
 class System(VfioCalls, Protocol):

@@ -23,6 +23,7 @@ from viommu_actors.hypervisor.shadow import Effort, Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
+from viommu_actors.spec.acpi import DeviceScope, ScopeType
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED, UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
@@ -37,11 +38,16 @@ _SLICE = 1 << 16
 
 @dataclass(frozen=True)
 class Assignment:
-    """A device of the parent kernel ("0000:01:00.0") in a slot of the guest's bus 0."""
+    """A device of the parent kernel ("0000:01:00.0") in a slot of the guest's bus 0.
+
+    `bypass_iommu`: the vIOMMU is not for it, and says so by the scopes of its DMAR table, as QEMU's are for what is
+    below a host bridge with bypass_iommu. It reaches all of the guest's memory, as devices do without a vIOMMU.
+    """
 
     host: str
     slot: int
     edits: tuple[Edit, ...] = ()
+    bypass_iommu: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class GuestMachine:
         self._effort = Effort()
         #: what may be spent until the invalidation queue pauses
         self._affordable = 0
+        self._bypassing = {pci.bdf(0, each.slot, 0) for each in config.assignments if each.bypass_iommu}
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
@@ -97,13 +104,14 @@ class GuestMachine:
         for ram, vaddr in zip(self._ram, self._vaddrs, strict=True):
             parent.set_memory(self._vm, self._next_slot(), ram.base, ram.size, vaddr)
         self._functions[0] = HostBridge()
-        container: int | None = None
+        #: of the devices that no vIOMMU is for: they share one address space, that of all RAM
+        shared: int | None = None
         for assignment in self.config.assignments:
-            # With a vIOMMU each device has an address space of its own, hence a container.
-            if container is None or self.unit is not None:
-                container = self._assign(assignment, None)
+            if self.unit is None or assignment.bypass_iommu:
+                shared = self._assign(assignment, shared)
             else:
-                self._assign(assignment, container)
+                # Behind a vIOMMU each has an address space of its own, hence a container.
+                self._assign(assignment, None)
         self._install_firmware()
 
     def _assign(self, assignment: Assignment, container: int | None) -> int:
@@ -119,7 +127,7 @@ class GuestMachine:
             parent.set_container(group, container)
             parent.set_iommu(container, vfio.IommuType.TYPE1V2)
             mapping = GuestMapping(parent, container, self._ram, self._vaddrs, self.counters)
-            if self.unit is None:
+            if self.unit is None or assignment.bypass_iommu:
                 mapping.map_all()
             else:
                 made_of = (self.unit, requester, mapping, self.memory, self._ram, self._log)
@@ -144,9 +152,16 @@ class GuestMachine:
             MachineDescription(
                 ram=tuple((ram.base, ram.size) for ram in self._ram),
                 command_line=self.config.cmdline,
-                dmar=None if viommu is None else remapping_unit(viommu.aw_bits, viommu.intremap),
+                dmar=None if viommu is None else remapping_unit(viommu.aw_bits, viommu.intremap, self._scopes()),
             ),
         )
+
+    def _scopes(self) -> tuple[DeviceScope, ...]:
+        """The functions that the vIOMMU is for, where it is not for all."""
+        if not any(assignment.bypass_iommu for assignment in self.config.assignments):
+            return ()
+        slots = [0, *(assignment.slot for assignment in self.config.assignments if not assignment.bypass_iommu)]
+        return tuple(DeviceScope(ScopeType.ENDPOINT, 0, 0, ((slot, 0),)) for slot in slots)
 
     def decisions(self, slot: int) -> list[Decision]:
         """What of an assigned device's configuration space this machine decides."""
@@ -231,7 +246,7 @@ class GuestMachine:
 
     def _remap(self, requester: int, address: int, data: int, record: bool) -> tuple[int, int] | None:
         """What the vIOMMU makes of an interrupt message; None where it is blocked."""
-        if self.unit is None:
+        if self.unit is None or requester in self._bypassing:
             return address, data
         outcome = self.unit.remap_interrupt(requester, address, data, record)
         return None if isinstance(outcome, Blocked) else outcome.interrupt.message()

@@ -116,6 +116,10 @@ class IntelIommu:
         """The device's group; None for one that no unit translates."""
         return self._groups.group_of(bdf)
 
+    def reserve_group(self) -> int:
+        """The number of a group that no device of this unit is in (vfio-noiommu's)."""
+        return self._groups.reserve()
+
     def add_device(self, device: PciDevice) -> None:
         """A function was found; bridges come before what is behind them."""
         if self.covers(device):

@@ -24,14 +24,18 @@ class IommuGroups:
         """Puts a function, whose bridges were added before, into its group; returns the group's number."""
         mate = self._mate(device)
         if mate is None:
-            number = self._next
-            self._next += 1
+            number = self.reserve()
             self.groups[number] = []
         else:
             number = self._numbers[mate.bdf]
         self.groups[number].append(device)
         self._numbers[device.bdf] = number
         return number
+
+    def reserve(self) -> int:
+        """A number that no group has or will have."""
+        self._next += 1
+        return self._next - 1
 
     def remove(self, device: PciDevice) -> None:
         """Takes out an unplugged function."""

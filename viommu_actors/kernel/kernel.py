@@ -17,7 +17,7 @@ from viommu_actors.kernel.hotplug import HotPlug
 from viommu_actors.kernel.intel_iommu import IntelIommu
 from viommu_actors.kernel.irq import Interrupts
 from viommu_actors.kernel.machine import KernelPanic, Machine
-from viommu_actors.kernel.pages import PageAllocator
+from viommu_actors.kernel.pages import HUGEPAGE, PAGE, PageAllocator
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.kernel.pci_bus import PciBus
 from viommu_actors.spec import acpi
@@ -51,12 +51,18 @@ class Kernel:
         self.iommu: IntelIommu | None = None
         #: Bound drivers by the device's bdf.
         self.drivers: dict[int, Driver] = {}
+        #: (address, size) of what was reserved for applications.
+        self.hugepages = (0, 0)
         self._driver_classes = drivers
         self._domains: DefaultDomains | None = None
         self._dma: dict[int, Dma] = {}
         #: IOMMU groups that a user process has by VFIO: no device of theirs gets a driver meanwhile (Linux:
         #: iommu_group_claim_dma_owner).
         self.user_groups: set[int] = set()
+        #: Devices that uio_pci_generic has for user processes.
+        self.uio_devices: set[int] = set()
+        #: Letters of /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst).
+        self.taints: set[str] = set()
         #: Devices that the kernel's drivers leave to vfio-pci.
         self._reserved_for_vfio: set[int] = set()
 
@@ -72,6 +78,7 @@ class Kernel:
             log(f"BIOS-e820: [mem {base:#018x}-{base + size - 1:#018x}] {name}")
         tables = AcpiTables(self.machine.memory, params.rsdp, log)
         self.pages = PageAllocator(self.machine.memory, params.ram)
+        self._reserve_hugepages()
         gap = params.pci_gap
         log(f"[mem {gap[0]:#010x}-{gap[1] - 1:#010x}] available for PCI devices")
         log(f"smpboot: Allowing {len(tables.madt().cpus)} CPUs, 0 hotplug CPUs")
@@ -121,7 +128,7 @@ class Kernel:
         for device in found:
             if self.iommu is not None:
                 self.iommu.add_device(device)
-                self._claim(device)
+                self.claim(device)
         for device in found:
             self._bind(device)
         return found
@@ -132,7 +139,10 @@ class Kernel:
 
     def bind(self, bdf: int) -> None:
         """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""
-        self._bind(self.device(bdf))
+        device = self.device(bdf)
+        # A user who had it before has left it in no domain.
+        self.claim(device)
+        self._bind(device)
 
     def unbind(self, bdf: int) -> None:
         """Takes the driver away from a function. Raises KeyError where none is bound."""
@@ -155,7 +165,25 @@ class Kernel:
         self.bus.remove(device)
         self.machine.log(f"pci {device.name}: removed")
 
+    def taint(self, letter: str, why: str) -> None:
+        """From here on the kernel may do anything, and says so."""
+        self.taints.add(letter)
+        self.machine.log(why)
+
     # --- steps of the boot
+
+    def _reserve_hugepages(self) -> None:
+        """`hugepages=N`: so many of 2 MiB, the highest that there are, which nobody but applications gets."""
+        wanted = self.cmdline.get("hugepages", "0")
+        if not wanted.isdecimal():
+            raise KernelPanic(f"hugepages={wanted} is no number")
+        if int(wanted):
+            pages = int(wanted) * HUGEPAGE // PAGE
+            try:
+                self.hugepages = self.pages.alloc(pages, align=HUGEPAGE // PAGE), int(wanted) * HUGEPAGE
+            except OSError as error:
+                raise KernelPanic(f"HugeTLB: hugepages={wanted}: {error.strerror}") from error
+            self.machine.log(f"HugeTLB: registered 2.00 MiB page size, pre-allocated {wanted} pages")
 
     def _detect_iommu(self, tables: AcpiTables) -> acpi.Dmar | None:
         """The DMAR table, where there is one and the command line wants it used."""
@@ -213,7 +241,7 @@ class Kernel:
         )
         for device in self.pci:
             iommu.add_device(device)
-            self._claim(device)
+            self.claim(device)
         iommu.enable()
         log("DMAR: Intel(R) Virtualization Technology for Directed I/O")
 
@@ -249,7 +277,7 @@ class Kernel:
             log("iommu: lazy mode (iommu.strict=0) is not implemented; strict mode is used")
         log("iommu: DMA domain TLB invalidation policy: strict mode")
 
-    def _claim(self, device: PciDevice) -> None:
+    def claim(self, device: PciDevice) -> None:
         """Default domain of a device that the kernel may drive; bridges and those for VFIO stay blocked."""
         if self._domains is None or device.bdf in self._reserved_for_vfio:
             return

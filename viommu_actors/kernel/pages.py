@@ -10,6 +10,8 @@ from viommu_actors.memory import Memory
 
 PAGE_SHIFT = 12
 PAGE = 1 << PAGE_SHIFT
+#: Physically contiguous, aligned to its size.
+HUGEPAGE = 2 << 20
 _ZERO = bytes(PAGE)
 _NO_LIMIT = 1 << 64
 

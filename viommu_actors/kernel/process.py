@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from errno import EBADF, EFAULT, EINVAL, ENOMEM, ENOTTY
+from errno import EBADF, EFAULT, EINVAL, ENOMEM, ENOTTY, EPERM
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+from viommu_actors.spec.privileges import Capability
 from viommu_actors.spec.vtd import PAGE_MASK
 
 T = TypeVar("T")
@@ -83,8 +84,14 @@ class UserProcess:
     irqfd consumes.
     """
 
-    def __init__(self, name: str, notify: Callable[[str, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        notify: Callable[[str, int], None] | None = None,
+        capabilities: frozenset[Capability] = frozenset(),
+    ) -> None:
         self.name = name
+        self._capabilities = capabilities
         self.files: dict[int, File] = {}
         #: Called with an area that has just gone, as MMU notifiers are.
         self.mmu_notifiers: list[Callable[[Vma], None]] = []
@@ -135,6 +142,11 @@ class UserProcess:
             self.close(min(self.files))
         while self._starts:
             self.unmap_memory(self._starts[-1])
+
+    def require(self, capability: Capability, error: int = EPERM) -> None:
+        """Raises `error` where the process lacks the capability."""
+        if capability not in self._capabilities:
+            raise OSError(error, f"{self.name} has no CAP_{capability.name}")
 
     # --- addresses
 

@@ -128,12 +128,21 @@ class Kernel:
         self.counters: Counter[str] = Counter()
         self.drivers: dict[int, object] = {}
         self.user_groups: set[int] = set()
+        self.uio_devices: set[int] = set()
+        self.taints: set[str] = set()
         self.irq = Interrupts(self.counters, self.machine.log)
         self.pci = [self._function(bdf, flr) for bdf, flr in ((EDU, True), (NIC, True), (MATE, False))]
         self.pci[0].bars[0] = Bar(BAR_ADDRESS, BAR_SIZE, is64=False, prefetch=False)
         self.pci[0].config_write(pci.BAR0, 4, BAR_ADDRESS)
         self.pci[0].config_write(pci.COMMAND, 2, pci.Command.MEMORY)
         self.iommu = Iommu(self.machine, {1: self.pci[:1], 2: self.pci[1:]})
+
+    def taint(self, letter: str, why: str) -> None:
+        self.taints.add(letter)
+        self.machine.log(why)
+
+    def claim(self, device: PciDevice) -> None:
+        """No kernel driver here, and no default domain."""
 
     def device(self, bdf: int) -> PciDevice:
         for device in self.pci:

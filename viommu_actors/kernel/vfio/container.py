@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENODEV
+from errno import EINVAL, ENODEV, ENOTTY, EPERM
 from typing import TYPE_CHECKING
 
+from viommu_actors.kernel.vfio.noiommu import NoIommu
 from viommu_actors.kernel.vfio.type1 import Type1
 from viommu_actors.spec.vfio import IommuType
 
@@ -20,18 +21,26 @@ class Container:
     def __init__(self, kernel: Kernel) -> None:
         self.groups: list[Group] = []
         self._kernel = kernel
-        self._type1: Type1 | None = None
+        self._iommu: Type1 | NoIommu | None = None
 
     @property
     def has_iommu(self) -> bool:
-        return self._type1 is not None
+        """Whether VFIO_SET_IOMMU is done, be it that there is none."""
+        return self._iommu is not None
+
+    @property
+    def maps(self) -> bool:
+        """Whether it has mappings."""
+        return isinstance(self._iommu, Type1)
 
     @property
     def type1(self) -> Type1:
-        """Raises EINVAL before VFIO_SET_IOMMU."""
-        if self._type1 is None:
+        """Raises EINVAL before VFIO_SET_IOMMU, ENOTTY without an IOMMU."""
+        if self._iommu is None:
             raise OSError(EINVAL, "the container has no IOMMU: VFIO_SET_IOMMU comes first")
-        return self._type1
+        if not isinstance(self._iommu, Type1):
+            raise OSError(ENOTTY, "without an IOMMU a container has no mappings: devices use physical addresses")
+        return self._iommu
 
     def set_iommu(self, kind: int) -> None:
         """VFIO_SET_IOMMU.
@@ -39,10 +48,15 @@ class Container:
         Raises EINVAL without a group or when done already, ENODEV for a type that is not offered, and what attaching
         the groups raises (EPERM without interrupt remapping).
         """
-        if not self.groups or self._type1 is not None:
+        if not self.groups or self._iommu is not None:
             raise OSError(EINVAL, "VFIO_SET_IOMMU is for a container that has groups, once")
-        if kind != IommuType.TYPE1V2:
-            raise OSError(ENODEV, f"IOMMU type {kind} is not offered; {IommuType.TYPE1V2} is")
+        noiommu = self.groups[0].noiommu
+        offered = IommuType.NOIOMMU if noiommu else IommuType.TYPE1V2
+        if kind != offered:
+            raise OSError(ENODEV, f"IOMMU type {kind} is not offered; {offered} is")
+        if noiommu:
+            self._iommu = NoIommu()
+            return
         type1 = Type1(self._kernel)
         attached: list[Group] = []
         try:
@@ -54,23 +68,25 @@ class Container:
                 type1.detach(group.devices)
             type1.release()
             raise
-        self._type1 = type1
+        self._iommu = type1
 
     def close(self, process: UserProcess) -> None:
         """The container goes on for the groups that are in it."""
 
     def add(self, group: Group) -> None:
-        """A group joins, and the IOMMU if there is one. Raises what attaching raises."""
-        if self._type1 is not None:
-            self._type1.attach(group.devices)
+        """A group joins, and the IOMMU if there is one. Raises what attaching raises, EPERM where not all have one."""
+        if self.groups and self.groups[0].noiommu != group.noiommu:
+            raise OSError(EPERM, "a container has groups with an IOMMU, or without, and not both")
+        if self._iommu is not None:
+            self._iommu.attach(group.devices)
         self.groups.append(group)
 
     def remove(self, group: Group) -> None:
         """A group leaves; with the last one go the mappings."""
         self.groups.remove(group)
-        if self._type1 is None:
+        if self._iommu is None:
             return
-        self._type1.detach(group.devices)
+        self._iommu.detach(group.devices)
         if not self.groups:
-            self._type1.release()
-            self._type1 = None
+            self._iommu.release()
+            self._iommu = None

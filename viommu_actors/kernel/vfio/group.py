@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class Group:
-    """An open /dev/vfio/$GROUP with all devices of the IOMMU group."""
+    """An open /dev/vfio/$GROUP with all devices of the IOMMU group; or /dev/vfio/noiommu-$GROUP with its one."""
 
-    def __init__(self, kernel: Kernel, number: int, devices: list[PciDevice]) -> None:
+    def __init__(self, kernel: Kernel, number: int, devices: list[PciDevice], noiommu: bool = False) -> None:
         self.number = number
+        self.noiommu = noiommu
         self.devices = devices
         self.container: Container | None = None
         self._kernel = kernel
@@ -81,4 +82,6 @@ class Group:
             device.close()
 
     def _kernel_driven(self) -> list[PciDevice]:
-        return [device for device in self.devices if device.bdf in self._kernel.drivers]
+        """Devices whose driver is not VFIO; uio_pci_generic is a kernel driver like others."""
+        kernel = self._kernel
+        return [device for device in self.devices if device.bdf in kernel.drivers or device.bdf in kernel.uio_devices]

@@ -13,7 +13,9 @@ from viommu_actors.kernel.vfio.container import Container
 from viommu_actors.kernel.vfio.device import DeviceInfo, RegionInfo, VfioDevice
 from viommu_actors.kernel.vfio.group import Group
 from viommu_actors.kernel.vfio.interrupts import IrqInfo
+from viommu_actors.kernel.vfio.noiommu import NoIommuGroups
 from viommu_actors.spec.pci import format_bdf, parse_bdf
+from viommu_actors.spec.privileges import Capability
 from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
 
 if TYPE_CHECKING:
@@ -72,21 +74,52 @@ class Vfio:
         self._bound = {parse_bdf(name) for name in kernel.cmdline.values("vfio-pci.ids")}
         self._open_groups: set[int] = set()
         self._containers: WeakSet[Container] = WeakSet()
+        self._noiommu = NoIommuGroups(kernel)
+        if self._noiommu.enabled:
+            for device in kernel.pci:
+                if device.bdf in self._bound and self.group_number(device.bdf) is None:
+                    self._noiommu.add(device)
+
+    @property
+    def noiommu_mode(self) -> bool:
+        """Whether devices without an IOMMU group are taken too (vfio.enable_unsafe_noiommu_mode)."""
+        return self._noiommu.enabled
 
     def bind(self, bdf: int) -> None:
-        """Binds vfio-pci to a function, as writing to sysfs does. ENODEV: no such function; EBUSY: it has a driver."""
-        self._kernel.device(bdf)
+        """Binds vfio-pci to a function, as writing to sysfs does.
+
+        ENODEV: no such function; EBUSY: it has a driver; EINVAL: it has no IOMMU group, and `noiommu_mode` is off.
+        """
+        device = self._kernel.device(bdf)
         if bdf in self._kernel.drivers:
             raise OSError(EBUSY, f"{format_bdf(bdf)} has a kernel driver")
+        if self.group_number(bdf) is None:
+            self._noiommu.add(device)
         self._bound.add(bdf)
+
+    def unbind(self, bdf: int) -> None:
+        """Takes vfio-pci away from a function. EBUSY: a process has its group open."""
+        if self.group_number(bdf) in self._open_groups:
+            raise OSError(EBUSY, f"{format_bdf(bdf)}: a process has its group open")
+        self._bound.discard(bdf)
+        self._noiommu.remove(bdf)
+
+    def is_bound(self, bdf: int) -> bool:
+        """Whether vfio-pci has the function."""
+        return bdf in self._bound
 
     def group_of(self, device: str) -> int:
         """The number of the IOMMU group of "0000:01:00.0". Raises ENODEV where there is no such device or group."""
-        iommu = self._kernel.iommu
-        number = None if iommu is None else iommu.group_of(self._kernel.device(_address(device)).bdf)
+        number = self.group_number(self._kernel.device(_address(device)).bdf)
         if number is None:
             raise OSError(ENODEV, f"{device} has no IOMMU group")
         return number
+
+    def group_number(self, bdf: int) -> int | None:
+        """The same by address, None without."""
+        iommu = self._kernel.iommu
+        number = None if iommu is None else iommu.group_of(bdf)
+        return self._noiommu.group_of(bdf) if number is None else number
 
     # --- containers
 
@@ -98,7 +131,7 @@ class Vfio:
     @property
     def mappings(self) -> list[Type1]:
         """Of every container that has an IOMMU."""
-        return [container.type1 for container in self._containers if container.has_iommu]
+        return [container.type1 for container in self._containers if container.maps]
 
     def set_iommu(self, process: UserProcess, container: int, kind: int = IommuType.TYPE1V2) -> None:
         """EINVAL without a group or a second time, ENODEV for another type, EPERM without interrupt remapping."""
@@ -124,11 +157,22 @@ class Vfio:
         devices = [] if iommu is None else iommu.groups.get(number, [])
         if not any(device.bdf in self._bound for device in devices):
             raise OSError(ENOENT, f"/dev/vfio/{number}: no such group")
-        if number in self._open_groups:
-            raise OSError(EBUSY, f"/dev/vfio/{number} is open")
-        file = _GroupFile(Group(self._kernel, number, list(devices)), partial(self._open_groups.discard, number))
-        self._open_groups.add(number)
-        return process.install(file)
+        return self._open_group(process, Group(self._kernel, number, list(devices)), f"/dev/vfio/{number}")
+
+    def open_noiommu_group(self, process: UserProcess, number: int) -> int:
+        """ENOENT: no device without an IOMMU has this group; EPERM without CAP_SYS_RAWIO; EBUSY: it is open."""
+        node = f"/dev/vfio/noiommu-{number}"
+        device = self._noiommu.devices.get(number)
+        if device is None:
+            raise OSError(ENOENT, f"{node}: no such group")
+        process.require(Capability.SYS_RAWIO)
+        return self._open_group(process, Group(self._kernel, number, [device], noiommu=True), node)
+
+    def _open_group(self, process: UserProcess, group: Group, node: str) -> int:
+        if group.number in self._open_groups:
+            raise OSError(EBUSY, f"{node} is open")
+        self._open_groups.add(group.number)
+        return process.install(_GroupFile(group, partial(self._open_groups.discard, group.number)))
 
     def group_status(self, process: UserProcess, group: int) -> GroupFlags:
         return process.file(group, _GroupFile).group.status()
@@ -148,6 +192,8 @@ class Vfio:
         bdf = _address(name)
         if bdf not in self._bound:
             raise OSError(ENODEV, f"{name} is not bound to vfio-pci")
+        if file.group.noiommu:
+            self._kernel.machine.log(f"vfio-pci {name}: vfio-noiommu device opened by user ({process.name})")
         return process.install(_DeviceFile(file, file.group.open_device(bdf)))
 
     # --- devices
