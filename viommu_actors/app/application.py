@@ -1,0 +1,84 @@
+"""An application with its devices: what it has from its start to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from errno import ENODEV
+from typing import NamedTuple
+
+from viommu_actors.app.eal import Eal
+from viommu_actors.app.iova import IovaMode
+from viommu_actors.app.mempool import Heap, Mempool
+from viommu_actors.app.pci import Function
+from viommu_actors.app.pmd_nic import BUFFER, RING_SIZE, NicPort
+from viommu_actors.app.system import System
+from viommu_actors.app.testpmd import BURST
+from viommu_actors.spec import nic
+
+
+class Refused(NamedTuple):
+    """What the kernel did not do, in Linux's terms."""
+
+    errno: int
+    reason: str
+
+
+class Application:
+    """Devices bound, opened and driven, over one pool of buffers that is mapped once."""
+
+    def __init__(self, system: System, drivers: Mapping[str, str], log: Callable[[str], None]) -> None:
+        """`drivers`: by device ("0000:00:03.0") the kernel's driver that makes it the application's.
+
+        A device that the kernel refuses is in `refused`, the others work. Raises OSError where nothing can start.
+        """
+        self.refused: dict[str, Refused] = {}
+        self.ports: dict[str, NicPort] = {}
+        bound = [name for name, driver in drivers.items() if self._bind(system, name, driver)]
+        self._eal = Eal(system, bound, log)
+        try:
+            functions = {name: function for name in bound if (function := self._probe(name)) is not None}
+            pool = Mempool(self.heap, len(functions) * (RING_SIZE + BURST), BUFFER)
+            for name, function in functions.items():
+                self.ports[name] = NicPort(system, name, function, self.heap, pool)
+        except OSError:
+            self._eal.close()
+            raise
+
+    @property
+    def iova_mode(self) -> IovaMode:
+        return self._eal.iova_mode
+
+    @property
+    def heap(self) -> Heap:
+        return self._eal.heap
+
+    def port(self, name: str) -> NicPort:
+        """Raises OSError(ENODEV) for a device that it does not have."""
+        if name not in self.ports:
+            raise OSError(ENODEV, f"no port {name}")
+        return self.ports[name]
+
+    def close(self) -> None:
+        """Stops the devices and gives them, and the mappings, back to the kernel."""
+        for port in self.ports.values():
+            port.close()
+        self.ports.clear()
+        self._eal.close()
+
+    def _bind(self, system: System, name: str, driver: str) -> bool:
+        try:
+            if all(info.driver != driver for info in system.pci_devices() if info.name == name):
+                system.bind(name, driver)
+        except OSError as error:
+            self._refuse(name, error)
+        return name not in self.refused
+
+    def _probe(self, name: str) -> Function | None:
+        try:
+            return self._eal.probe(name, {(nic.VENDOR_ID, nic.DEVICE_ID)})
+        except OSError as error:
+            self._refuse(name, error)
+            return None
+
+    def _refuse(self, name: str, error: OSError) -> None:
+        self.refused[name] = Refused(error.errno or 0, error.strerror or str(error))

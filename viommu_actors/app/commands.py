@@ -1,0 +1,159 @@
+"""What an application is told to do by its control channel: to start, to forward packets, to be buggy, to end.
+
+BDFs are texts like `00:03.0`, as in the commands of kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from errno import ENOMEM, ENOTCONN
+from typing import Any
+
+from viommu_actors.app.application import Application
+from viommu_actors.app.buggy import stray_read, stray_write
+from viommu_actors.app.mempool import Zone
+from viommu_actors.app.pmd_nic import NicPort
+from viommu_actors.app.system import System
+from viommu_actors.app.testpmd import Forwarded, Forwarding
+
+_PAGE = 4096
+_SECRET = 64
+
+
+class AppCommands:
+    """One application; `random(n)` gives n unguessable bytes."""
+
+    def __init__(self, system: System, log: Callable[[str], None], random: Callable[[int], bytes]) -> None:
+        self._system = system
+        self._log = log
+        self._random = random
+        self._application: Application | None = None
+        self._control: Zone | None = None
+        self._secret = b""
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """By command name."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "io": self.io,
+            "forward": self.forward,
+            "statistics": self.statistics,
+            "offer_control": self.offer_control,
+            "check_control": self.check_control,
+            "end_control": self.end_control,
+            "attack": self.attack,
+        }
+
+    def start(self, drivers: dict[str, str]) -> dict[str, Any]:
+        """Takes devices into use, each by a driver of the kernel ("vfio-pci", "uio_pci_generic").
+
+        Tells the IOVA mode, how each device is driven, and what the kernel refused: bdf -> (errno, reason).
+        """
+        if self._application is not None:
+            self.end()
+        named = {_name(bdf): driver for bdf, driver in drivers.items()}
+        self._application = application = Application(self._system, named, self._log)
+        try:
+            self._control = application.heap.reserve(_PAGE, _PAGE)
+        except OSError:
+            self.end()
+            raise
+        return {
+            "iova": str(application.iova_mode),
+            "ports": {_bdf(name): port.function.driver for name, port in application.ports.items()},
+            "refused": {_bdf(name): tuple(refused) for name, refused in application.refused.items()},
+        }
+
+    def end(self) -> None:
+        """Gives every device back."""
+        if self._application is not None:
+            self._application.close()
+            self._application = self._control = None
+
+    def io(self, bdf: str, operations: int) -> dict[str, Any]:
+        """Honest work of one port alone: packets to itself, each of them two operations.
+
+        `failed` says why none of it counts; empty where it went well.
+        """
+        return self._forward([self._port(bdf)], -(-operations // 2))
+
+    def forward(self, packets: int) -> dict[str, Any]:
+        """As `io`, over all ports: what is received on one is sent on the next."""
+        return self._forward(list(self._running().ports.values()), packets)
+
+    def statistics(self, bdf: str) -> dict[str, int]:
+        """Of a port since its start, in DPDK's names."""
+        return dict(self._port(bdf).statistics)
+
+    def _forward(self, ports: Sequence[NicPort], packets: int) -> dict[str, Any]:
+        try:
+            done, failed = Forwarding(self._system, ports).run(packets), ""
+        except OSError as error:
+            self._log(f"testpmd: {error.strerror}")
+            done, failed = Forwarded(0, 0, False, 0.0), error.strerror or str(error)
+        return {
+            "operations": 2 * done.packets,
+            "packets": done.packets,
+            "bytes": 2 * done.bytes,
+            "verified": done.verified,
+            "mapping": "static",
+            "seconds": done.seconds,
+            "failed": failed,
+        }
+
+    # --- a page of the pool for the positive control of a device
+
+    def offer_control(self, bdf: str) -> dict[str, Any]:
+        """Where the device may write what."""
+        self._port(bdf)
+        zone = self._page()
+        self._secret = self._random(_SECRET)
+        self._system.memory.write(zone.vaddr, bytes(_SECRET))
+        return {"iova": zone.iova, "data": self._secret}
+
+    def check_control(self, bdf: str) -> bool:
+        """Whether the device's legal write is there."""
+        return self._system.memory.read(self._page().vaddr, _SECRET) == self._secret
+
+    def end_control(self, bdf: str) -> None:
+        """The page stays mapped, as all of the pool; what it holds is gone."""
+        self._system.memory.write(self._page().vaddr, bytes(_SECRET))
+
+    # --- the buggy application
+
+    def attack(self, bdf: str, steps: Sequence[dict[str, Any]]) -> None:
+        """Programs the honest device with addresses of a rogue's plan: its steps "write", "control" and "read"."""
+        port = self._port(bdf)
+        for step in steps:
+            match step["do"]:
+                case "write":
+                    stray_write(self._system, port, step["address"], step["data"])
+                case "control":
+                    stray_write(self._system, port, step["iova"], step["data"])
+                case "read":
+                    stray_read(self._system, port, step["address"], step["length"])
+                case other:
+                    raise ValueError(f"an application has no way to {other}")
+
+    def _running(self) -> Application:
+        if self._application is None:
+            raise OSError(ENOTCONN, "the application has not started")
+        return self._application
+
+    def _port(self, bdf: str) -> NicPort:
+        return self._running().port(_name(bdf))
+
+    def _page(self) -> Zone:
+        self._running()
+        if self._control is None:
+            raise OSError(ENOMEM, "the application has no page to spare")
+        return self._control
+
+
+def _name(bdf: str) -> str:
+    return f"0000:{bdf}"
+
+
+def _bdf(name: str) -> str:
+    return name.removeprefix("0000:")

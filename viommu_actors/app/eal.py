@@ -1,0 +1,72 @@
+"""The start of an application in DPDK's manner: hugepages, one kind of addresses for its devices, devices opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from errno import EINVAL, ENODEV
+
+from viommu_actors.app.iova import IovaMode, choose_iova_mode
+from viommu_actors.app.mempool import Heap, Hugepage
+from viommu_actors.app.pci import Function, Vfio, open_function
+from viommu_actors.app.system import HUGEPAGE, PciInfo, System
+
+
+class Eal:
+    """What stands from the start to `close`; `allowed` are the functions to use (DPDK's option `-a`), by name."""
+
+    def __init__(self, system: System, allowed: Sequence[str], log: Callable[[str], None]) -> None:
+        """Raises OSError: ENODEV for a function that is not there, EINVAL where physical addresses are needed and
+        may not be known, ENOMEM without hugepages."""
+        self._system = system
+        self._log = log
+        there = {info.name: info for info in system.pci_devices()}
+        missing = [name for name in allowed if name not in there]
+        if missing:
+            raise OSError(ENODEV, f"no such device: {', '.join(missing)}")
+        self._infos: dict[str, PciInfo] = {name: there[name] for name in allowed}
+        start = system.mmap_hugepages()
+        #: Why physical addresses are unknown; None where they are known.
+        self._unphysical = self._try_pagemap(start)
+        self.iova_mode = choose_iova_mode(
+            list(self._infos.values()), noiommu_mode=system.noiommu_mode(), physical=self._unphysical is None
+        )
+        log(f"EAL: Selected IOVA mode '{self.iova_mode}'")
+        hugepages = [
+            Hugepage(vaddr, self._iova(vaddr)) for vaddr in range(start, start + system.hugepage_bytes, HUGEPAGE)
+        ]
+        self.heap = Heap(hugepages)
+        self._vfio = Vfio(system, hugepages)
+        self._open = ExitStack()
+        self._open.callback(self._vfio.close)
+
+    def probe(self, name: str, identities: Collection[tuple[int, int]]) -> Function:
+        """Opens an allowed function, once, for a driver of these (vendor, device).
+
+        Raises OSError: ENODEV for a function of another kind, else with the kernel's errno and reason.
+        """
+        info = self._infos[name]
+        if (info.vendor, info.device) not in identities:
+            raise OSError(ENODEV, f"no driver for {name} [{info.vendor:04x}:{info.device:04x}]")
+        function = open_function(self._system, self._vfio, info)
+        self._open.callback(function.close)
+        self._log(f"EAL: Probe PCI device {name}: {function.driver}")
+        return function
+
+    def close(self) -> None:
+        """Gives every function back, then the mappings."""
+        self._open.close()
+
+    def _try_pagemap(self, vaddr: int) -> OSError | None:
+        try:
+            self._system.pagemap(vaddr)
+        except PermissionError as error:
+            return error
+        return None
+
+    def _iova(self, vaddr: int) -> int:
+        if self.iova_mode is IovaMode.VA:
+            return vaddr
+        if self._unphysical is not None:
+            raise OSError(EINVAL, "Cannot use IOVA as 'PA' since physical addresses are not available")
+        return self._system.pagemap(vaddr)

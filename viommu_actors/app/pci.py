@@ -1,0 +1,163 @@
+"""A PCI function in the hands of an application: by VFIO, by VFIO without an IOMMU, or by UIO.
+
+Memory decoding and bus mastering are the application's to turn on; no interrupt is ever set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from errno import ENODEV, ENOENT
+from typing import ClassVar, Literal, Protocol
+
+from viommu_actors.app.mempool import Hugepage
+from viommu_actors.app.system import HUGEPAGE, PciInfo, System
+from viommu_actors.kernel.sysfs import VFIO_PCI
+from viommu_actors.kernel.uio import NAME as UIO
+from viommu_actors.spec import pci
+from viommu_actors.spec.vfio import DmaFlags, IommuType, RegionIndex
+
+#: What stands between a function and the memory: an IOMMU, or nothing, by two ways.
+UserDriver = Literal["vfio", "noiommu", "uio"]
+
+
+class Function(Protocol):
+    """Methods raise OSError as the kernel's calls behind them do."""
+
+    @property
+    def driver(self) -> UserDriver: ...
+
+    def config_read(self, offset: int, size: int) -> int: ...
+
+    def config_write(self, offset: int, size: int, value: int) -> None: ...
+
+    def map_bar(self, bar: int) -> int:
+        """User address of a BAR, until `close`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class VfioFunction:
+    """By its device descriptor."""
+
+    def __init__(self, system: System, device: int, driver: UserDriver) -> None:
+        self._system = system
+        self._device = device
+        self.driver: UserDriver = driver
+
+    def config_read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._system.region_read(self._device, RegionIndex.CONFIG, offset, size), "little")
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        self._system.region_write(self._device, RegionIndex.CONFIG, offset, value.to_bytes(size, "little"))
+
+    def map_bar(self, bar: int) -> int:
+        return self._system.mmap_region(self._device, bar)
+
+    def close(self) -> None:
+        self._system.close(self._device)
+
+
+class UioFunction:
+    """By the descriptor of its uio device."""
+
+    driver: ClassVar[UserDriver] = "uio"
+
+    def __init__(self, system: System, name: str) -> None:
+        self._system = system
+        self._uio = system.open_uio(name)
+
+    def config_read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._system.uio_config_read(self._uio, offset, size), "little")
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        self._system.uio_config_write(self._uio, offset, value.to_bytes(size, "little"))
+
+    def map_bar(self, bar: int) -> int:
+        return self._system.uio_mmap(self._uio, bar)
+
+    def close(self) -> None:
+        self._system.close(self._uio)
+
+
+class Vfio:
+    """Containers and groups of one application.
+
+    Its hugepages are mapped once, when the first group with an IOMMU joins. One container for each kind of
+    IOMMU: the kernel lets none hold both.
+    """
+
+    def __init__(self, system: System, hugepages: Sequence[Hugepage]) -> None:
+        self._system = system
+        self._hugepages = hugepages
+        self._containers: dict[IommuType, int] = {}
+        self._groups: dict[int, tuple[int, UserDriver]] = {}
+
+    def open(self, info: PciInfo) -> VfioFunction:
+        """Raises OSError: ENODEV for a function without a group, and what the kernel raises."""
+        if info.iommu_group is None:
+            raise OSError(ENODEV, f"{info.name} has no IOMMU group")
+        if info.iommu_group not in self._groups:
+            self._groups[info.iommu_group] = self._join(info.iommu_group)
+        group, driver = self._groups[info.iommu_group]
+        return VfioFunction(self._system, self._system.get_device(group, info.name), driver)
+
+    def close(self) -> None:
+        """Once all functions are closed: the mappings end with it."""
+        for group, _ in self._groups.values():
+            self._system.close(group)
+        for container in self._containers.values():
+            self._system.close(container)
+        self._groups.clear()
+        self._containers.clear()
+
+    def _join(self, number: int) -> tuple[int, UserDriver]:
+        """Opens a group, as what it is, and puts it into the container of its kind."""
+        system = self._system
+        kind = IommuType.TYPE1V2
+        driver: UserDriver = "vfio"
+        try:
+            group = system.open_group(number)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            group = system.open_noiommu_group(number)
+            kind, driver = IommuType.NOIOMMU, "noiommu"
+        try:
+            self._attach(group, kind)
+        except OSError:
+            system.close(group)
+            raise
+        return group, driver
+
+    def _attach(self, group: int, kind: IommuType) -> None:
+        system = self._system
+        if kind in self._containers:
+            system.set_container(group, self._containers[kind])
+            return
+        container = system.open_container()
+        try:
+            system.set_container(group, container)
+            system.set_iommu(container, kind)
+            if kind is not IommuType.NOIOMMU:
+                for page in self._hugepages:
+                    system.map_dma(container, DmaFlags.READ | DmaFlags.WRITE, page.vaddr, page.iova, HUGEPAGE)
+        except OSError:
+            system.close(container)
+            raise
+        self._containers[kind] = container
+
+
+def open_function(system: System, vfio: Vfio, info: PciInfo) -> Function:
+    """Opens a function by the driver that it is bound to. Raises OSError: ENODEV for one that is not for users."""
+    if info.driver == VFIO_PCI:
+        return vfio.open(info)
+    if info.driver == UIO:
+        return UioFunction(system, info.name)
+    raise OSError(ENODEV, f"{info.name} is bound to {info.driver or 'no driver'}, not to {VFIO_PCI} or {UIO}")
+
+
+def set_command(function: Function, bits: int, mask: int) -> None:
+    """Changes the `mask` bits of the command register to `bits`."""
+    command = function.config_read(pci.COMMAND, 2)
+    function.config_write(pci.COMMAND, 2, command & ~mask | bits)

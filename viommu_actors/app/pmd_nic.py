@@ -1,0 +1,195 @@
+"""Poll-mode driver of the Ethernet controller of `spec.nic`: rings and buffers in hugepages, bursts, no interrupts.
+
+In steady state it reads memory and writes doorbells, one a burst; it maps nothing and calls no kernel. What the
+controller writes is checked before it is used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from errno import EIO
+
+from viommu_actors.app.mempool import Heap, Mbuf, Mempool
+from viommu_actors.app.pci import Function, set_command
+from viommu_actors.app.system import System
+from viommu_actors.memory import Memory
+from viommu_actors.spec import nic, pci
+from viommu_actors.spec.nic import Control, Done, Reg, Status
+
+#: Descriptors in each ring; one less may be posted.
+RING_SIZE = 128
+#: Bytes of a packet buffer: the longest frame.
+BUFFER = nic.MAX_FRAME
+_STRIDE = nic.DESCRIPTOR.size
+_PAGE = 4096
+_BUS = pci.Command.MEMORY | pci.Command.BUS_MASTER
+
+
+class _Queue:
+    """A descriptor ring, and the buffers that are posted in it, oldest first."""
+
+    def __init__(self, memory: Memory, heap: Heap) -> None:
+        self._memory = memory
+        self._zone = heap.reserve(RING_SIZE * _STRIDE, _PAGE)
+        self._posted: list[Mbuf | None] = [None] * RING_SIZE
+        self.iova = self._zone.iova
+        self.tail = 0
+        self._head = 0
+
+    @property
+    def room(self) -> int:
+        """How many more may be posted."""
+        return RING_SIZE - 1 - (self.tail - self._head) % RING_SIZE
+
+    def post(self, mbuf: Mbuf, address: int, length: int) -> None:
+        """Fills the descriptor at the tail; the controller sees it by the doorbell."""
+        index = self.tail
+        self._memory.write(self._zone.vaddr + index * _STRIDE, nic.DESCRIPTOR.pack(address, length, 0, 0, 0))
+        self._posted[index] = mbuf
+        self.tail = (index + 1) % RING_SIZE
+
+    def done(self) -> tuple[Mbuf, int, int] | None:
+        """(buffer, received length, status) of the oldest descriptor, once the controller is done with it."""
+        index = self._head
+        mbuf = self._posted[index]
+        if mbuf is None:
+            return None
+        place = self._zone.vaddr + index * _STRIDE + nic.WRITE_BACK_OFFSET
+        received, status = nic.WRITE_BACK.unpack(self._memory.read(place, nic.WRITE_BACK.size))
+        if not status & Done.DONE:
+            return None
+        self._posted[index] = None
+        self._head = (index + 1) % RING_SIZE
+        return mbuf, received, status
+
+    def redirect(self, address: int) -> None:
+        """Overwrites the buffer address of the oldest descriptor, which the controller has not fetched yet."""
+        self._memory.write(self._zone.vaddr + self._head * _STRIDE, address.to_bytes(8, "little"))
+
+    def clear(self) -> None:
+        """Empty again, as the controller's is after it was off; its buffers go back to their pool."""
+        self._memory.write(self._zone.vaddr, bytes(RING_SIZE * _STRIDE))
+        for mbuf in self._posted:
+            if mbuf is not None:
+                mbuf.free()
+        self._posted = [None] * RING_SIZE
+        self.tail = self._head = 0
+
+
+class NicPort:
+    """One controller. `statistics` in DPDK's names: ipackets, ibytes, opackets, obytes, ierrors, oerrors, rx_nombuf."""
+
+    def __init__(self, system: System, name: str, function: Function, heap: Heap, pool: Mempool) -> None:
+        """Takes the controller into use, stopped. Raises OSError; `pool` has buffers of BUFFER bytes."""
+        self.name = name
+        self.function = function
+        self.pool = pool
+        self.statistics: Counter[str] = Counter()
+        self._system = system
+        self._rx, self._tx = _Queue(system.memory, heap), _Queue(system.memory, heap)
+        set_command(function, _BUS, _BUS)
+        self._bar = function.map_bar(nic.BAR)
+        self._write(Reg.CONTROL, Control.RESET)
+        self.mac = system.mmio_read(self._bar + Reg.MAC_LOW, 8).to_bytes(8, "little")[:6]
+
+    def start(self, *, loopback: bool = False) -> None:
+        """Rings and receive buffers; on its cable, or in loopback where that is asked or there is none."""
+        self.stop()
+        cable = not loopback and self._read(Reg.STATUS) & Status.LINK_UP
+        for queue, base, size in ((self._tx, Reg.TX_BASE, Reg.TX_SIZE), (self._rx, Reg.RX_BASE, Reg.RX_SIZE)):
+            self._write(base, queue.iova & 0xFFFF_FFFF)
+            self._write(base + 4, queue.iova >> 32)
+            self._write(size, RING_SIZE)
+        self._write(Reg.CONTROL, Control.ENABLE | (0 if cable else Control.LOOPBACK))
+        self._fill()
+
+    def stop(self) -> None:
+        """No more DMA of the controller; all buffers back."""
+        self._write(Reg.CONTROL, 0)
+        # A read pushes the posted write, and what the controller wrote before, to where they belong.
+        self._read(Reg.CONTROL)
+        self._rx.clear()
+        self._tx.clear()
+
+    def close(self) -> None:
+        """Stopped, and off the bus."""
+        self.stop()
+        set_command(self.function, 0, pci.Command.BUS_MASTER)
+
+    def rx_burst(self, count: int) -> list[Mbuf]:
+        """Up to `count` packets that have arrived; the caller frees or sends them."""
+        received: list[Mbuf] = []
+        seen = 0
+        while seen < count and (done := self._rx.done()) is not None:
+            mbuf, length, status = done
+            seen += 1
+            if status & Done.ERROR or not nic.MIN_FRAME <= length <= BUFFER:
+                self.statistics["ierrors"] += 1
+                mbuf.free()
+                continue
+            mbuf.length = length
+            self.statistics["ibytes"] += length
+            received.append(mbuf)
+        if seen:
+            self.statistics["ipackets"] += len(received)
+            self._fill()
+        return received
+
+    def tx_burst(self, mbufs: Sequence[Mbuf]) -> int:
+        """Sends as many as there is room for, from the first; those are the driver's then, the others stay."""
+        self.tx_done_cleanup()
+        count = min(self._tx.room, len(mbufs))
+        for mbuf in mbufs[:count]:
+            self._tx.post(mbuf, mbuf.iova, mbuf.length)
+            self.statistics["obytes"] += mbuf.length
+        if count:
+            self.statistics["opackets"] += count
+            self._write(Reg.TX_TAIL, self._tx.tail)
+        return count
+
+    def tx_done_cleanup(self) -> None:
+        """Frees what was sent, or could not be."""
+        while (done := self._tx.done()) is not None:
+            mbuf, _, status = done
+            if status & Done.ERROR:
+                self.statistics["oerrors"] += 1
+            mbuf.free()
+
+    def check(self) -> None:
+        """Asks the controller whether its rings still work, which no steady state does. Raises OSError(EIO)."""
+        status = self._read(Reg.STATUS)
+        sides = {Status.TX_HALTED: "transmit", Status.RX_HALTED: "receive"}
+        halted = [side for bit, side in sides.items() if status & bit]
+        if halted:
+            raise OSError(EIO, f"{self.name}: {' and '.join(halted)} ring halted")
+
+    # --- what a buggy application does to an honest device
+
+    def misdirect_receive(self, address: int) -> None:
+        """The next frame will be received at `address`, whatever that is."""
+        self._rx.redirect(address)
+
+    def misdirect_transmit(self, mbuf: Mbuf, address: int) -> None:
+        """Sends as many bytes as `mbuf` has, but from `address`. There is room, where nothing else is being sent."""
+        self.tx_done_cleanup()
+        self._tx.post(mbuf, address, mbuf.length)
+        self._write(Reg.TX_TAIL, self._tx.tail)
+
+    def _fill(self) -> None:
+        """Posts receive buffers as long as there are any."""
+        before = self._rx.tail
+        while self._rx.room:
+            mbuf = self.pool.get()
+            if mbuf is None:
+                self.statistics["rx_nombuf"] += 1
+                break
+            self._rx.post(mbuf, mbuf.iova, BUFFER)
+        if self._rx.tail != before:
+            self._write(Reg.RX_TAIL, self._rx.tail)
+
+    def _read(self, register: int) -> int:
+        return self._system.mmio_read(self._bar + register, 4)
+
+    def _write(self, register: int, value: int) -> None:
+        self._system.mmio_write(self._bar + register, 4, value)
