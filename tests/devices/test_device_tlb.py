@@ -6,7 +6,7 @@ from errno import EIO
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.devices.rig import HIGH_BASE, Rig
@@ -129,6 +129,7 @@ def test_each_unmap_invalidates_the_device_too_and_a_map_does_not() -> None:
     assert kernel.counters["invalidations"] == before["invalidations"] + 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.integers(0, 7), min_size=1, max_size=12))
 def test_once_an_unmap_is_done_the_device_has_no_translation_of_it(seed: int, choices: list[int]) -> None:
     machine = machine_of(seed=seed, drivers=())

@@ -82,6 +82,18 @@ def test_acs_goes_on_at_each_downstream_port() -> None:
     assert without.extended_capability(pci.ExtendedCapabilityId.ACS) is None
 
 
+def test_a_device_below_a_switch_is_unplugged_and_another_found() -> None:
+    machine = with_switch()
+    kernel = machine.kernel
+    machine.root.detach("sw0.0")
+    kernel.remove(FIRST)
+    assert kernel.drivers[SECOND].run_io(4).verified
+    machine._plug("sw0.0", a_nic(3))
+    assert [device.bdf for device in kernel.rescan()] == [FIRST]
+    assert kernel.drivers[FIRST].run_io(4).verified
+    assert kernel.iommu is not None and len(kernel.iommu.groups) == len(with_switch().kernel.iommu.groups)
+
+
 # --- groups
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pci.tree import ALIAS, BRIDGE, BRIDGE_LINKS, BRIDGE_WINDOW, ON_BRIDGE, PLAIN, PLAIN_LINK, bridge
@@ -132,6 +132,7 @@ def test_the_payload_that_the_bridge_takes_is_its_devices_too() -> None:
     assert tree.counters(FIRST) == {"malformed": 1, "write": 1}
 
 
+@settings(deadline=None)
 @given(
     requester=st.integers(0, 0xFFFF),
     address=st.one_of(st.integers(0, (1 << 64) - 1), st.integers(BRIDGE_WINDOW, BRIDGE_WINDOW + (1 << 20))),

@@ -290,7 +290,7 @@ def test_no_way_leads_from_peer_to_peer_by_the_root_complex(link: str) -> None:
     assert not tree.sent[VICTIM_LINK] and not tree.sent[PLAIN_LINK]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     services=st.integers(0, 31).map(pci.Acs),
     requester=st.sampled_from([ROGUE, VICTIM, PLAIN, UPSTREAM_PORT, *DOWNSTREAM_PORTS, 0, 0xFFFF]),

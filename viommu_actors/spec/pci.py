@@ -148,8 +148,6 @@ BAR_IO = 1 << 0
 BAR_TYPE_MASK = 0x6
 BAR_TYPE_64 = 0x4
 BAR_PREFETCH = 1 << 3
-#: Of a type 0 header (section 7.5.1.2.1); a 32-bit memory BAR has its flags in the low bits.
-BAR_0 = 0x10
 BAR_MEMORY_MASK = 0xFFFF_FFF0
 #: Smallest memory BAR that the address bits can express.
 BAR_MIN_SIZE = 16

@@ -36,7 +36,7 @@ def peer_write(stage: Stage, target: Target) -> Mission:
     device, owner = _companion(stage)
     offset = stage.command(owner.kernel, "guard_liveness", bdf=owner.bdf)
     space: bytes = stage.command("host", "config_space", bdf=device.bdf)
-    bar = int.from_bytes(space[pci.BAR_0 : pci.BAR_0 + _DWORD], "little") & pci.BAR_MEMORY_MASK
+    bar = int.from_bytes(space[pci.BAR0 : pci.BAR0 + _DWORD], "little") & pci.BAR_MEMORY_MASK
     step = {"do": "write", "address": bar + offset, "data": PATTERN[:_DWORD]}
     return _mission(stage, owner, step, bar + offset)
 
