@@ -19,8 +19,8 @@ _BROADCAST = (0xFF, 0xFFFF_FFFF)
 _FIRST_LEGAL = 16
 #: Interrupts a second that devices may raise by one vector, and how many may come at once before that counts. No honest
 #: device comes near: it raises one for each transfer, or for several, and a transfer takes longer than this.
-RATE: Final = 10_000
-BURST: Final = 2_000
+RATE: Final = 20_000
+BURST: Final = 500
 
 
 class PendingInterrupts:

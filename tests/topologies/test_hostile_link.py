@@ -172,6 +172,9 @@ def test_a_completion_that_never_comes_is_all_ones_and_told_and_counted(running:
     assert port(running)["completion timeout"] == 1
     assert "completion timeout" in (tmp_path / "run" / "host.log").read_text()
     assert works(running)
+    running.command(ROGUE, "attack", steps=[{"do": "withhold", "times": 0}])
+    assert works(running)
+    assert running.command("host", "config_space", bdf="01:00.0")[:4] != b"\xff" * 4, "it is asked again"
 
 
 @pytest.mark.parametrize(

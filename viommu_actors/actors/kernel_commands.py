@@ -29,6 +29,7 @@ class KernelCommands:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._guard = Guard(kernel, os.urandom)
+        self._served = ""
         self._offers = Offers(kernel, self._guard)
         self._registers = RegisterGuard(kernel, os.urandom)
 
@@ -66,6 +67,9 @@ class KernelCommands:
             "listen": self.listen,
             "send": self.send,
             "receive": self.receive,
+            "serve": self.serve,
+            "served": lambda: self._served,
+            "end_serve": self.end_serve,
         }
 
     def boot(self) -> dict[str, Any]:
@@ -116,6 +120,14 @@ class KernelCommands:
         except OSError as error:
             return f"{bdf}: {error.strerror}"
         return f"{bdf}: {operations} operations {'verified' if verified else 'WRONG'}"
+
+    def serve(self, bdf: str, operations: int) -> None:
+        """The same, told later by `served`."""
+        self._served = self.service(bdf, operations)
+
+    def end_serve(self) -> None:
+        """Nobody asks for it any more."""
+        self._served = ""
 
     def reset(self, bdf: str) -> None:
         """Resets a function, which its driver is not told of."""

@@ -14,8 +14,8 @@ class Fault(Struct, kw_only=True, frozen=True):
     """A record of an access that something refused.
 
     `unit` is who refused it ("host iommu", "vm0 viommu", "root port 1"), `source` the requester as `01:00.0`,
-    `address` and `reason` in hexadecimal (`reason` a VT-d fault reason, empty for a port's log), `text` what the reason
-    means, `count` how many accesses the record stands for.
+    `address` and `reason` in hexadecimal (`address` empty where what was refused has none, `reason` a VT-d fault
+    reason, empty for a port's log), `text` what the reason means, `count` how many accesses the record stands for.
     """
 
     kind: Literal["remapping", "acs", "malformed", "rejected"]

@@ -68,8 +68,9 @@ class Endpoint:
         self.counters: Counter[str] = Counter()
         self.engine = DmaEngine(send, self.counters)
         self.requester = 0
-        #: how many requests are not to be answered
-        self.withheld = 0
+        #: how many answers are still to be withheld, and those that are
+        self._withholding = 0
+        self._withheld: list[Completion] = []
         self._express = config.capability(pci.CapabilityId.PCI_EXPRESS)
         self._power = config.capability(pci.CapabilityId.POWER_MANAGEMENT)
         self._msi = config.capability(pci.CapabilityId.MSI)
@@ -204,6 +205,13 @@ class Endpoint:
         self.engine.write(self.requester, address, data, self.max_payload)
         return True
 
+    def withhold(self, requests: int) -> None:
+        """No honest function does: the next so many requests are not answered. What was withheld before is sent now."""
+        late, self._withheld = self._withheld, []
+        self._withholding = requests
+        for completion in late:
+            self.send(completion)
+
     def interrupt(self, vector: int = 0) -> bool:
         """Raises a message signalled interrupt: by MSI-X where it is enabled, where a masked one stays pending; else
         by MSI, which has fewer messages. False where neither is enabled."""
@@ -290,8 +298,9 @@ class Endpoint:
 
     def _answer(self, completion: Completion) -> None:
         """The completion of a request of the root complex; withheld as long as a rogue wants that."""
-        if self.withheld:
-            self.withheld -= 1
+        if self._withholding:
+            self._withholding -= 1
+            self._withheld.append(completion)
         else:
             self.send(completion)
 

@@ -153,7 +153,7 @@ class Rogue:
                 self._bare.fuzz(step.seed, step.times)
                 return StepResult(number, kind, "sent", attempts=step.times)
             case Withhold():
-                self._endpoint.withheld = step.times
+                self._endpoint.withhold(step.times)
                 return StepResult(number, kind, "withheld", attempts=step.times)
             case Stream():
                 self._bare.write(step.data, step.times)

@@ -115,7 +115,7 @@ class Fuzz(NamedTuple):
 
 
 class Withhold(NamedTuple):
-    """Answers none of the next requests, `times` of them."""
+    """Answers none of the next requests, `times` of them, and late those that it did not answer before."""
 
     times: int
 
@@ -231,7 +231,7 @@ def _problem(step: Step) -> str | None:
         case Fuzz():
             ok = 0 <= step.seed < 1 << 32 and 1 <= step.times <= MAX_ACCESSES
         case Withhold():
-            ok = 1 <= step.times <= MAX_ACCESSES
+            ok = 0 <= step.times <= MAX_STEPS
         case Stream():
             ok = len(memoryview(step.data)) <= MAX_BYTES and 1 <= step.times <= MAX_ACCESSES
         case Raw() | Control():

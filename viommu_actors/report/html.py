@@ -136,9 +136,8 @@ def _proofs(verdict: Verdict) -> Markup:
     if reason := _reason(verdict):
         rows.append(("why that is expected", reason))
     if fault := evidence.fault:
-        what = (
-            f"{fault.kind} at {fault.unit}: {'write' if fault.write else 'read'} of {fault.address} by {fault.source}"
-        )
+        access = f"{'write' if fault.write else 'read'} of {fault.address} by" if fault.address else f"{fault.count} of"
+        what = f"{fault.kind} at {fault.unit}: {access} {fault.source}"
         rows.append(("record of a refusal", f"{what}, {' '.join(filter(None, (fault.reason, fault.text)))}"))
     return _pairs(rows)
 

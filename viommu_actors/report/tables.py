@@ -224,11 +224,14 @@ def _let_through(verdict: Verdict) -> str:
     evidence = verdict.evidence
     target = "pages not given to it" if verdict.attack in SCRIPTED else "canary pages"
     canaries = f"{evidence.reached} hit {target}" if evidence.reached else ""
-    others = f"{evidence.elsewhere} hit other pages" if evidence.elsewhere else ""
+    where = "went through" if access_of(verdict.attack) == "service" else "hit other pages"
+    others = f"{evidence.elsewhere} {where}" if evidence.elsewhere else ""
     return ", ".join(filter(None, (canaries, others)))
 
 
 def _fault_words(fault: Fault) -> str:
+    if not fault.address:
+        return f"{fault.unit}: {_reason(fault)}, {fault.count} times, of {fault.source}"
     return f"{fault.unit}: {_reason(fault)}, {_access(fault)} of {fault.address} by {fault.source}"
 
 

@@ -114,8 +114,9 @@ class Assault:
         after = " ".join(command(keep.actor, keep.digest, **keep.arguments) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
-        fault = _fault(faults, seen, mission, self._source(mission), self._port())
-        if fault is None and mission.record is not None:
+        if mission.record is None:
+            fault = _fault(faults, seen, mission, self._source(mission), self._port())
+        else:
             fault = mission.record()
         if mission.after is not None:
             mission.after()
@@ -128,9 +129,7 @@ class Assault:
 
     def _source(self, mission: Mission) -> str:
         """The requester that a record must name; a bridge puts its own in, whatever the device says."""
-        device = self._device
-        bridged = device.behind is not None and self._topology.component(device.behind).kind == "bridge"
-        return device.requester if bridged else mission.source or device.bdf
+        return self._stage.source if self._stage.bridged else mission.source or self._stage.source
 
     def _control(self) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""

@@ -45,7 +45,7 @@ class Mission:
     it sends, of which `least` must arrive. `guarded` are the host-physical pages that must stay out of its reach;
     `before` is what the keepers said of their state. `source` is the requester that a record must name, where the
     rogue does not use its own. `meanwhile` is done while the rogue plays, `after` when all is judged; `record`
-    tells what blocked it, where neither a fault nor the port's log does.
+    tells what blocked it, in place of a fault and the port's log of it.
     """
 
     steps: Steps
@@ -100,6 +100,17 @@ class Stage:
     def rogue(self, steps: Steps) -> Any:
         """Has the rogue do something that is not judged; what it says of it decides nothing."""
         return self.command(self.device.name, "attack", steps=steps)
+
+    @property
+    def bridged(self) -> bool:
+        """Whether it stands behind a bridge, which puts its own requester ID in."""
+        behind = self.device.behind
+        return behind is not None and self.topology.component(behind).kind == "bridge"
+
+    @property
+    def source(self) -> str:
+        """The requester that the device is known by."""
+        return self.device.requester if self.bridged else self.device.bdf
 
     # --- others
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory, translated
+from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory, service, translated
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
@@ -25,6 +25,7 @@ PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
         **translated.PLAYS,
         **early.PLAYS,
         **fabric.PLAYS,
+        **service.PLAYS,
     }
 )
 
@@ -36,6 +37,8 @@ def missing(stage: Stage, attack: Attack, target: Target) -> str:
     """Why a topology has no such target for a device; empty where it has."""
     if target is Target.OTHER_GUEST and not stage.other_guests():
         return "there is no other guest"
+    if attack.id in service.PLAYS and next(stage.others(), None) is None:
+        return "there is no other device with a driver"
     if attack.id == "A11" and stage.neighbour() is None:
         return "the kernel drives no other device"
     if attack.id in _NEEDS_BEHIND:
