@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EIO, ENODEV, EPERM
+from errno import EINVAL, EIO, ENODEV, ENOENT, EPERM
 
 import pytest
 from hypothesis import given, settings
@@ -13,18 +13,17 @@ from viommu_actors.app.application import Application
 from viommu_actors.app.commands import AppCommands
 from viommu_actors.app.iova import IovaMode
 from viommu_actors.app.mempool import Mbuf
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.app.system import HUGEPAGE
 from viommu_actors.app.testpmd import Forwarding
-from viommu_actors.kernel.sysfs import VFIO_PCI
-from viommu_actors.kernel.uio import NAME as UIO
 from viommu_actors.spec import nic, pci
 from viommu_actors.spec.privileges import Capability
 from viommu_actors.spec.vtd import FaultReason
 
-BOTH = {FIRST: VFIO_PCI, SECOND: VFIO_PCI}
+BOTH: dict[str, UserDriver] = {FIRST: "vfio", SECOND: "vfio"}
 
 
-def started(system: LocalSystem, drivers: dict[str, str] | None = None) -> Application:
+def started(system: LocalSystem, drivers: dict[str, UserDriver] | None = None) -> Application:
     return Application(system, BOTH if drivers is None else drivers, system.rig.lines.append)
 
 
@@ -37,20 +36,22 @@ def bus_master(system: LocalSystem, slot: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "driver", "mode", "told"),
+    ("cmdline", "driver", "mode"),
     [
-        (STRICT, VFIO_PCI, IovaMode.VA, "vfio"),
-        (PASSTHROUGH, VFIO_PCI, IovaMode.VA, "vfio"),
-        (PASSTHROUGH, UIO, IovaMode.PA, "uio"),
-        (NONE, UIO, IovaMode.PA, "uio"),
-        (f"{NONE} {NOIOMMU}", VFIO_PCI, IovaMode.PA, "noiommu"),
+        (STRICT, "vfio", IovaMode.VA),
+        (PASSTHROUGH, "vfio", IovaMode.VA),
+        (PASSTHROUGH, "uio", IovaMode.PA),
+        (NONE, "uio", IovaMode.PA),
+        (f"{NONE} {NOIOMMU}", "noiommu", IovaMode.PA),
     ],
 )
-def test_packets_go_round_by_each_way_to_a_device(cmdline: str, driver: str, mode: IovaMode, told: str) -> None:
+def test_packets_go_round_by_each_way_to_a_device(
+    cmdline: str, driver: UserDriver, mode: IovaMode
+) -> None:
     system = LocalSystem(cmdline)
     application = started(system, {FIRST: driver, SECOND: driver})
     assert (application.iova_mode, application.refused) == (mode, {})
-    assert {port.function.driver for port in application.ports.values()} == {told}
+    assert {port.function.driver for port in application.ports.values()} == {driver}
     done = Forwarding(system, list(application.ports.values())).run(300)
     assert (done.packets, done.bytes, done.verified) == (300, 300 * 4096, True)
     application.close()
@@ -66,24 +67,27 @@ def test_vfio_without_an_iommu_is_refused_at_probe() -> None:
 
 
 @pytest.mark.parametrize("base", [STRICT, PASSTHROUGH])
-def test_with_an_iommu_the_unsafe_mode_takes_the_device_safely(base: str) -> None:
-    """It has a group, so that there is no noiommu group of it; only the addresses change."""
-    system = LocalSystem(f"{base} {NOIOMMU}")
+def test_a_device_with_an_iommu_has_no_noiommu_group(base: str) -> None:
+    application = started(LocalSystem(f"{base} {NOIOMMU}"), {FIRST: "noiommu"})
+    assert {refused.errno for refused in application.refused.values()} == {ENOENT}
+
+
+def test_the_unsafe_mode_changes_the_addresses_of_all() -> None:
+    system = LocalSystem(f"{STRICT} {NOIOMMU}")
     application = started(system)
-    assert {port.function.driver for port in application.ports.values()} == {"vfio"}
     assert application.iova_mode is IovaMode.PA
     assert Forwarding(system, list(application.ports.values())).run(8).verified
 
 
 def test_a_noiommu_group_needs_a_capability() -> None:
     system = LocalSystem(f"{NONE} {NOIOMMU}", frozenset({Capability.DAC_OVERRIDE, Capability.SYS_ADMIN}))
-    assert {refused.errno for refused in started(system).refused.values()} == {EPERM}
+    assert {refused.errno for refused in started(system, {FIRST: "noiommu"}).refused.values()} == {EPERM}
 
 
 def test_physical_addresses_need_a_capability() -> None:
     system = LocalSystem(NONE, frozenset({Capability.DAC_OVERRIDE}))
     with pytest.raises(OSError, match="Cannot use IOVA as 'PA'") as caught:
-        started(system, {FIRST: UIO})
+        started(system, {FIRST: "uio"})
     assert caught.value.errno == EINVAL
 
 
@@ -95,14 +99,14 @@ def test_without_that_capability_vfio_works_by_user_addresses() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused_alone() -> None:
-    application = started(LocalSystem(), {FIRST: VFIO_PCI, "0000:09:00.0": VFIO_PCI})
+    application = started(LocalSystem(), {FIRST: "vfio", "0000:09:00.0": "vfio"})
     assert {name: refused.errno for name, refused in application.refused.items()} == {"0000:09:00.0": ENODEV}
     assert list(application.ports) == [FIRST]
 
 
 def test_one_application_has_a_device_by_vfio_and_one_by_uio() -> None:
     system = LocalSystem(PASSTHROUGH)
-    application = started(system, {FIRST: VFIO_PCI, SECOND: UIO})
+    application = started(system, {FIRST: "vfio", SECOND: "uio"})
     assert [port.function.driver for port in application.ports.values()] == ["vfio", "uio"]
     assert application.iova_mode is IovaMode.PA
     assert Forwarding(system, list(application.ports.values())).run(100).verified
@@ -142,7 +146,7 @@ def test_in_whatever_order_messages_arrive(seed: int) -> None:
 @pytest.mark.parametrize("packets", [1, 2, 31, 33, 64, 65])
 def test_any_number_of_packets(packets: int) -> None:
     system = LocalSystem()
-    port = started(system, {FIRST: VFIO_PCI}).ports[FIRST]
+    port = started(system, {FIRST: "vfio"}).ports[FIRST]
     assert Forwarding(system, [port]).run(packets)[:3] == (packets, packets * 4096, True)
 
 
@@ -158,7 +162,7 @@ def test_no_buffer_is_lost() -> None:
 
 def test_uio_behind_a_translating_iommu_binds_but_all_its_dma_faults() -> None:
     system = LocalSystem(STRICT)
-    application = started(system, {FIRST: UIO})
+    application = started(system, {FIRST: "uio"})
     assert not application.refused
     pool = application.ports[FIRST].pool
     whole = pool.available
@@ -179,14 +183,14 @@ PATTERN = b"\xde\xad\xbe\xef" * 16
 @pytest.mark.parametrize(
     ("cmdline", "driver", "harmed"),
     [
-        (STRICT, VFIO_PCI, False),
-        (PASSTHROUGH, VFIO_PCI, False),
-        (PASSTHROUGH, UIO, True),
-        (NONE, UIO, True),
-        (f"{NONE} {NOIOMMU}", VFIO_PCI, True),
+        (STRICT, "vfio", False),
+        (PASSTHROUGH, "vfio", False),
+        (PASSTHROUGH, "uio", True),
+        (NONE, "uio", True),
+        (f"{NONE} {NOIOMMU}", "noiommu", True),
     ],
 )
-def test_what_a_stray_address_comes_to(cmdline: str, driver: str, harmed: bool) -> None:
+def test_what_a_stray_address_comes_to(cmdline: str, driver: UserDriver, harmed: bool) -> None:
     system = LocalSystem(cmdline)
     commands = AppCommands(system, system.rig.log, lambda size: b"\x5a" * size)
     commands.start({"01:00.0": driver})
@@ -212,7 +216,7 @@ def faults(system: LocalSystem) -> set[tuple[int, int, bool, FaultReason]]:
 def test_the_control_page_is_reached_by_a_lawful_packet() -> None:
     system = LocalSystem()
     commands = AppCommands(system, system.rig.log, lambda size: b"\x5a" * size)
-    commands.start({"01:00.0": VFIO_PCI})
+    commands.start({"01:00.0": "vfio"})
     control = commands.offer_control("01:00.0")
     assert not commands.check_control("01:00.0")
     commands.attack("01:00.0", [{"do": "control", "iova": control["iova"], "data": control["data"]}])
@@ -223,7 +227,7 @@ def test_the_control_page_is_reached_by_a_lawful_packet() -> None:
 def test_io_by_command() -> None:
     system = LocalSystem()
     commands = AppCommands(system, system.rig.log, lambda size: b"\x5a" * size)
-    assert commands.start({"01:00.0": VFIO_PCI, "02:00.0": VFIO_PCI}) == {
+    assert commands.start({"01:00.0": "vfio", "02:00.0": "vfio"}) == {
         "iova": "VA",
         "ports": {"01:00.0": "vfio", "02:00.0": "vfio"},
         "refused": {},
@@ -247,7 +251,7 @@ def test_io_by_command() -> None:
 def test_io_that_cannot_be_says_why() -> None:
     system = LocalSystem(STRICT)
     commands = AppCommands(system, system.rig.log, lambda size: b"\x5a" * size)
-    commands.start({"01:00.0": UIO})
+    commands.start({"01:00.0": "uio"})
     told = commands.io("01:00.0", 4)
     assert (told["operations"], told["verified"]) == (0, False)
     assert "ring halted" in told["failed"]
@@ -258,7 +262,7 @@ def test_io_that_cannot_be_says_why() -> None:
 def test_a_hostile_controller_writes_what_it_likes_into_its_rings(choices: DataObject) -> None:
     """Lengths stay within buffers, and each buffer is in one place: the pool, a ring, or the application's hands."""
     system = LocalSystem()
-    port = started(system, {FIRST: VFIO_PCI}).ports[FIRST]
+    port = started(system, {FIRST: "vfio"}).ports[FIRST]
     whole = port.pool.available
     port.start()
     held: list[Mbuf] = []

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from viommu_actors.app.eal import Eal
 from viommu_actors.app.iova import IovaMode
 from viommu_actors.app.mempool import Heap, Mempool
-from viommu_actors.app.pci import Function
+from viommu_actors.app.pci import KERNEL_DRIVERS, Function, UserDriver
 from viommu_actors.app.pmd_nic import BUFFER, RING_SIZE, NicPort
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import BURST
@@ -26,17 +26,17 @@ class Refused(NamedTuple):
 class Application:
     """Devices bound, opened and driven, over one pool of buffers that is mapped once."""
 
-    def __init__(self, system: System, drivers: Mapping[str, str], log: Callable[[str], None]) -> None:
-        """`drivers`: by device ("0000:00:03.0") the kernel's driver that makes it the application's.
+    def __init__(self, system: System, drivers: Mapping[str, UserDriver], log: Callable[[str], None]) -> None:
+        """`drivers`: by device ("0000:00:03.0") the way to it.
 
         A device that the kernel refuses is in `refused`, the others work. Raises OSError where nothing can start.
         """
         self.refused: dict[str, Refused] = {}
         self.ports: dict[str, NicPort] = {}
-        bound = [name for name, driver in drivers.items() if self._bind(system, name, driver)]
+        bound = [name for name, driver in drivers.items() if self._bind(system, name, KERNEL_DRIVERS[driver])]
         self._eal = Eal(system, bound, log)
         try:
-            functions = {name: function for name in bound if (function := self._probe(name)) is not None}
+            functions = {name: function for name in bound if (function := self._probe(name, drivers[name])) is not None}
             pool = Mempool(self.heap, len(functions) * (RING_SIZE + BURST), BUFFER)
             for name, function in functions.items():
                 self.ports[name] = NicPort(system, name, function, self.heap, pool)
@@ -73,9 +73,9 @@ class Application:
             self._refuse(name, error)
         return name not in self.refused
 
-    def _probe(self, name: str) -> Function | None:
+    def _probe(self, name: str, driver: UserDriver) -> Function | None:
         try:
-            return self._eal.probe(name, {(nic.VENDOR_ID, nic.DEVICE_ID)})
+            return self._eal.probe(name, driver, {(nic.VENDOR_ID, nic.DEVICE_ID)})
         except OSError as error:
             self._refuse(name, error)
             return None

@@ -12,6 +12,7 @@ from typing import Any
 from viommu_actors.app.application import Application
 from viommu_actors.app.buggy import stray_read, stray_write
 from viommu_actors.app.mempool import Zone
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.app.pmd_nic import NicPort
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import Forwarded, Forwarding
@@ -45,8 +46,8 @@ class AppCommands:
             "attack": self.attack,
         }
 
-    def start(self, drivers: dict[str, str]) -> dict[str, Any]:
-        """Takes devices into use, each by a driver of the kernel ("vfio-pci", "uio_pci_generic").
+    def start(self, drivers: dict[str, UserDriver]) -> dict[str, Any]:
+        """Takes devices into use, each by the way that is asked for.
 
         Tells the IOVA mode, how each device is driven, and what the kernel refused: bdf -> (errno, reason).
         """

@@ -8,7 +8,7 @@ from errno import EINVAL, ENODEV
 
 from viommu_actors.app.iova import IovaMode, choose_iova_mode
 from viommu_actors.app.mempool import Heap, Hugepage
-from viommu_actors.app.pci import Function, Vfio, open_function
+from viommu_actors.app.pci import Function, UserDriver, Vfio, open_function
 from viommu_actors.app.system import HUGEPAGE, PciInfo, System
 
 
@@ -40,17 +40,17 @@ class Eal:
         self._open = ExitStack()
         self._open.callback(self._vfio.close)
 
-    def probe(self, name: str, identities: Collection[tuple[int, int]]) -> Function:
-        """Opens an allowed function, once, for a driver of these (vendor, device).
+    def probe(self, name: str, driver: UserDriver, identities: Collection[tuple[int, int]]) -> Function:
+        """Opens an allowed function, once, for a poll-mode driver of these (vendor, device).
 
         Raises OSError: ENODEV for a function of another kind, else with the kernel's errno and reason.
         """
         info = self._infos[name]
         if (info.vendor, info.device) not in identities:
             raise OSError(ENODEV, f"no driver for {name} [{info.vendor:04x}:{info.device:04x}]")
-        function = open_function(self._system, self._vfio, info)
+        function = open_function(self._system, self._vfio, info, driver)
         self._open.callback(function.close)
-        self._log(f"EAL: Probe PCI device {name}: {function.driver}")
+        self._log(f"EAL: Probe PCI device {name}: {driver}")
         return function
 
     def close(self) -> None:

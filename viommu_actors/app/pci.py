@@ -6,7 +6,7 @@ Memory decoding and bus mastering are the application's to turn on; no interrupt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import ENODEV, ENOENT
+from errno import ENODEV
 from typing import ClassVar, Literal, Protocol
 
 from viommu_actors.app.mempool import Hugepage
@@ -18,6 +18,8 @@ from viommu_actors.spec.vfio import DmaFlags, IommuType, RegionIndex
 
 #: What stands between a function and the memory: an IOMMU, or nothing, by two ways.
 UserDriver = Literal["vfio", "noiommu", "uio"]
+#: The kernel's driver behind each.
+KERNEL_DRIVERS: dict[UserDriver, str] = {"vfio": VFIO_PCI, "noiommu": VFIO_PCI, "uio": UIO}
 
 
 class Function(Protocol):
@@ -91,44 +93,42 @@ class Vfio:
         self._system = system
         self._hugepages = hugepages
         self._containers: dict[IommuType, int] = {}
-        self._groups: dict[int, tuple[int, UserDriver]] = {}
+        self._groups: dict[int, int] = {}
 
-    def open(self, info: PciInfo) -> VfioFunction:
-        """Raises OSError: ENODEV for a function without a group, and what the kernel raises."""
-        if info.iommu_group is None:
+    def open(self, info: PciInfo, driver: UserDriver) -> VfioFunction:
+        """Opens a function by its group, which "noiommu" looks for among those without an IOMMU.
+
+        Raises OSError: ENODEV for a function without a group, and what the kernel raises.
+        """
+        number = info.iommu_group
+        if number is None:
             raise OSError(ENODEV, f"{info.name} has no IOMMU group")
-        if info.iommu_group not in self._groups:
-            self._groups[info.iommu_group] = self._join(info.iommu_group)
-        group, driver = self._groups[info.iommu_group]
-        return VfioFunction(self._system, self._system.get_device(group, info.name), driver)
+        if number not in self._groups:
+            self._groups[number] = self._join(number, driver)
+        return VfioFunction(self._system, self._system.get_device(self._groups[number], info.name), driver)
 
     def close(self) -> None:
         """Once all functions are closed: the mappings end with it."""
-        for group, _ in self._groups.values():
+        for group in self._groups.values():
             self._system.close(group)
         for container in self._containers.values():
             self._system.close(container)
         self._groups.clear()
         self._containers.clear()
 
-    def _join(self, number: int) -> tuple[int, UserDriver]:
-        """Opens a group, as what it is, and puts it into the container of its kind."""
+    def _join(self, number: int, driver: UserDriver) -> int:
+        """Opens a group and puts it into the container of its kind."""
         system = self._system
-        kind = IommuType.TYPE1V2
-        driver: UserDriver = "vfio"
-        try:
-            group = system.open_group(number)
-        except OSError as error:
-            if error.errno != ENOENT:
-                raise
-            group = system.open_noiommu_group(number)
-            kind, driver = IommuType.NOIOMMU, "noiommu"
+        if driver == "noiommu":
+            group, kind = system.open_noiommu_group(number), IommuType.NOIOMMU
+        else:
+            group, kind = system.open_group(number), IommuType.TYPE1V2
         try:
             self._attach(group, kind)
         except OSError:
             system.close(group)
             raise
-        return group, driver
+        return group
 
     def _attach(self, group: int, kind: IommuType) -> None:
         system = self._system
@@ -148,13 +148,9 @@ class Vfio:
         self._containers[kind] = container
 
 
-def open_function(system: System, vfio: Vfio, info: PciInfo) -> Function:
-    """Opens a function by the driver that it is bound to. Raises OSError: ENODEV for one that is not for users."""
-    if info.driver == VFIO_PCI:
-        return vfio.open(info)
-    if info.driver == UIO:
-        return UioFunction(system, info.name)
-    raise OSError(ENODEV, f"{info.name} is bound to {info.driver or 'no driver'}, not to {VFIO_PCI} or {UIO}")
+def open_function(system: System, vfio: Vfio, info: PciInfo, driver: UserDriver) -> Function:
+    """Opens a function that is bound accordingly. Raises OSError as the kernel does."""
+    return UioFunction(system, info.name) if driver == "uio" else vfio.open(info, driver)
 
 
 def set_command(function: Function, bits: int, mask: int) -> None:
