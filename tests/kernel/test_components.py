@@ -88,7 +88,7 @@ def test_a_device_below_a_switch_is_unplugged_and_another_found() -> None:
     machine.root.detach("sw0.0")
     kernel.remove(FIRST)
     assert kernel.drivers[SECOND].run_io(4).verified
-    machine._plug("sw0.0", a_nic(3))
+    machine.plug("sw0.0", a_nic(3))
     assert [device.bdf for device in kernel.rescan()] == [FIRST]
     assert kernel.drivers[FIRST].run_io(4).verified
     assert kernel.iommu is not None and len(kernel.iommu.groups) == len(with_switch().kernel.iommu.groups)
