@@ -260,3 +260,27 @@ def test_the_topology_ends_under_it(tmp_path: Path) -> None:
         assert ended.status == 0 and ended.results["ok"] is True
         assert finished.status == 130 and "the topology has ended" in finished.stderr
         assert_gone(pids)
+
+
+# --- a surprise removal, and a newcomer
+
+
+@pytest.mark.parametrize("device", ["nic0", "edu0", "nic1"])
+def test_a_swap_leaves_the_newcomer_nothing_and_the_others_at_work(tmp_path: Path, device: str) -> None:
+    """Whoever has the device, behind a vIOMMU, without one, or the host's own driver."""
+    with staying(tmp_path) as running:
+        run = running.folder
+        finished = attack(run, "--swap", device, "--attacks", "A1,A2,A12", "--json")
+        assert finished.status == 0, finished.stderr
+        assert {observed for _, _, observed in _observed(finished.results)} == {"blocked"}
+        slot = {"nic0": 1, "edu0": 2, "nic1": 3}[device]
+        fault = finished.results["verdicts"][0]["evidence"]["fault"]
+        assert fault["source"] == f"0{slot}:00.0" and finished.results["verdicts"][0]["driver"] == "host"
+        _honest(run, *{"nic0", "edu0", "nic1"} - {device})
+        again = attack(run, "--as", device)
+        assert again.status == 2 and f'"{device}" is gone' in again.stderr
+        assert attack(run, "--slot", str(slot), "--attacks", "A2").status == 0
+        assert status(run)["attached"] == []
+        hypervisor = {"nic0": "vm0", "edu0": "vm1"}.get(device)
+        if hypervisor is not None:
+            assert f"0000:0{slot}:00.0 is gone" in (run / f"{hypervisor}.hypervisor.log").read_text()

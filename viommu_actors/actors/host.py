@@ -168,7 +168,7 @@ class HostActor:
         self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
         self._control.register({"train": self._fabric.train, "boot": self._boot})
         self._control.register({"counters": self._counters, "gone": self._gone})
-        self._control.register({"plug": self._plug, "pull": self._pull})
+        self._control.register({"plug": self._plug, "pull": self._pull, "settle_slots": self._settle_slots})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -285,11 +285,16 @@ class HostActor:
             for driver in [self._kernel.drivers.get(found.bdf)]
         ]
 
-    def _pull(self, link: str) -> None:
-        """A device is pulled out of its slot; the kernel lets go of it."""
+    def _pull(self, link: str) -> bool:
+        """A device is pulled out of its slot; the kernel lets go of it, as soon as its user has."""
         self._tallies.remove(self._fabric.tally(link))
         self._fabric.pull(link)
+        return self._settle_slots()
+
+    def _settle_slots(self) -> bool:
+        """Whether the kernel has let go of every device that was pulled out."""
         self._kernel.hotplug()
+        return self._kernel.slots_settled
 
     def _counters(self) -> dict[str, int]:
         counters: Counter[str] = Counter(self._commands.counters())

@@ -51,9 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="take over this device's link, without a link-down, and with its mappings: its firmware turned hostile",
     )
+    place.add_argument(
+        "--swap", metavar="DEVICE", help="pull this device out, and plug a rogue in where it stood: it has no mappings"
+    )
     place.add_argument("--remove", metavar="DEVICE", help="take away a rogue that was left with --detach")
     parser.add_argument(
-        "--model", choices=("nic", "edu"), default="nic", help="what is plugged into a slot (default: %(default)s)"
+        "--model", choices=("nic", "edu"), default="nic", help="what is plugged in (default: %(default)s)"
     )
     parser.add_argument(
         "--attacks", type=_attacks, default=(), metavar="all|A1,A2,…", help="what it tries (default: all that apply)"
@@ -113,6 +116,8 @@ def _attach(options: argparse.Namespace, text: str | None, live: LiveRun) -> int
 def _coming(options: argparse.Namespace) -> str:
     if options.device is not None:
         return f"{options.device}: a rogue takes over its link"
+    if options.swap is not None:
+        return f"{options.swap} is pulled out, and a rogue {options.model} is plugged in where it stood"
     where = "the first free slot" if options.slot is None else f"slot {options.slot}"
     return f"a rogue {options.model} is plugged into {where}"
 
@@ -120,6 +125,8 @@ def _coming(options: argparse.Namespace) -> str:
 def _add(options: argparse.Namespace) -> DeviceAdd:
     if options.device is not None:
         return DeviceAdd(place="as", device=options.device, detach=options.detach)
+    if options.swap is not None:
+        return DeviceAdd(place="swap", device=options.swap, model=options.model, detach=options.detach)
     return DeviceAdd(place="slot", slot=options.slot, model=options.model, detach=options.detach)
 
 

@@ -116,6 +116,12 @@ class AssignedFunction:
         else:
             self.bars.write(bar, address, size, value)
 
+    def unplug(self) -> None:
+        """The device is gone: no interrupt of it, and nothing where its BARs were."""
+        for interrupt in self.interrupts:
+            interrupt.vectors.disable()
+        self.bars.decode(False)
+
     def decisions(self) -> list[Decision]:
         """Which bits of the conventional header and capabilities are not the device's, and why."""
         bars = [

@@ -62,6 +62,18 @@ class VmConfig:
     assignments: tuple[Assignment, ...]
 
 
+@dataclass(frozen=True)
+class Held:
+    """An assigned device: its descriptors, and the number of its group."""
+
+    host: str
+    requester: int
+    function: AssignedFunction
+    device: int
+    group: int
+    container: int
+
+
 class GuestMachine:
     """Built by `build`; then `read` and `write` answer the traps of the guest's CPU."""
 
@@ -79,6 +91,8 @@ class GuestMachine:
         #: of each assigned device, where there is a vIOMMU
         self.shadows: list[Shadow] = []
         self._slots = 0
+        #: what it holds of the parent kernel, by the eventfd that asks for it back
+        self._held: dict[int, Held] = {}
         #: open groups by their number
         self._groups: dict[int, int] = {}
         self._effort = Effort()
@@ -142,6 +156,9 @@ class GuestMachine:
         function = AssignedFunction(self._delivery, device, requester, list(assignment.edits), self._next_slot)
         self._functions[requester] = function
         self._assigned.append(function)
+        wanted_back = parent.eventfd()
+        parent.set_irqs(device, vfio.IrqIndex.REQ, 0, (wanted_back,))
+        self._held[wanted_back] = Held(assignment.host, requester, function, device, number, container)
         self._log(f"{assignment.host} assigned as 00:{assignment.slot:02x}.0")
         return container
 
@@ -239,10 +256,31 @@ class GuestMachine:
         self._parent.signal_msi(self._vm, address, data)
 
     def eventfd_signalled(self, eventfd: int) -> None:
-        """An interrupt that comes through the hypervisor."""
+        """An interrupt that comes through the hypervisor, or a device that is wanted back."""
+        if eventfd in self._held:
+            self._give_back(eventfd)
+            return
         for function in self._assigned:
             if any(each.vectors.signalled(eventfd) for each in function.interrupts):
                 return
+
+    def _give_back(self, eventfd: int) -> None:
+        """A device is gone: nothing of it is kept, and the guest reads ones (QEMU: vfio_req_notifier_handler)."""
+        parent, held = self._parent, self._held.pop(eventfd)
+        held.function.unplug()
+        del self._functions[held.requester]
+        self._assigned.remove(held.function)
+        if self.unit is not None:
+            self._shadows.remove(held.requester)
+            self.shadows = [shadow for shadow in self.shadows if shadow.requester != held.requester]
+        parent.close(held.device)
+        parent.close(eventfd)
+        left = self._held.values()
+        if all(other.group != held.group for other in left):
+            parent.close(self._groups.pop(held.group))
+        if all(other.container != held.container for other in left):
+            parent.close(held.container)
+        self._log(f"{held.host} is gone")
 
     def _remap(self, requester: int, address: int, data: int, record: bool) -> tuple[int, int] | None:
         """What the vIOMMU makes of an interrupt message; None where it is blocked."""

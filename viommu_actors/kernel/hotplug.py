@@ -8,6 +8,7 @@ last look is latched, so that a device that went and another that came meanwhile
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import EBUSY
 
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.kernel.pci_bus import PciBus
@@ -30,24 +31,46 @@ class HotPlug:
         self._rescan = rescan
         self._remove = remove
         self._log = log
+        #: ports of slots whose device is gone, and still somebody's
+        self._going: list[PciDevice] = []
         for port in self._ports():
             self._take_events(port)
 
+    @property
+    def settled(self) -> bool:
+        """Whether every device that is gone has been let go of."""
+        return not self._going
+
     def service(self) -> list[PciDevice]:
-        """The interrupt thread of every slot, which cares for what has changed; the functions that were found."""
+        """The interrupt thread of every slot, which cares for what has changed; the functions that were found.
+
+        Where somebody still has a device that is gone, it stays known, and nothing is looked for in its slot: to be
+        called again.
+        """
         came = False
         for port in self._ports():
             changed, present = self._take_events(port)
             known = self._behind(port)
-            if known and (changed or not present):
+            if known and (changed or not present) and port not in self._going:
                 self._log(f"pcieport {port.name}: pciehp: Slot({port.hotplug_slot}): Link Down")
-                for function in reversed(known):
-                    self._remove(function.bdf)
-                known = []
-            if present and not known:
+                self._going.append(port)
+            if port in self._going and self._let_go(known):
+                self._going.remove(port)
+            if present and not self._behind(port):
                 self._log(f"pcieport {port.name}: pciehp: Slot({port.hotplug_slot}): Card present")
                 came = True
         return self._rescan() if came else []
+
+    def _let_go(self, functions: list[PciDevice]) -> bool:
+        """Whether nobody has any of these any more."""
+        try:
+            for function in reversed(functions):
+                self._remove(function.bdf)
+        except OSError as error:
+            if error.errno != EBUSY:
+                raise
+            return False
+        return True
 
     def _ports(self) -> list[PciDevice]:
         return [device for device in self._bus.devices if device.hotplug_slot is not None]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from errno import ENODEV
+from collections.abc import Callable, Sequence
+from errno import EBUSY, ENODEV
 
 from viommu_actors.kernel.acpi import AcpiTables
 from viommu_actors.kernel.bootparams import BootParams, read_boot_params
@@ -49,6 +49,8 @@ class Kernel:
         self.machine = machine
         self.counters: Counter[str] = Counter()
         self.iommu: IntelIommu | None = None
+        #: Whether somebody other than a driver has a function that is gone, who is then asked to let go of it.
+        self.in_use: Callable[[PciDevice], bool] = lambda device: False
         #: Bound drivers by the device's bdf.
         self.drivers: dict[int, Driver] = {}
         #: (address, size) of what was reserved for applications.
@@ -137,6 +139,11 @@ class Kernel:
         """Cares for slots whose device has come or gone; the functions that were found. See `kernel.hotplug`."""
         return self._hotplug.service()
 
+    @property
+    def slots_settled(self) -> bool:
+        """Whether nobody has anything any more of devices that are gone; else `hotplug` has more to do."""
+        return self._hotplug.settled
+
     def bind(self, bdf: int) -> None:
         """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""
         device = self.device(bdf)
@@ -149,8 +156,13 @@ class Kernel:
         self.drivers.pop(bdf).remove()
 
     def remove(self, bdf: int) -> None:
-        """Lets go of an unplugged function: driver, domain, addresses. Raises OSError(ENODEV) for none."""
+        """Lets go of an unplugged function: driver, domain, addresses.
+
+        Raises OSError: ENODEV for none, EBUSY where it is `in_use`.
+        """
         device = self.device(bdf)
+        if self.in_use(device):
+            raise OSError(EBUSY, f"{device.name} is in use")
         # Whoever is there next was not what was reserved.
         self._reserved_for_vfio.discard(bdf)
         driver = self.drivers.pop(bdf, None)

@@ -117,6 +117,8 @@ class Attachments:
             raise Refused(f'"{job.device}" is a rogue already; {remedy}')
         if job.place == "as":
             attached = self._places.take_over(job.device or "")
+        elif job.place == "swap":
+            attached = self._places.swap(job.device or "", job.model)
         else:
             attached = self._places.plug(job.slot, job.model)
         attached.peer = None if job.detach else peer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS, ResolvedDevice, Re
 
 #: Seconds in which a rogue hands over what it holds of the device; a script may be busy for ever.
 _HAND_OVER = 2.0
+#: Seconds in which whoever has a device open lets go of it, once it is gone.
+_LET_GO = 10.0
 _MAX_PAYLOAD = 4096
 #: Of a driver at a time, while rogues come and go: honest work goes on.
 OPERATIONS = 8
@@ -53,6 +56,8 @@ class Places:
         self._supervisor = supervisor
         self._tell = tell
         self._processes = 0
+        #: slots that devices were pulled out of, and what they were known by
+        self._vacant: dict[int, str] = {}
 
     def take_over(self, name: str) -> Attached:
         """A rogue in the place of a device's own firmware. Raises Refused, CommandFailed."""
@@ -82,6 +87,19 @@ class Places:
         self._tell(f"{device.name}: plugged into slot {device.slot} as {device.bdf}, driver {driver}")
         return Attached(device, Owner("host", None, device.bdf), None)
 
+    def swap(self, name: str, model: Model) -> Attached:
+        """A device is pulled out, and a rogue is plugged in where it stood. Raises Refused, CommandFailed."""
+        device = self._wanted(name)
+        if device.behind is not None:
+            raise Refused(f'"{name}" is behind {device.behind}, which has no hot-plug slots; --as takes over its link')
+        self._pull(device)
+        self._supervisor.retire(name)
+        self._supervisor.fallen[name] = f"{name} was pulled out of slot {device.slot}"
+        self._plan.pull(name)
+        self._vacant[device.slot] = device.bdf
+        self._tell(f"{name}: pulled out of slot {device.slot}")
+        return self.plug(device.slot, model)
+
     def leave(self, attached: Attached) -> None:
         """A rogue is taken away, dead or alive. Raises CommandFailed, ActorGone; then its device is gone."""
         try:
@@ -107,19 +125,31 @@ class Places:
 
     def _unplug(self, attached: Attached) -> None:
         """The rogue's device is pulled out of its slot, which is free from then on."""
-        device, supervisor = attached.device, self._supervisor
-        supervisor.command("host", "pull", link=device.link)
-        supervisor.dismiss(device.name)
-        others = tuple(each for each in self.topology.devices if each.name != device.name)
-        self.topology = replace(self.topology, devices=others)
+        device = attached.device
+        self._pull(device)
+        self._supervisor.dismiss(device.name)
         self._tell(f"{device.name}: unplugged from slot {device.slot}")
 
     # ---
 
+    def _pull(self, device: ResolvedDevice) -> None:
+        """A device is out of its slot, and the host has let go of it."""
+        self.topology = replace(
+            self.topology, devices=tuple(each for each in self.topology.devices if each.name != device.name)
+        )
+        done = self._supervisor.command("host", "pull", link=device.link)
+        deadline = time.monotonic() + _LET_GO
+        while not done:
+            if time.monotonic() > deadline:
+                raise CommandFailed(f"{device.name} is out of its slot, but still in use after {_LET_GO:g} s")
+            self._supervisor.poll(0.01)
+            done = self._supervisor.command("host", "settle_slots")
+
     def _newcomer(self, slot: int | None, model: Model) -> ResolvedDevice:
         """A device for a free slot."""
         taken = {device.slot for device in self.topology.devices}
-        free = {spare.slot: spare.bdf for spare in self.topology.host.spare if spare.slot not in taken}
+        slots_there = {spare.slot: spare.bdf for spare in self.topology.host.spare} | self._vacant
+        free = {place: bdf for place, bdf in slots_there.items() if place not in taken}
         slots = ", ".join(map(str, free)) or "none"
         if slot is not None and slot not in free:
             raise Refused(f"slot {slot} is not free; free slots: {slots} (host.spare_slots in the topology)")
@@ -146,12 +176,12 @@ class Places:
         )
 
     def _wanted(self, name: str) -> ResolvedDevice:
-        names = [device.name for device in self.topology.devices]
-        if name not in names:
-            raise Refused(f'there is no device "{name}"; {known(name, names)}')
         gone = self._supervisor.lost.get(name) or self._supervisor.fallen.get(name)
         if gone:
             raise Refused(f'"{name}" is gone: {gone}')
+        names = [device.name for device in self.topology.devices]
+        if name not in names:
+            raise Refused(f'there is no device "{name}"; {known(name, names)}')
         return self.topology.device(name)
 
     def _replace(self, attached: Attached, expendable: bool) -> None:

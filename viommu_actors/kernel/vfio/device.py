@@ -51,6 +51,7 @@ class VfioDevice:
     def __init__(self, kernel: Kernel, pci: PciDevice) -> None:
         self.pci = pci
         self.opens = 0
+        self._asked_back = False
         self._kernel = kernel
         # Nothing of what the function did before may go on, least of all its DMA.
         pci.set_bus_master(False)
@@ -119,6 +120,13 @@ class VfioDevice:
     def set_irqs(self, index: int, start: int, eventfds: tuple[EventFd | None, ...]) -> None:
         """See `DeviceInterrupts.set`."""
         self._interrupts.set(index, start, eventfds)
+
+    def ask_back(self) -> None:
+        """The function is gone: its user is asked, once, to let go of it (vfio_pci_core_request)."""
+        if not self._asked_back:
+            self._asked_back = True
+            self._kernel.machine.log(f"vfio-pci {self}: Relaying device request to user (#0)")
+            self._interrupts.request()
 
     def reset(self) -> None:
         """VFIO_DEVICE_RESET. Raises EINVAL where the function has no reset, ENOTTY where it does not come back."""

@@ -75,6 +75,12 @@ class Group:
         device.opens += 1
         return device
 
+    def ask_back(self, device: PciDevice) -> None:
+        """Asks the user of a function that is gone to close it, if he has it open."""
+        opened = self._open_devices.get(device.bdf)
+        if opened is not None:
+            opened.ask_back()
+
     def close_device(self, device: VfioDevice) -> None:
         device.opens -= 1
         if not device.opens:

@@ -42,6 +42,8 @@ class DeviceInterrupts:
         self._vectors: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         self._owned: list[tuple[int, range]] = []
+        #: signalled when the user is to let go of the device
+        self._request: EventFd | None = None
         if device.capability(CapabilityId.MSI) is not None:
             self._counts[IrqIndex.MSI] = Msi(device).messages
         if device.capability(CapabilityId.MSIX) is not None:
@@ -60,6 +62,8 @@ class DeviceInterrupts:
         """Count 0 for a kind that is not offered; raises EINVAL for an index beyond all."""
         if not 0 <= index < IRQ_COUNT:
             raise OSError(EINVAL, f"{self._device.name} has no interrupt index {index}")
+        if index == IrqIndex.REQ:
+            return IrqInfo(IrqFlags.EVENTFD | IrqFlags.NORESIZE, 1)
         count = self._counts.get(index, 0)
         if not count:
             return IrqInfo(IrqFlags(0), 0)
@@ -79,6 +83,9 @@ class DeviceInterrupts:
         count = self.info(index).count
         if start < 0 or start >= count or len(eventfds) > count - start:
             raise OSError(EINVAL, f"{name}: interrupts {start}+{len(eventfds)} of {count} at index {index}")
+        if index == IrqIndex.REQ:
+            self._request = eventfds[0] if eventfds else None
+            return
         if self._active not in (None, index):
             raise OSError(EINVAL, f"{name}: interrupts of index {self._active} are on, not of {index}")
         with self._decoding():
@@ -88,6 +95,11 @@ class DeviceInterrupts:
                 self._set_msi(start, eventfds)
             else:
                 self._set_msix(start, eventfds)
+
+    def request(self) -> None:
+        """Asks the user to let go of the device (VFIO_PCI_REQ_IRQ_INDEX), where he wants to be asked."""
+        if self._request is not None:
+            self._request.signal()
 
     def disable(self) -> None:
         """No interrupt of the function comes from here on."""

@@ -20,6 +20,7 @@ from viommu_actors.spec.vfio import NO_EVENTFD, GroupFlags, IommuType
 
 if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
+    from viommu_actors.kernel.pci import PciDevice
     from viommu_actors.kernel.vfio.type1 import Range, Type1
 
 
@@ -72,7 +73,8 @@ class Vfio:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._bound = {parse_bdf(name) for name in kernel.cmdline.values("vfio-pci.ids")}
-        self._open_groups: set[int] = set()
+        self._open_groups: dict[int, Group] = {}
+        kernel.in_use = self.holds
         self._containers: WeakSet[Container] = WeakSet()
         self._noiommu = NoIommuGroups(kernel)
         if self._noiommu.enabled:
@@ -120,6 +122,17 @@ class Vfio:
         iommu = self._kernel.iommu
         number = None if iommu is None else iommu.group_of(bdf)
         return self._noiommu.group_of(bdf) if number is None else number
+
+    def holds(self, device: PciDevice) -> bool:
+        """Whether a user has a function that is gone; he is asked, once, to let go of it. After the last, nothing of it
+        is bound to vfio-pci any more."""
+        for group in self._open_groups.values():
+            if device in group.devices:
+                group.ask_back(device)
+                return True
+        self._bound.discard(device.bdf)
+        self._noiommu.remove(device.bdf)
+        return False
 
     # --- containers
 
@@ -171,8 +184,11 @@ class Vfio:
     def _open_group(self, process: UserProcess, group: Group, node: str) -> int:
         if group.number in self._open_groups:
             raise OSError(EBUSY, f"{node} is open")
-        self._open_groups.add(group.number)
-        return process.install(_GroupFile(group, partial(self._open_groups.discard, group.number)))
+        self._open_groups[group.number] = group
+        return process.install(_GroupFile(group, partial(self._ended, group.number)))
+
+    def _ended(self, number: int) -> None:
+        del self._open_groups[number]
 
     def group_status(self, process: UserProcess, group: int) -> GroupFlags:
         return process.file(group, _GroupFile).group.status()
