@@ -33,6 +33,12 @@ class SkipWithoutHypothesis(MetaPathFinder):
 
 if importlib.util.find_spec("hypothesis") is None:
     sys.meta_path.append(SkipWithoutHypothesis())
+else:
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
