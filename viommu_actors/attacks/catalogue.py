@@ -56,6 +56,7 @@ class Attack(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     stopped_by: str
     targets: tuple[Target, ...]
     axis: Axis = "dma"
+    by: Literal["device", "application"] = "device"
     waits: str = ""
 
 

@@ -6,17 +6,22 @@ import tomllib
 from functools import cache
 from importlib import resources
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Struct
 
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Setting, Target
 
-Driver = Literal["host", "guest"]
+#: A kernel drives the device, or an application by one of its ways.
+KernelDriver = Literal["host", "guest"]
+Driver = Literal[KernelDriver, UserDriver]
 Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded"]
 
 BASE_SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
+#: What is told of attacks that the file tells of for kernels only.
+_UNTOLD = "what it comes to is told of devices that a kernel drives, not of those of applications"
 #: Each of them alone on top of "strict".
 ADDED_SETTINGS: tuple[Setting, ...] = ("ir", "ir-nosid", "acs-off", "acs-on", "ats")
 SETTINGS = BASE_SETTINGS + ADDED_SETTINGS
@@ -31,7 +36,7 @@ class Cell(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """One attack on one target, by a device that one of these kernels drives.
+    """One attack on one target, by a device that one of these drives; "any" is either kernel.
 
     `all` is the cell of each setting that has none of its own; what stands on top of "strict" is as "strict" without.
     """
@@ -87,5 +92,8 @@ def matrix() -> dict[Key, Cell]:
 
 
 def expected(attack: str, driver: Driver, target: str, setting: Setting) -> Cell:
-    """The cell of one attack. Raises KeyError for what the file does not tell of."""
-    return matrix()[Key(attack, driver, Target(target), setting)]
+    """The cell of one attack. Raises KeyError for what the file does not tell of, were a kernel the driver."""
+    key = Key(attack, driver, Target(target), setting)
+    if driver in get_args(UserDriver) and key not in matrix():
+        return Cell(reason=_UNTOLD, source="")
+    return matrix()[key]

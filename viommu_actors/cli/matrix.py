@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from viommu_actors.attacks.catalogue import Setting
-from viommu_actors.attacks.expected import SETTINGS, Driver
+from viommu_actors.attacks.expected import SETTINGS, KernelDriver
 from viommu_actors.cli.exits import Exit
 from viommu_actors.report.matrix import Matrix
 from viommu_actors.report.progress import Progress
@@ -23,7 +23,7 @@ from viommu_actors.topology.load import load
 
 HELP = "play every attack under every setting, and print the verdicts, expected against observed"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "matrix.toml"
-_DRIVERS: tuple[Driver, ...] = ("guest", "host")
+_DRIVERS: tuple[KernelDriver, ...] = ("guest", "host")
 _ENDS = {"died": Exit.DIED, "failed": Exit.DIFFERS, "interrupted": Exit.INTERRUPTED}
 
 
@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--setting", action="append", choices=SETTINGS, default=[], help="only this setting; may be repeated"
     )
-    parser.add_argument("--driver", choices=get_args(Driver), help="only rogues of this kernel (default: of both)")
+    parser.add_argument(
+        "--driver", choices=get_args(KernelDriver), help="only rogues of this kernel (default: of both)"
+    )
     parser.add_argument("--run-dir", type=Path, help="folder of the matrix (default: runs/<time>-matrix-<pid>)")
 
 
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         return Exit.REFUSED
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = options.run_dir or Path("runs") / f"{stamp}-matrix-{os.getpid()}"
-    runs: list[tuple[Setting, Driver, Results]] = []
+    runs: list[tuple[Setting, KernelDriver, Results]] = []
     try:
         status = _play(chosen, folder, runs)
         matrix = Matrix(settings, runs)
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     return status if status or matrix.ok else Exit.DIFFERS
 
 
-def _play(chosen: list[Column], folder: Path, runs: list[tuple[Setting, Driver, Results]]) -> Exit:
+def _play(chosen: list[Column], folder: Path, runs: list[tuple[Setting, KernelDriver, Results]]) -> Exit:
     """Fills `runs`; an end that is no finish ends it."""
     with Progress(sys.stderr) as progress:
         for played in play(chosen, folder, progress.tell):

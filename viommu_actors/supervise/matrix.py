@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from viommu_actors.attacks.catalogue import Setting
-from viommu_actors.attacks.expected import Driver
+from viommu_actors.attacks.expected import KernelDriver
 from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.topology.model import Topology
 from viommu_actors.topology.refusals import check
@@ -26,7 +26,7 @@ class Column(NamedTuple):
     """One topology to be run."""
 
     setting: Setting
-    driver: Driver
+    driver: KernelDriver
     topology: ResolvedTopology
 
 
@@ -38,7 +38,7 @@ class Played:
     ended: Ended
 
 
-def columns(topology: Topology, settings: Sequence[Setting], drivers: Sequence[Driver]) -> list[Column]:
+def columns(topology: Topology, settings: Sequence[Setting], drivers: Sequence[KernelDriver]) -> list[Column]:
     """The topologies of all columns. Raises `Refusal` for one that cannot be."""
     made = []
     for driver, setting in product(drivers, settings):
@@ -60,7 +60,7 @@ def _tell_of(tell: Callable[[str], None], column: str, text: str) -> None:
     tell(f"{column}: {text}")
 
 
-def _only_rogues_of(driver: Driver, topology: ResolvedTopology) -> ResolvedTopology:
+def _only_rogues_of(driver: KernelDriver, topology: ResolvedTopology) -> ResolvedTopology:
     """Without the attacks of devices that the other kind of kernel drives."""
     devices = tuple(
         device if (device.vm is None) == (driver == "host") else _changed(device, rogue=())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Setting, Target
-from viommu_actors.attacks.expected import Driver
+from viommu_actors.attacks.expected import KernelDriver
 from viommu_actors.topology.model import Topology, Vm
 
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1"
 _changed = msgspec.structs.replace
 
 
-def under(topology: Topology, setting: Setting, driver: Driver) -> Topology:
+def under(topology: Topology, setting: Setting, driver: KernelDriver) -> Topology:
     """A topology that is strict everywhere, under `setting`, for rogues that `driver` drives.
 
     For the host's own rogues the first VM is left out; without an IOMMU in use there the host can assign nothing, so

@@ -112,4 +112,5 @@ PLAYS = {
     "A39": wrap,
     "A41": zero_length,
     "A42": oversize,
+    "A54": write,
 }
