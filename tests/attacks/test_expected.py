@@ -13,6 +13,8 @@ from viommu_actors.attacks.expected import Driver, KernelDriver, Key, Outcome, e
 SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
 #: Attacks that use what a driver gave: no translation stops what was mapped, or left mapped.
 BY_THE_DRIVERS_LEAVE = ("A6", "A9", "A10", "A40")
+#: There is no guest to make them where the host drives the device.
+BY_A_GUEST = ("A33", "A34")
 #: What the IOMMU cannot tell apart.
 ALIASES = ("A15",)
 #: Before the guest's kernel has turned its vIOMMU on.
@@ -59,7 +61,7 @@ def test_reads_leak_and_writes_corrupt() -> None:
 
 def test_claim_c1_a_host_driven_device_is_stopped_at_the_hosts_iommu() -> None:
     for key, cell in matrix().items():
-        if key.driver == "host" and key.setting == "strict" and _is_dma(key):
+        if key.driver == "host" and key.setting == "strict" and _is_dma(key) and key.attack not in BY_A_GUEST:
             assert cell.verdict == "blocked", key
 
 

@@ -198,3 +198,19 @@ def test_what_a_device_writes_beneath_its_messages_costs_its_own_link_alone(
     assert running.command("host", "config_space", bdf="01:00.0")[:4] == b"\xff" * 4
     assert works(running)
     assert told in (tmp_path / "run" / "host.log").read_text()
+
+
+def test_a_guest_that_races_with_its_hypervisor_gets_its_own_page_or_none(running: Supervisor) -> None:
+    """Its tables name a page of the host's half of the time, and its device writes through them all the time."""
+    told = running.command("host", "guard", what="canaries")
+    iova = running.command("vm0.guest", "offer", bdf="00:03.0", kind="both ways")["iova"]
+    race = {"bdf": "00:03.0", "iova": iova, "target": told["pages"][0], "times": 300}
+    racing = running.ask("vm0.guest", "race_entry", **race)
+    write = {"do": "write", "address": iova, "data": b"\xde\xad\xbe\xef" * 16, "times": 2000}
+    running.command(ROGUE, "attack", steps=[write])
+    running.answer(racing)
+    assert running.command("vm0.hypervisor", "counters")["sync_rejected"] > 0, "the host's page was seen in the tables"
+    assert running.command("host", "digest") == told["digest"]
+    running.command("vm0.guest", "mend_entry", bdf="00:03.0", iova=iova)
+    running.command("vm0.guest", "end_offer")
+    assert works(running)

@@ -15,6 +15,7 @@ import zmq
 
 from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
+from viommu_actors.actors.hostile_kernel import HostileKernel
 from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.latency_commands import KernelLatency
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
@@ -122,6 +123,7 @@ class GuestActor:
         commands = KernelCommands(self._kernel)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
         self._control.register({"books": lambda: kernel_books(self._kernel, None)})
+        self._control.register(HostileKernel(self._kernel).handlers())
         self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})
 
     def run(self) -> None:

@@ -111,6 +111,8 @@ class HypervisorActor:
     def _counters(self) -> dict[str, int]:
         counters = dict(self._machine.counters)
         counters["traps"] = sum(self._trap.received.values())
+        # Leaves of the guest's tables that lead out of its memory.
+        counters["sync_rejected"] = sum(shadow.counters["outside_ram"] for shadow in self._machine.shadows)
         return counters
 
 

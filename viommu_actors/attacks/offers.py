@@ -85,7 +85,7 @@ class Offers:
         iommu = self._kernel.iommu
         domain = None if iommu is None else iommu.attached(self._kernel.device(bdf))
         if isinstance(domain, Domain):
-            place = _entry_of(self._kernel, domain, iova)
+            place = entry_of(self._kernel, domain, iova)
             memory = self._kernel.machine.memory
             self._cleared.append((place, memory.read(place, PTE_SIZE)))
             memory.write(place, bytes(PTE_SIZE))
@@ -152,7 +152,7 @@ class Offers:
         return iova
 
 
-def _entry_of(kernel: Kernel, domain: Domain, iova: int) -> int:
+def entry_of(kernel: Kernel, domain: Domain, iova: int) -> int:
     """Physical address of the entry that maps a 4 KiB page (VT-d section 9.8)."""
     entry = domain.context_entry()
     table = entry.table

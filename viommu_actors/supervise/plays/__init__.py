@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, early, fabric, interrupts, memory, service, translated
+from viommu_actors.supervise.plays import buffers, early, fabric, guests, interrupts, memory, service, translated
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
@@ -26,6 +26,7 @@ PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
         **early.PLAYS,
         **fabric.PLAYS,
         **service.PLAYS,
+        **guests.PLAYS,
     }
 )
 
