@@ -56,6 +56,7 @@ def test_it_takes_over_a_device_behind_a_viommu_and_is_stopped(run: Path) -> Non
         ("A12", "other guest", "blocked"),
     }
     assert all(row["device"] == "nic0" and row["evidence"]["control"] for row in finished.results["verdicts"])
+    assert finished.results["process"]["name"] == "nic0" and "sandbox" in finished.results["process"]
     _honest(run, "edu0", "nic1")
     assert status(run)["attached"] == []
 

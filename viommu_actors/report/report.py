@@ -48,7 +48,7 @@ def render_rogue(topology: ResolvedTopology, rogue: RogueResults, stream: TextIO
     results = Results(
         topology=topology.name,
         ok=rogue.ok,
-        processes=(),
+        processes=(rogue.process,),
         verdicts=rogue.verdicts,
         io=rogue.io,
         faults=(),
@@ -56,7 +56,12 @@ def render_rogue(topology: ResolvedTopology, rogue: RogueResults, stream: TextIO
     )
     tables = [*verdict_tables(topology, results), absent_table(results)]
     said = [line(f"the rogue says: {report}") for report in rogue.reports]
-    blocks = [*(table.lines() for table in tables if table), *([said] if said else []), [summary(results)]]
+    blocks = [
+        *(table.lines() for table in tables if table),
+        *([said] if said else []),
+        *sandbox_note(results.processes),
+        [summary(results)],
+    ]
     return shown([each for block in blocks for each in (*block, ())][:-1], stream)
 
 

@@ -172,11 +172,12 @@ class Results(Struct, kw_only=True, frozen=True):
 class RogueResults(Struct, kw_only=True, frozen=True):
     """What a rogue got at that came while the topology was up; `io` is honest work of the other devices, after it.
 
-    `reports` are a script's own words, which decided nothing.
+    `process` is the rogue's; `reports` are a script's own words, which decided nothing.
     """
 
     device: str
     ok: bool
+    process: Process
     verdicts: tuple[Verdict, ...]
     absent: tuple[Absent, ...] = ()
     io: tuple[Io, ...] = ()

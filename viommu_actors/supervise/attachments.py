@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from viommu_actors.attacks.catalogue import CATALOGUE
-from viommu_actors.report.results import Absent, Io, RogueResults, Verdict
+from viommu_actors.report.results import Absent, Io, Process, RogueResults, Verdict
 from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.door import Asked, Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.owner import owner_of
@@ -27,7 +28,7 @@ from viommu_actors.supervise.scripted import Scripted
 from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
 from viommu_actors.supervise.work import Work
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolve import ResolvedTopology
 
 
 class Attachments:
@@ -121,8 +122,10 @@ class Attachments:
             attached = self._places.swap(job.device or "", job.model)
         else:
             attached = self._places.plug(job.slot, job.model)
+        name = attached.device.name
+        attached.confinement = confinements(self._supervisor, [name]).get(name)
         attached.peer = None if job.detach else peer
-        self._attached[attached.device.name] = attached
+        self._attached[name] = attached
         self._hold()
         return {"device": msgspec.to_builtins(attached.device)}
 
@@ -161,7 +164,7 @@ class Attachments:
                     again = f" ({turn + 1} of {job.repeat})" if job.repeat > 1 else ""
                     self._door.progress(asked, f"{device.name}: {attack.id} {attack.name} on {target}{again}")
                     verdicts.append(assault.play(attack, target))
-        return self._reported(asked, device, verdicts, absent, [])
+        return self._reported(asked, attached, verdicts, absent, [])
 
     def _script(self, job: Script, asked: Asked) -> dict[str, Any]:
         attached = self._find(job.device)
@@ -178,16 +181,25 @@ class Attachments:
                 reports += said["reports"]
                 if said["error"]:
                     raise CommandFailed(said["error"])
-        return self._reported(asked, device, verdicts, [], reports)
+        return self._reported(asked, attached, verdicts, [], reports)
 
     def _reported(
-        self, asked: Asked, device: ResolvedDevice, verdicts: list[Verdict], absent: list[Absent], reports: list[str]
+        self, asked: Asked, attached: Attached, verdicts: list[Verdict], absent: list[Absent], reports: list[str]
     ) -> dict[str, Any]:
         """The result of a rogue's attacks, which stands in the run's folder too."""
         self._door.progress(asked, "honest work of the other devices")
+        device, told = attached.device, attached.confinement
         io = list(self._others_work(device.name))
+        process = Process(
+            role="device",
+            name=device.name,
+            pid=self._supervisor.actors[device.name].pid,
+            sandbox=None if told is None else told.level,
+            sandbox_detail="" if told is None else told.detail,
+        )
         results = RogueResults(
             device=device.name,
+            process=process,
             ok=all(verdict.ok for verdict in verdicts) and all(row.verified for row in io),
             verdicts=tuple(verdicts),
             absent=tuple(absent),

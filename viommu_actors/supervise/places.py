@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
+from viommu_actors.confine.level import Confinement
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import ActorPlan, Plan, newcomer
@@ -42,6 +43,8 @@ class Attached:
     owner: Owner
     #: what the kernel has set up of a function whose firmware it took the place of, as it was handed over last
     state: Any
+    #: how far its process was confined before it turned hostile; None where it does not say
+    confinement: Confinement | None = None
     peer: bytes | None = None
 
 
