@@ -12,7 +12,7 @@ from viommu_actors.attacks.expected import Driver, KernelDriver, Key, Outcome, e
 
 SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
 #: Attacks that use what a driver gave: no translation stops what was mapped, or left mapped.
-BY_THE_DRIVERS_LEAVE = ("A6", "A9", "A10", "A40")
+BY_THE_DRIVERS_LEAVE = ("A6", "A9", "A10", "A40", "A53")
 #: There is no guest to make them where the host drives the device.
 BY_A_GUEST = ("A33", "A34")
 #: What the IOMMU cannot tell apart.
@@ -56,7 +56,8 @@ def test_every_cell_has_a_reason_and_a_source() -> None:
 def test_reads_leak_and_writes_corrupt() -> None:
     for key, cell in matrix().items():
         fitting = (None, "blocked", HARM[PLAYABLE[key.attack].access])
-        assert cell.verdict in (("redirected",) if key.attack == "A40" else fitting), key
+        own = ("redirected",) if key.attack in ("A40", "A53") else ()
+        assert cell.verdict in own + fitting, key
 
 
 def test_claim_c1_a_host_driven_device_is_stopped_at_the_hosts_iommu() -> None:

@@ -24,6 +24,7 @@ ALLOWED = {
     "reused": (True, False),
     "small": (True, True),
     "last of a range": (True, True),
+    "among others": (True, True),
 }
 
 
@@ -62,15 +63,15 @@ def test_what_a_device_may_do_with_each_kind(kind: str) -> None:
     may_read, may_write = ALLOWED[kind]
     offer = scene.offer(kind)
     assert scene.reads(offer.iova) is may_read
-    # Behind the last page of a range the next one is guarded, and the device's own is not.
-    assert scene.writes(offer.iova) is (may_write and kind != "last of a range")
+    # Of these the pages around it are guarded, and the device's own is not.
+    assert scene.writes(offer.iova) is (may_write and kind not in ("last of a range", "among others"))
 
 
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_without_translation_every_kind_is_open(kind: str) -> None:
     scene = Scene(PHYSICAL)
     offer = scene.offer(kind)
-    beyond = PAGE if kind == "last of a range" else 0
+    beyond = PAGE if kind in ("last of a range", "among others") else 0
     assert scene.reads(offer.iova + beyond) and scene.writes(offer.iova + beyond)
 
 

@@ -21,6 +21,8 @@ from viommu_actors.spec.vtd import ADDRESS_FIELD, PTE_SIZE, TABLE_ENTRIES, level
 #: A small buffer, as a driver's command or status block is.
 _SMALL = 256
 _ATTEMPTS = 64
+#: Pages of a block in which a faulty device's addresses go astray; a power of two.
+BLOCK = 128
 Ranges = Collection[tuple[int, int]]
 
 
@@ -59,6 +61,7 @@ class Offers:
             "reused": lambda bdf, avoid: self._reused(bdf),
             "small": lambda bdf, avoid: self._small(bdf),
             "last of a range": lambda bdf, avoid: self._last_of_a_range(bdf),
+            "among others": lambda bdf, avoid: self._among_others(bdf),
         }
 
     def offer(self, bdf: int, kind: str, avoid: Ranges = ()) -> Offer:
@@ -67,7 +70,8 @@ class Offers:
         Kinds: "read only", "write only" and "both ways" as DMA directions are, outside of the (IOVA, size) ranges in
         `avoid`; "unmapped": given and taken back; "reused": the same, and its address given out again, read only, for
         another buffer, where addresses are given out; "small": the first 256 bytes of a page; "last of a range": a
-        page behind which nothing is mapped, of which the next physical page is guarded.
+        page behind which nothing is mapped, of which the next physical page is guarded; "among others": the first page
+        of an aligned block of `BLOCK` pages, of which all others are guarded.
         """
         self.end()
         return self._kinds[kind](bdf, avoid)
@@ -138,10 +142,15 @@ class Offers:
             raise OSError(EADDRNOTAVAIL, f"what lies behind {iova:#x} is not known to be unmapped")
         return Offer(iova, self._guard.guard_afresh([page + PAGE]))
 
+    def _among_others(self, bdf: int) -> Offer:
+        page = self._alloc(BLOCK, align=BLOCK)
+        others = list(range(page + PAGE, page + BLOCK * PAGE, PAGE))
+        return Offer(self._map(bdf, page, PAGE, Direction.BIDIRECTIONAL), self._guard.guard_afresh(others))
+
     # --- what they are made of
 
-    def _alloc(self, count: int = 1) -> int:
-        page = self._kernel.pages.alloc(count)
+    def _alloc(self, count: int = 1, align: int = 1) -> int:
+        page = self._kernel.pages.alloc(count, align)
         self._pages.append((page, count))
         return page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,11 @@ _READ = 64
 _BEYOND_SMALL = 2048
 #: Writes of a stream that is to outlast an unmap.
 _STREAM = 2000
+
+#: Of a faulty device: which bits of an address go wrong, how often, and the seed of that.
+_LOW_BITS, _HIGH_BITS = range(2, 19), range(46, 52)
+_FAULTS = 96
+_SEED = 53
 
 Play = Callable[[Stage, Target], Mission]
 
@@ -99,6 +105,21 @@ def atomics(stage: Stage, target: Target) -> Mission:
         {"do": "atomic", "kind": int(kind), "address": offer["iova"], "data": data} for kind, data in operands.items()
     ]
     return _mission(stage, offer, steps)
+
+
+def faulty(stage: Stage, target: Target) -> Mission:
+    """Honest writes to a buffer, of which every other address has one bit wrong: at random within a block of pages, or
+    beyond all memory."""
+    offer = _offer(stage, "among others")
+    iova, own = offer["iova"], stage.mapped()
+    chance = random.Random(_SEED)
+    addresses = [iova]
+    for bit in chance.choices([*_LOW_BITS, *_HIGH_BITS], k=_FAULTS):
+        wrong = iova ^ 1 << bit
+        # Another mapping of its own is the device's to write, and its driver's to lose: it would end its honest work.
+        if wrong ^ iova < PAGE or not any(base <= wrong < base + size for base, size in own):
+            addresses += [wrong, iova]
+    return _mission(stage, offer, [_write(address) for address in addresses])
 
 
 def neighbours(stage: Stage, target: Target) -> Mission:
@@ -204,4 +225,5 @@ PLAYS: dict[str, Play] = {
     "A40": byte_enables,
     "A43": atomics,
     "A48": detached,
+    "A53": faulty,
 }
