@@ -285,3 +285,54 @@ def test_a_swap_leaves_the_newcomer_nothing_and_the_others_at_work(tmp_path: Pat
         hypervisor = {"nic0": "vm0", "edu0": "vm1"}.get(device)
         if hypervisor is not None:
             assert f"0000:0{slot}:00.0 is gone" in (run / f"{hypervisor}.hypervisor.log").read_text()
+
+
+# --- devices that are not alone
+
+CABLED = """
+name = "cabled"
+
+[host]
+memory = "32M"
+
+[[device]]
+name = "nic0"
+model = "nic"
+peer = "nic1"
+operations = 8
+
+[[device]]
+name = "nic1"
+model = "nic"
+peer = "nic0"
+operations = 8
+
+[[device]]
+name = "edu0"
+model = "edu"
+behind = "sw0"
+operations = 8
+
+[[device]]
+name = "edu1"
+model = "edu"
+behind = "sw0"
+operations = 8
+
+[[switch]]
+name = "sw0"
+"""
+
+
+def test_a_cable_stays_plugged_in_while_firmware_changes(tmp_path: Path) -> None:
+    with staying(tmp_path, CABLED) as running:
+        run = running.folder
+        assert attack(run, "--as", "nic0", "--attacks", "A2").status == 0
+        _honest(run, "edu0", "edu1")
+        assert attack(run, "--as", "edu0", "--attacks", "A2").status == 0
+        _honest(run, "nic0", "nic1", "edu1")
+        refused = attack(run, "--swap", "edu0")
+        assert refused.status == 2 and '"edu0" is behind sw0' in refused.stderr
+        swapped = attack(run, "--swap", "nic0", "--attacks", "A2")
+        assert swapped.status == 0, swapped.stderr
+        _honest(run, "edu0", "edu1")

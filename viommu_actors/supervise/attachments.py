@@ -8,6 +8,7 @@ is bound anew. Whatever becomes of a rogue, the topology goes on.
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -79,6 +80,9 @@ class Attachments:
         except (ActorDied, Interrupted):
             door.fail(asked, "interrupted", "the topology has ended")
             raise
+        except Exception as error:  # the boundary: one job's failure must not end the topology
+            self._folder.event("launcher", "job failed", trace=traceback.format_exc())
+            door.fail(asked, "failed", f"{type(error).__name__}: {error}")
         else:
             door.answer(asked, {"result": result})
         finally:
@@ -217,7 +221,9 @@ class Attachments:
         self._door.revocable = asked.peer
         try:
             yield
-        except (CommandFailed, ActorGone, Withdrawn):
+        except (ActorDied, Interrupted):
+            raise
+        except Exception:
             self._door.revocable = None
             self._mend(attached)
             raise
@@ -237,13 +243,18 @@ class Attachments:
                 command(kernel, name, **arguments)
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
-        """A little honest work of every other device that has a driver and no cable, each byte verified."""
-        for device in self._places.topology.devices:
-            if device.name in (rogue, *self._attached) or not device.operations or device.peer is not None:
+        """A little honest work of every other device that has a driver, each byte verified."""
+        topology = self._places.topology
+        honest = {device.name for device in topology.devices} - {rogue, *self._attached}
+        for device in topology.devices:
+            if not device.operations or not honest >= {device.name, device.peer or device.name}:
                 continue
-            owner = owner_of(self._places.topology, device)
+            work = Work(self._supervisor, device.name, owner_of(topology, device), self._tell)
             with suppress(ActorGone):
-                yield Work(self._supervisor, device.name, owner, self._tell).alone(OPERATIONS)
+                if device.peer is None:
+                    yield work.alone(OPERATIONS)
+                else:
+                    yield work.send_to(owner_of(topology, topology.device(device.peer)), OPERATIONS)
 
     # ---
 
