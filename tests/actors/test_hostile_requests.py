@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.hypervisor.whole_guest import GUEST_RAM, LENT, WholeGuest
-from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.kernel_service import KernelService, kvm_calls
 from viommu_actors.actors.lending import Lending
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.vfio.vfio import Vfio
@@ -52,7 +52,7 @@ def test_a_kernel_answers_whatever_a_hypervisor_asks(seed: int) -> None:
     """Its errors are errno; what it maps for it is its own memory, whoever else has some."""
     guest = WholeGuest()
     vfio, box = Vfio(guest.kernel), Box()
-    service = KernelService(box, vfio, Kvm(guest.beneath.ports), lambda process, eventfd: None)  # type: ignore[arg-type]
+    service = KernelService(box, vfio, kvm_calls(Kvm(guest.beneath.ports)), lambda process, eventfd: None)  # type: ignore[arg-type]
     tally, ram = Tally("vfio:h", "host"), {"ram": (LENT, GUEST_RAM)}
     service.add_process(b"h", tally, ram)
     # A start, so that there are descriptors and memory to be hostile with.

@@ -18,7 +18,7 @@ def test_what_waits_is_sent_as_soon_as_there_is_room_though_nothing_else_happens
     context = make_context()
     listener = Listener.create()
     inbox = Inbox(context, Listener(os.dup(listener.fd), listener.address))
-    outlet = Outlet(context, listener.address, INJECT, Tally("inject", "host"))
+    outlet = Outlet(context, "host", listener.address, INJECT, Tally("inject", "host"))
     try:
         for vector in cycle(range(0x30, 0xF0)):
             outlet.post(Inject(vector))

@@ -13,6 +13,7 @@ _ACTORS = {
     "host": ("viommu_actors.actors.host", "HostActor"),
     "hypervisor": ("viommu_actors.actors.hypervisor", "HypervisorActor"),
     "guest": ("viommu_actors.actors.guest", "GuestActor"),
+    "app": ("viommu_actors.actors.app", "AppActor"),
     "device": ("viommu_actors.actors.device", "DeviceActor"),
     "floor": ("viommu_actors.actors.floor", "FloorActor"),
 }

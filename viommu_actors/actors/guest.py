@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from errno import EFAULT
 from typing import Any
 
 import zmq
 
+from viommu_actors.actors.app_calls import AppCalls
+from viommu_actors.actors.app_calls import Channel as Lent
 from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.hostile_kernel import HostileKernel
 from viommu_actors.actors.kernel_commands import KernelCommands
+from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.latency_commands import KernelLatency
+from viommu_actors.actors.outlet import Outlet
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
 from viommu_actors.kernel.drivers.edu import EduDriver
 from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.kernel.sysfs import Sysfs
+from viommu_actors.kernel.uio import Uio
+from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci
+from viommu_actors.spec.privileges import Capability
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage
 from viommu_actors.wire.sockets import Channel, Inbox, make_context
@@ -34,8 +43,18 @@ _TICK_MS = 500
 class GuestCpu:
     """`kernel.machine.Machine` over the trap, direct and inject wires."""
 
-    def __init__(self, memory: PhysicalMemory, trap: Channel, direct: Channel, inbox: Inbox, inject: Tally) -> None:
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        trap: Channel,
+        direct: Channel,
+        inbox: Inbox,
+        inject: Tally,
+        users: Collection[bytes],
+    ) -> None:
+        """`users` are the peers that are user processes of this kernel."""
         self.memory = memory
+        self._users = users
         self._trap = trap
         self._direct = direct
         self._inbox = inbox
@@ -45,8 +64,8 @@ class GuestCpu:
         self._handler: Callable[[int], None] = lambda vector: None
         #: when the last interrupt arrived, on the monotonic clock in nanoseconds
         self.interrupted_at = 0
-        #: frames of control messages that came while the kernel waited
-        self.backlog: deque[bytes] = deque()
+        #: (peer, frame) of commands and system calls that came while the kernel waited
+        self.backlog: deque[tuple[bytes, bytes]] = deque()
 
     def mmio_read(self, address: int, size: int) -> int:
         for first, end, token in self._windows:
@@ -71,6 +90,17 @@ class GuestCpu:
         elif answer[0]:
             self._windows.clear()
 
+    def channel(self, address: int) -> Lent:
+        """See `app_calls.Channels`."""
+        for window in self._windows:
+            if window[0] <= address < window[1]:
+                return Lent(*window)
+        answer = self._trap.call(m.TrapRead(address, 4))
+        if type(answer) is not m.TrapDirect:
+            raise OSError(EFAULT, f"{address:#x} is emulated by the hypervisor, and leads to no device")
+        self._windows.append((answer.base, answer.base + answer.size, answer.token))
+        return Lent(*self._windows[-1])
+
     def wait_for_interrupt(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         while True:
@@ -90,8 +120,8 @@ class GuestCpu:
     def take(self) -> bool:
         """Receives one message; True where it was an interrupt. Raises zmq.Again after a tick."""
         peer, frame = self._inbox.receive()
-        if peer == LAUNCHER:
-            self.backlog.append(frame)
+        if peer == LAUNCHER or peer in self._users:
+            self.backlog.append((peer, frame))
             return False
         try:
             message = m.INJECT.decode(frame)
@@ -110,19 +140,27 @@ class GuestActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, hypervisor, parent = configuration["name"], configuration["hypervisor"], configuration["parent"]
-        context = make_context()
-        inbox = Inbox(context, inbox_listener(configuration))
+        self._context = context = make_context()
+        self._name, self._apps = name, configuration["apps"]
+        self._inbox = inbox = Inbox(context, inbox_listener(configuration))
         inbox.socket.setsockopt(zmq.RCVTIMEO, _TICK_MS)
         tallies = [Tally(f"{wire}:{name}", name) for wire in ("trap", "direct", "inject")]
         self._trap = Channel(context, name, hypervisor["address"], m.TRAP, m.TRAP_ANSWER, tallies[0])
         direct = Channel(context, name, parent["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
-        self._cpu = GuestCpu(memory, self._trap, direct, inbox, tallies[2])
+        users = {app["name"].encode() for app in self._apps}
+        self._cpu = GuestCpu(memory, self._trap, direct, inbox, tallies[2], users)
+        self._tallies = tallies
         self._control = Control(inbox, name, tallies)
+        self._vfio: Vfio | None = None
+        self._service: KernelService | None = None
+        #: one-way messages to applications, by name
+        self._outlets: dict[str, Outlet] = {}
         self._kernel = Kernel(self._cpu)
-        commands = KernelCommands(self._kernel)
+        self._commands = commands = KernelCommands(self._kernel)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
-        self._control.register({"books": lambda: kernel_books(self._kernel, None)})
+        self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
+        self._control.register({"boot": self._boot, "gone": self._gone, "taints": lambda: sorted(self._kernel.taints)})
         self._control.register(HostileKernel(self._kernel).handlers())
         self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})
 
@@ -131,13 +169,50 @@ class GuestActor:
         backlog = self._cpu.backlog
         while True:
             while backlog:
-                command = self._control.decode(backlog.popleft())
-                if command is not None:
-                    self._control.run(command)
+                self._serve(*backlog.popleft())
             try:
                 self._cpu.take()
             except zmq.Again:
                 continue
+            finally:
+                for outlet in self._outlets.values():
+                    outlet.flush()
+
+    def _serve(self, peer: bytes, frame: bytes) -> None:
+        if peer == LAUNCHER:
+            command = self._control.decode(frame)
+            if command is not None:
+                self._control.run(command)
+        elif self._service is not None and self._service.serves(peer):
+            self._service.serve(peer, frame)
+        else:
+            log(f"a system call of {peer!r:.80}, which is no process of this kernel")
+
+    def _boot(self) -> dict[str, Any]:
+        booted = self._commands.boot()
+        kernel = self._kernel
+        self._vfio, uio = Vfio(kernel), Uio(kernel)
+        calls = AppCalls(self._vfio, uio, Sysfs(kernel, self._vfio, uio), self._cpu)
+        self._service = KernelService(self._inbox, self._vfio, calls.calls, self._notify)
+        for app in self._apps:
+            name, slot = app["name"], app["hugepages"]
+            tally, notify = Tally(f"vfio:{name}", self._name), Tally(f"notify:{name}", self._name)
+            ram = {slot["name"]: (slot["gpa"], slot["size"])}
+            capabilities = frozenset(Capability) if app["root"] else frozenset[Capability]()
+            process = self._service.add_process(name.encode(), tally, ram, capabilities)
+            process.mmu_notifiers.append(calls.area_gone)
+            self._outlets[name] = Outlet(self._context, self._name, app["address"], m.NOTIFY, notify)
+            self._tallies += [tally, notify]
+        return booted
+
+    def _notify(self, process: str, eventfd: int) -> None:
+        self._outlets[process].post(m.EventfdSignal(eventfd))
+
+    def _gone(self, name: str) -> None:
+        """An application died and the rest goes on: the kernel takes back what it held."""
+        if self._service is not None and self._service.serves(name.encode()):
+            self._service.release(name.encode())
+            self._outlets[name].close()
 
     def _interrupt_latency(self, bdf: str, count: int) -> list[int]:
         """Nanoseconds from the write that makes an edu raise its interrupt to its arrival, `count` times."""

@@ -19,7 +19,7 @@ from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.host_fabric import Fabric
 from viommu_actors.actors.interrupt_targets import InterruptTargets
 from viommu_actors.actors.kernel_commands import KernelCommands
-from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.kernel_service import KernelService, kvm_calls
 from viommu_actors.actors.latency_commands import KernelLatency, PortClock
 from viommu_actors.actors.lending import Lending
 from viommu_actors.actors.outlet import Outlet, poll_with
@@ -249,8 +249,7 @@ class HostActor:
     def _boot(self) -> dict[str, Any]:
         booted = self._commands.boot()
         self._vfio = vfio = Vfio(self._kernel)
-        kvm = Kvm(self._lending)
-        self._service = KernelService(self._inbox, vfio, kvm, self._notify)
+        self._service = KernelService(self._inbox, vfio, kvm_calls(Kvm(self._lending)), self._notify)
         for vm in self._configuration["vms"]:
             hypervisor, guest = vm["hypervisor"], vm["guest"]
             tally = Tally(f"vfio:{hypervisor}", "host")
@@ -259,9 +258,13 @@ class HostActor:
             direct = Tally(f"direct:{guest}", "host")
             self._lending.add_guest(guest.encode(), direct)
             inject, notify = Tally(f"inject:{guest}", "host"), Tally(f"notify:{hypervisor}", "host")
-            self._outlets[guest] = Outlet(self._context, vm["guest_address"], m.INJECT, inject)
-            self._outlets[hypervisor] = Outlet(self._context, vm["hypervisor_address"], m.NOTIFY, notify)
+            self._outlets[guest] = Outlet(self._context, "host", vm["guest_address"], m.INJECT, inject)
+            self._outlets[hypervisor] = Outlet(self._context, "host", vm["hypervisor_address"], m.NOTIFY, notify)
             self._tallies += [tally, inject, notify, direct]
+            for app in vm["apps"]:
+                direct = Tally(f"direct:{app}", "host")
+                self._lending.add_guest(app.encode(), direct)
+                self._tallies.append(direct)
         return booted
 
     def _gone(self, name: str) -> None:
@@ -271,7 +274,8 @@ class HostActor:
             self._service.release(peer)
             self._outlets[name].close()
         elif self._lending.serves(peer):
-            self._outlets[name].close()
+            if name in self._outlets:
+                self._outlets[name].close()
         else:
             self._fabric.unplug(name)
 

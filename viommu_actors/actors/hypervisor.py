@@ -129,7 +129,7 @@ def _vm_config(configuration: dict[str, Any]) -> VmConfig:
         viommu=None if viommu is None else UnitConfig(**viommu),
         irqfd=vm["irqfd"],
         assignments=tuple(
-            Assignment(each["host"], each["slot"], tuple(Edit(**edit) for edit in each["edits"]))
+            Assignment(each["host"], each["slot"], tuple(Edit(**edit) for edit in each["edits"]), each["bypass_iommu"])
             for each in vm["assign"]
         ),
     )

@@ -31,11 +31,11 @@ class Lending:
         self._guests: dict[bytes, Tally] = {}
 
     def add_guest(self, peer: bytes, tally: Tally) -> None:
-        """A guest whose inbox name is `peer` may use channels."""
+        """A guest, or an application in one, whose inbox name is `peer` may use channels."""
         self._guests[peer] = tally
 
     def serves(self, peer: bytes) -> bool:
-        """Whether this peer is a guest."""
+        """Whether this peer may use channels."""
         return peer in self._guests
 
     def serve(self, peer: bytes, frame: bytes) -> None:

@@ -15,8 +15,9 @@ from viommu_actors.wire.tally import Tally
 class Outlet:
     """A message that finds no room waits for the next `flush`, once: an interrupt twice pending is one."""
 
-    def __init__(self, context: zmq.Context[Any], address: str, codec: Codec, tally: Tally) -> None:
-        self._channel = Channel(context, "host", address, codec, codec, tally)
+    def __init__(self, context: zmq.Context[Any], sender: str, address: str, codec: Codec, tally: Tally) -> None:
+        """To the inbox at `address`, from the kernel of the actor `sender`."""
+        self._channel = Channel(context, sender, address, codec, codec, tally)
         self._waiting: dict[Message, None] = {}
         self._open = True
 

@@ -10,8 +10,8 @@ from viommu_actors.wire.codec import Message
 from viommu_actors.wire.sockets import Channel
 
 
-class RemoteKernel:
-    """`hypervisor.parent.ParentKernel` over a channel to the parent kernel's process."""
+class RemoteVfio:
+    """`kernel.vfio.calls.VfioCalls` over a channel to the kernel's process."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -67,14 +67,18 @@ class RemoteKernel:
     def mmap_region(self, device: int, index: int) -> int:
         return int(self._ask(m.MmapRegion(device, index)).value)
 
-    def mmap_ram(self, slot: str) -> int:
-        return int(self._ask(m.MmapRam(slot)).value)
-
     def eventfd(self) -> int:
         return int(self._ask(m.Eventfd()).value)
 
     def close(self, handle: int) -> None:
         self._ask(m.CloseHandle(handle))
+
+
+class RemoteKernel(RemoteVfio):
+    """`hypervisor.parent.ParentKernel`: KVM too."""
+
+    def mmap_ram(self, slot: str) -> int:
+        return int(self._ask(m.MmapRam(slot)).value)
 
     def create_vm(self, name: str) -> int:
         return int(self._ask(m.CreateVm(name)).value)

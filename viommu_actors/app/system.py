@@ -19,8 +19,11 @@ from viommu_actors.memory import Memory
 class System(VfioCalls, Protocol):
     """One application's kernel interface and address space."""
 
-    #: The process's own mappings, by user address.
-    memory: Memory
+    @property
+    def memory(self) -> Memory:
+        """The process's own mappings, by user address."""
+        ...
+
     #: Size of the process's hugepages together, a multiple of `HUGEPAGE`; 0 without any.
     hugepage_bytes: int
 

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Driver, Outcome
@@ -58,6 +59,7 @@ class Counts(Struct, kw_only=True, frozen=True):
     dma_unmaps: int = 0
     interrupts: int = 0
     interrupts_forwarded: int = 0
+    system_calls: int = 0
 
 
 class Io(Struct, kw_only=True, frozen=True):
@@ -69,6 +71,9 @@ class Io(Struct, kw_only=True, frozen=True):
     `device_tlb_invalidations` are the host's, of devices whose ATS is on; the others are of the kernel that drives it.
     `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
+    `driver` is how an application has the device, "kernel" where a kernel's driver does; `system_calls` are the
+    application's. `packets_per_second` is told of a nic, by the wall clock; a packet is two operations.
+    `should_work` is False where the setting is expected to stop honest work too.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
     """
 
@@ -88,8 +93,45 @@ class Io(Struct, kw_only=True, frozen=True):
     dma_unmaps: int = 0
     interrupts: int = 0
     interrupts_forwarded: int = 0
+    driver: UserDriver | Literal["kernel"] = "kernel"
+    system_calls: int = 0
+    packets_per_second: float | None = None
+    should_work: bool = True
     setup: Counts = field(default_factory=Counts)
     receiver: Counts | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.verified == self.should_work
+
+
+class AppPort(Struct, kw_only=True, frozen=True):
+    """A device that an application asked for by `asked`: `granted`, or the kernel's refusal."""
+
+    device: str
+    asked: UserDriver
+    granted: bool
+    expected: bool
+    errno: str = ""
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.granted == self.expected
+
+
+class App(Struct, kw_only=True, frozen=True):
+    """An application and its devices. `iova` is "VA" or "PA", `setup` what its start cost, all its ports together.
+
+    `taints` are the letters of its kernel's taint afterwards.
+    """
+
+    name: str
+    vm: str
+    iova: str
+    ports: tuple[AppPort, ...]
+    taints: tuple[str, ...]
+    setup: Counts
 
 
 class Machine(Struct, kw_only=True, frozen=True):
@@ -167,6 +209,7 @@ class Results(Struct, kw_only=True, frozen=True):
     absent: tuple[Absent, ...] = ()
     modelled: tuple[Modelled, ...] = ()
     machines: tuple[Machine, ...] = ()
+    apps: tuple[App, ...] = ()
 
 
 class RogueResults(Struct, kw_only=True, frozen=True):
@@ -184,10 +227,16 @@ class RogueResults(Struct, kw_only=True, frozen=True):
     reports: tuple[str, ...] = ()
 
 
-def as_expected(verdicts: tuple[Verdict, ...], io: tuple[Io, ...], assignments: tuple[Assignment, ...] = ()) -> bool:
-    """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful."""
+def as_expected(
+    verdicts: tuple[Verdict, ...],
+    io: tuple[Io, ...],
+    assignments: tuple[Assignment, ...] = (),
+    apps: tuple[App, ...] = (),
+) -> bool:
+    """Whether every verdict is the expected one, every byte was verified, every assignment exclusive and faithful, and
+    every application has what it should have."""
     faithful = all(verdict.ok for verdict in verdicts) and all(assignment.ok for assignment in assignments)
-    return faithful and all(row.verified for row in io)
+    return faithful and all(row.ok for row in io) and all(port.ok for app in apps for port in app.ports)
 
 
 def to_json(results: Results, indent: int = 2) -> str:

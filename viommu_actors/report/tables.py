@@ -160,7 +160,7 @@ def interrupt_note(topology: ResolvedTopology) -> list[list[Line]]:
 def summary(results: Results) -> Line:
     """Whether all is as expected, in one line."""
     wrong = [verdict for verdict in results.verdicts if not verdict.ok]
-    bad = [row.device for row in results.io if not row.verified]
+    bad = [row.device for row in results.io if not row.ok]
     operations = sum(row.operations for row in results.io)
     if results.ok:
         told = f"As expected: {_many(len(results.verdicts), 'verdict')}, {_many(operations, 'operation')} verified."

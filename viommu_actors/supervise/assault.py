@@ -56,7 +56,10 @@ class Assault:
         self._owner = owner
         self._setting_told = setting
         self._stage = Stage(topology, plan, supervisor, device, owner)
-        self._driver: Driver = "host" if device.vm is None else "guest"
+        port = topology.port(device.name)
+        self._driver: Driver = port.driver if port is not None else "host" if device.vm is None else "guest"
+        #: why the application does not have the device, where it does not
+        self.refused = ""
         self._early: dict[Target, _Struck] = {}
 
     def choices(self, attacks: Sequence[str] | None = None) -> Iterator[tuple[Attack, Target, str]]:
@@ -78,7 +81,7 @@ class Assault:
     def play(self, attack: Attack, target: Target) -> Verdict:
         """Plays one attack on one target and gathers the proofs. What it harmed is mended afterwards."""
         struck = self._early.pop(target) if attack.id == EARLY else self._strike(attack, target)
-        evidence = _evidence(attack, struck, self._source(struck.mission), self._control())
+        evidence = _evidence(attack, struck, self._source(struck.mission), self._control(attack))
         cell = self._cell(attack, target)
         assert cell.verdict is not None
         return Verdict(
@@ -94,7 +97,7 @@ class Assault:
 
     def play_early(self, target: Target) -> None:
         """The attack on a machine that has not booted yet, if the device plays it; `play` tells its verdict later."""
-        own = Target.GUEST_MEMORY if self._driver == "guest" else Target.HOST_MEMORY
+        own = Target.HOST_MEMORY if self._device.vm is None else Target.GUEST_MEMORY
         if EARLY in self._device.rogue and target in (own, Target.HOST_MEMORY):
             self._early[target] = self._strike(CATALOGUE[EARLY], target)
 
@@ -104,7 +107,8 @@ class Assault:
         command("host", "faults")
         command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
         deadline = COMMAND_TIMEOUT + mission.accesses / _SLOWEST
-        attacking = self._supervisor.ask(device.name, "attack", steps=mission.steps)
+        actor, named = self._attacker(attack)
+        attacking = self._supervisor.ask(actor, "attack", steps=mission.steps, **named)
         if mission.meanwhile is not None:
             mission.meanwhile()
         self._supervisor.answer(attacking, deadline)
@@ -131,14 +135,24 @@ class Assault:
         """The requester that a record must name; a bridge puts its own in, whatever the device says."""
         return self._stage.source if self._stage.bridged else mission.source or self._stage.source
 
-    def _control(self) -> bool:
+    def _attacker(self, attack: Attack) -> tuple[str, dict[str, Any]]:
+        """Who plays it: the device, or the application, which has more than one."""
+        app = self._owner.app
+        if attack.by == "application" and app is not None:
+            return app, {"bdf": self._owner.bdf}
+        return self._device.name, {}
+
+    def _control(self, attack: Attack) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""
-        control = self._stage.own("offer_control")
-        self._stage.rogue([{"do": "control", "iova": control["iova"], "data": control["data"]}])
+        driver = self._stage.driver
+        control = driver("offer_control")
+        actor, named = self._attacker(attack)
+        step = {"do": "control", "iova": control["iova"], "data": control["data"]}
+        self._supervisor.command(actor, "attack", steps=[step], **named)
         deadline = time.monotonic() + _SETTLE
-        while not (arrived := self._stage.own("check_control")) and time.monotonic() < deadline:
+        while not (arrived := driver("check_control")) and time.monotonic() < deadline:
             self._supervisor.poll(0.01)
-        self._stage.own("end_control")
+        driver("end_control")
         return bool(arrived)
 
     # --- what is expected
@@ -150,6 +164,10 @@ class Assault:
             return "it is played before the boot, by a device that is there by then"
         if reason := missing(self._stage, attack, target):
             return reason
+        if attack.by == "application" and self._owner.app is None:
+            return "no application drives the device"
+        if self.refused:
+            return self.refused
         cell = self._cell(attack, target)
         return cell.reason if cell.verdict is None else ""
 

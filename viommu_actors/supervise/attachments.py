@@ -204,7 +204,7 @@ class Attachments:
         results = RogueResults(
             device=device.name,
             process=process,
-            ok=all(verdict.ok for verdict in verdicts) and all(row.verified for row in io),
+            ok=all(verdict.ok for verdict in verdicts) and all(row.ok for row in io),
             verdicts=tuple(verdicts),
             absent=tuple(absent),
             io=tuple(io),
@@ -243,13 +243,13 @@ class Attachments:
                 command(kernel, name, **arguments)
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
-        """A little honest work of every other device that has a driver, each byte verified."""
+        """A little honest work of every other device that a kernel drives, each byte verified."""
         topology = self._places.topology
-        honest = {device.name for device in topology.devices} - {rogue, *self._attached}
+        honest = {device.name for device in topology.devices if device.app is None} - {rogue, *self._attached}
         for device in topology.devices:
             if not device.operations or not honest >= {device.name, device.peer or device.name}:
                 continue
-            work = Work(self._supervisor, device.name, owner_of(topology, device), self._tell)
+            work = Work(self._supervisor, device, owner_of(topology, device), self._tell)
             with suppress(ActorGone):
                 if device.peer is None:
                     yield work.alone(OPERATIONS)

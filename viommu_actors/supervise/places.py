@@ -176,6 +176,7 @@ class Places:
             ats=False,
             rogue=(),
             vm=None,
+            app=None,
         )
 
     def _wanted(self, name: str) -> ResolvedDevice:
@@ -185,7 +186,10 @@ class Places:
         names = [device.name for device in self.topology.devices]
         if name not in names:
             raise Refused(f'there is no device "{name}"; {known(name, names)}')
-        return self.topology.device(name)
+        device = self.topology.device(name)
+        if device.app is not None:
+            raise Refused(f'application "{device.app}" has "{name}"; its attacks stand in the topology (device.rogue)')
+        return device
 
     def _replace(self, attached: Attached, expendable: bool) -> None:
         """Another process goes on as the device. Until the host has its link, the one before is still there."""

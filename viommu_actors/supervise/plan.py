@@ -36,7 +36,7 @@ class ActorPlan:
     inbox: Listener
     configuration: dict[str, Any]
     fds: list[int]
-    #: the VM whose hypervisor or guest it is
+    #: the VM whose hypervisor, guest or application it is
     vm: str | None = None
 
 
@@ -103,6 +103,11 @@ def hypervisor_of(vm: str) -> str:
     return f"{vm}.hypervisor"
 
 
+def process_of(vm: str, app: str) -> str:
+    """Name of the process of an application in a VM."""
+    return f"{vm}.{app}"
+
+
 def make_plan(topology: ResolvedTopology) -> Plan:
     """Makes every listener, memory slot and cable of the topology."""
     plan = Plan()
@@ -112,7 +117,8 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     slots = _place_memory(topology, plan)
     for device in topology.devices:
         plan.actors.append(_device(device, links[device.name], cables.get(device.name), topology.sandbox))
-    vms = [_vm(vm, slots[vm.name], host.inbox) for vm in topology.vms]
+    apps = [app for vm in topology.vms for app in _apps(vm, slots[vm.name], host.inbox)]
+    vms = [_vm(vm, slots[vm.name], host.inbox, [app for app in apps if app.vm == vm.name]) for vm in topology.vms]
     host.configuration |= {
         "low_memory": HOST_LOW_MEMORY,
         "high_base": HOST_HIGH_BASE,
@@ -132,12 +138,13 @@ def make_plan(topology: ResolvedTopology) -> Plan:
                 "guest_address": guest.inbox.address,
                 "hypervisor_address": hypervisor.inbox.address,
                 "ram": [slot.as_dict() for slot in slots[vm.name]],
+                "apps": [app.name for app in apps if app.vm == vm.name],
             }
             for vm, (hypervisor, guest) in zip(topology.vms, vms, strict=True)
         ],
     }
     host.fds += [slot.fd for vm in topology.vms for slot in slots[vm.name]]
-    plan.actors += [host, *(hypervisor for hypervisor, _ in vms), *(guest for _, guest in vms)]
+    plan.actors += [host, *(hypervisor for hypervisor, _ in vms), *(guest for _, guest in vms), *apps]
     available = sorted(os.sched_getaffinity(0))
     # Topologies that run at the same time start at different CPUs.
     first = os.getpid() % len(available)
@@ -186,7 +193,27 @@ def _device(
     return actor
 
 
-def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, ActorPlan]:
+def _apps(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> list[ActorPlan]:
+    """The applications of a VM, each with its own slot and no other; the guest's address comes later."""
+    by_name = {slot.name: slot for slot in slots}
+    actors = []
+    for app in vm.apps:
+        actor = _actor("app", process_of(vm.name, app.name))
+        slot = by_name[_hugepages_of(app.name)]
+        actor.configuration |= {
+            "fabric": {"name": "host", "address": host.address},
+            "hugepages": slot.as_dict(),
+            "root": app.root,
+        }
+        actor.fds.append(slot.fd)
+        actor.vm = vm.name
+        actors.append(actor)
+    return actors
+
+
+def _vm(
+    vm: ResolvedVm, slots: list[_Slot], host: Listener, apps: list[ActorPlan]
+) -> tuple[ActorPlan, ActorPlan]:
     hypervisor, guest = _actor("hypervisor", hypervisor_of(vm.name)), _actor("guest", guest_of(vm.name))
     ram = [slot.as_dict() for slot in slots]
     parent = {"name": "host", "address": host.address}
@@ -212,6 +239,7 @@ def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, 
                 {
                     "host": f"0000:{assign.host_bdf}",
                     "slot": assign.slot,
+                    "bypass_iommu": assign.bypass_iommu,
                     "edits": [
                         {"hide": edit.hide}
                         if edit.hide
@@ -227,7 +255,18 @@ def _vm(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> tuple[ActorPlan, 
         "parent": parent,
         "hypervisor": {"name": hypervisor.name, "address": hypervisor.inbox.address},
         "ram": ram,
+        "apps": [
+            {
+                "name": app.name,
+                "address": app.inbox.address,
+                "root": app.configuration["root"],
+                "hugepages": app.configuration["hugepages"],
+            }
+            for app in apps
+        ],
     }
+    for app in apps:
+        app.configuration["kernel"] = {"name": guest.name, "address": guest.inbox.address}
     for actor in (hypervisor, guest):
         actor.vm = vm.name
         actor.fds += [slot.fd for slot in slots]
@@ -241,6 +280,7 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
     for vm in topology.vms:
         low = min(vm.memory, platform.LOW_MEMORY_LIMIT)
         parts = [("ram", 0, low), ("ram-high", platform.HIGH_MEMORY, vm.memory - low)]
+        parts = _with_hugepages([part for part in parts if part[2]], vm)
         slots = []
         for name, gpa, size in parts:
             if size:
@@ -251,6 +291,22 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
         placed[vm.name] = slots
         plan.memory[vm.name] = [(slot.gpa, slot.hpa, slot.size) for slot in slots]
     return placed
+
+
+def _with_hugepages(parts: list[tuple[str, int, int]], vm: ResolvedVm) -> list[tuple[str, int, int]]:
+    """(name, gpa, size) of the slots, with one for each application at the top, where its kernel reserves hugepages."""
+    name, gpa, size = parts.pop()
+    end = gpa + size
+    top = []
+    for app in vm.apps:
+        end -= app.hugepages
+        top.append((_hugepages_of(app.name), end, app.hugepages))
+    return [*parts, (name, gpa, end - gpa), *top]
+
+
+def _hugepages_of(app: str) -> str:
+    """Name of the slot of an application."""
+    return f"hugepages-{app}"
 
 
 def _cables(devices: tuple[ResolvedDevice, ...]) -> dict[str, dict[str, Any]]:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
-from msgspec.structs import replace
+import msgspec
 
 from viommu_actors.attacks.catalogue import Setting, Target
-from viommu_actors.report.results import Absent, Assignment, Counts, Io, Machine, Process, Results, Verdict, as_expected
+from viommu_actors.report.results import (
+    Absent,
+    App,
+    Assignment,
+    Counts,
+    Io,
+    Machine,
+    Process,
+    Results,
+    Verdict,
+    as_expected,
+)
 from viommu_actors.report.tables import sandbox_words
+from viommu_actors.supervise.applications import start, works
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
@@ -18,7 +31,7 @@ from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work, read_counts
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 
 class Scenario:
@@ -44,6 +57,9 @@ class Scenario:
         self._assignments: list[Assignment] = []
         self._absent: list[Absent] = []
         self._machines: list[Machine] = []
+        self._apps: list[App] = []
+        #: why the kernel does not let an application have a device, by the device
+        self._refused: dict[str, str] = {}
         self._assaults = {
             device.name: Assault(topology, plan, supervisor, device, owner_of(topology, device), setting)
             for device in topology.devices
@@ -58,23 +74,37 @@ class Scenario:
 
     def play(self) -> None:
         """All that comes after the boot; what a contained death took away is left out."""
-        for step in (self._inspect, self._work, self._attack):
-            for device in self._topology.devices:
-                try:
-                    step(device)
-                except (ActorGone, CommandFailed) as error:
-                    # What fails with nobody lost is no contained death's doing.
-                    if not self._supervisor.lost:
-                        raise
-                    self._tell(f"{device.name}: left out: {error}")
+        for step in (self._inspect, self._work):
+            self._for_each_device(step)
+        for vm in self._topology.vms:
+            for app in vm.apps:
+                with self._contained(app.name):
+                    self._start(vm, app)
+        for step in (self._work_of_app, self._attack):
+            self._for_each_device(step)
         self._done = True
+
+    def _for_each_device(self, step: Callable[[ResolvedDevice], None]) -> None:
+        for device in self._topology.devices:
+            with self._contained(device.name):
+                step(device)
+
+    @contextmanager
+    def _contained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ActorGone, CommandFailed) as error:
+            # What fails with nobody lost is no contained death's doing.
+            if not self._supervisor.lost:
+                raise
+            self._tell(f"{name}: left out: {error}")
 
     def results(self, ok: bool = True) -> Results:
         """What is in by now; a run that was not played to its end is not ok."""
         rows = tuple(self._verdicts), tuple(self._io), tuple(self._assignments)
         return Results(
             topology=self._topology.name,
-            ok=ok and self._done and as_expected(*rows),
+            ok=ok and self._done and as_expected(*rows, tuple(self._apps)),
             processes=self._processes,
             verdicts=rows[0],
             io=rows[1],
@@ -82,6 +112,7 @@ class Scenario:
             assignments=rows[2],
             absent=tuple(self._absent),
             machines=tuple(self._machines),
+            apps=tuple(self._apps),
         )
 
     def boot(self) -> None:
@@ -110,7 +141,7 @@ class Scenario:
         """Before anything reaches a device: it is still what it was started as."""
         found = confinements(self._supervisor, [device.name for device in self._topology.devices])
         self._processes = tuple(
-            replace(each, sandbox=found[each.name].level, sandbox_detail=found[each.name].detail)
+            msgspec.structs.replace(each, sandbox=found[each.name].level, sandbox_detail=found[each.name].detail)
             if each.name in found
             else each
             for each in self._processes
@@ -137,7 +168,8 @@ class Scenario:
     def _work(self, device: ResolvedDevice) -> None:
         if not device.operations:
             return
-        work = Work(self._supervisor, device.name, self._owner(device), self._tell)
+        # An application takes the device afterwards.
+        work = Work(self._supervisor, device, replace(self._owner(device), app=None), self._tell)
         self._tell(f"{device.name}: driver torn down and set up again")
         work.set_up()
         if device.peer is None:
@@ -148,6 +180,25 @@ class Scenario:
             peer = self._topology.device(device.peer)
             self._io.append(work.send_to(self._owner(peer), device.operations))
 
+    def _start(self, vm: ResolvedVm, app: ResolvedApp) -> None:
+        self._tell(f"{app.name} starts and takes {', '.join(f'{port.device} by {port.driver}' for port in app.ports)}")
+        row = start(self._topology, self._supervisor, vm, app)
+        self._apps.append(row)
+        for port in row.ports:
+            if not port.granted:
+                why = f"the kernel refused {port.asked}: {port.errno}, {port.reason}"
+                self._tell(f"{port.device}: {why}")
+                self._refused[port.device] = why
+
+    def _work_of_app(self, device: ResolvedDevice) -> None:
+        port = self._topology.port(device.name)
+        if port is None or not device.operations or device.name in self._refused:
+            return
+        self._tell(f"{device.name}: {device.operations} operations of {device.app}")
+        row = Work(self._supervisor, device, self._owner(device), self._tell).alone(device.operations)
+        should = works(self._topology, port)
+        self._io.append(msgspec.structs.replace(row, driver=port.driver, should_work=should))
+
     def _attack_early(self, target: Target) -> None:
         for assault in self._assaults.values():
             assault.play_early(target)
@@ -156,6 +207,7 @@ class Scenario:
         if not device.rogue:
             return
         assault = self._assaults[device.name]
+        assault.refused = self._refused.get(device.name, "")
         for attack, target, reason in assault.choices():
             if reason:
                 self._absent.append(assault.absent(attack, target, reason))

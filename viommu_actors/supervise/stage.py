@@ -93,8 +93,12 @@ class Stage:
 
     # --- commands
 
+    def driver(self, name: str, **arguments: Any) -> Any:
+        """A command about the device to whoever drives it: the kernel, or the application that has it."""
+        return self.command(self.owner.driver, name, bdf=self.owner.bdf, **arguments)
+
     def own(self, name: str, **arguments: Any) -> Any:
-        """A command about the device to the kernel that drives it."""
+        """A command about the device to the kernel that drives it, or that its application runs on."""
         return self.command(self.owner.kernel, name, bdf=self.owner.bdf, **arguments)
 
     def rogue(self, steps: Steps) -> Any:
@@ -120,7 +124,11 @@ class Stage:
 
     def others(self) -> Iterator[tuple[ResolvedDevice, Owner]]:
         """The other devices that a driver works with, and who drives them; those of the same kernel first."""
-        others = [device for device in self.topology.devices if device.name != self.device.name and device.operations]
+        others = [
+            device
+            for device in self.topology.devices
+            if device.name != self.device.name and device.operations and device.app is None
+        ]
         for device in sorted(others, key=lambda each: each.vm != self.device.vm):
             yield device, owner_of(self.topology, device)
 
@@ -144,7 +152,9 @@ class Stage:
 
     def mapped(self) -> Ranges:
         """(IOVA, size) of what the device may reach lawfully by page tables: no address to probe foreign memory by."""
-        if self.topology.setting(self.device.name) != "strict":
+        port = self.topology.port(self.device.name)
+        by_vfio = port is not None and port.driver == "vfio"
+        if not by_vfio and self.topology.setting(self.device.name) != "strict":
             return []
         return [(iova, size) for iova, size in self.own("mapped")]
 

@@ -17,7 +17,7 @@ import zmq
 
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.plan import ActorPlan, Plan, guest_of, hypervisor_of
+from viommu_actors.supervise.plan import ActorPlan, Plan, guest_of
 from viommu_actors.supervise.process import Actor
 from viommu_actors.text import printable
 from viommu_actors.wire.messages import Command, Reply
@@ -336,13 +336,16 @@ class Supervisor:
         self._lose(actor, text)
 
     def _lose(self, actor: Actor, text: str) -> None:
-        """Goes on without an actor; a VM whose hypervisor or guest died is gone as a whole."""
-        halves = {hypervisor_of(actor.vm), guest_of(actor.vm)} if actor.vm is not None else {actor.name}
-        for name in halves & self.actors.keys():
+        """Goes on without an actor; a VM whose hypervisor or guest died is gone as a whole, its applications too."""
+        alone = actor.vm is None or actor.role == "app"
+        others = set() if alone else {other.name for other in self.actors.values() if other.vm == actor.vm}
+        for name in {actor.name} | others:
             self.retire(name)
             self._plan.pull(name)
             self.lost[name] = text if name == actor.name else f"{name} ended with {actor.name}"
             self._send("host", "gone", {"name": name})
+        if actor.role == "app" and actor.vm is not None:
+            self._send(guest_of(actor.vm), "gone", {"name": actor.name})
 
     def _raise_if_lost(self, actor: str) -> None:
         how = self.lost.get(actor) or self.fallen.get(actor)

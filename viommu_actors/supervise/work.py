@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import msgspec
 
 from viommu_actors.report.results import Counts, Io
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.resolve import ResolvedDevice
 
 #: Result key -> (whose counter, its name there)
 _COUNTED = {
@@ -24,14 +27,17 @@ _COUNTED = {
     "dma_unmaps": ("kernel", "dma_unmaps"),
     "interrupts": ("kernel", "interrupts"),
     "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
+    "system_calls": ("app", "system_calls"),
 }
 _PAGE = 4096
 
 
-def read_counts(supervisor: Supervisor, kernel: str, hypervisor: str | None) -> Counter[str]:
-    """What a kernel and its hypervisor, if it has one, counted up to now, by result key."""
+def read_counts(supervisor: Supervisor, kernel: str, hypervisor: str | None, app: str | None = None) -> Counter[str]:
+    """What a kernel, its hypervisor and an application on it, if there are, counted up to now, by result key."""
     own: dict[str, int] = supervisor.command(kernel, "counters")
-    sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": own, "host": own}
+    sides: dict[str, dict[str, int]] = {"hypervisor": {}, "kernel": own, "host": own, "app": {}}
+    if app is not None:
+        sides["app"] = supervisor.command(app, "counters")
     if hypervisor is not None:
         sides["hypervisor"] = supervisor.command(hypervisor, "counters")
         sides["host"] = supervisor.command("host", "counters")
@@ -48,11 +54,14 @@ _TOLD_EVERY = 5.0
 
 
 class Work:
-    """One device's driver at work; `tell(text)` reports how far it is."""
+    """One device's driver at work, a kernel's or an application's; `tell(text)` reports how far it is."""
 
-    def __init__(self, supervisor: Supervisor, device: str, owner: Owner, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, device: ResolvedDevice, owner: Owner, tell: Callable[[str], None]
+    ) -> None:
         self._supervisor = supervisor
-        self._device = device
+        self._device = device.name
+        self._is_nic = device.model == "nic"
         self._owner = owner
         self._tell = tell
         self._told = time.monotonic()
@@ -68,15 +77,20 @@ class Work:
         self._counted(self._setup, self._owner, "io", operations=_WARM_UP)
         before = self._counts(self._owner)
         done = size = 0
-        verified, mapping = True, None
+        verified, mapping, seconds = True, None, 0.0
         for first in range(0, operations, _SLICE):
+            began = time.monotonic()
             part = self._do(self._owner, "io", operations=min(_SLICE, operations - first))
+            seconds += part.get("seconds", time.monotonic() - began)
             done, size, mapping = done + part["operations"], size + part["bytes"], part["mapping"]
             verified &= part["verified"]
             self._tell_of(done, operations, "operations")
         counts = self._counts(self._owner)
         counts.subtract(before)
-        return self._row(counts, done, size, verified, mapping)
+        rate = done / 2 / seconds if self._is_nic and done and seconds else None
+        return msgspec.structs.replace(
+            self._row(counts, done, size, verified, mapping), packets_per_second=rate and round(rate, 1)
+        )
 
     def send_to(self, peer: Owner, frames: int) -> Io:
         """Frames over the cable, a page each, checked by the kernel at the other end; both ends are counted."""
@@ -95,7 +109,7 @@ class Work:
 
     def _row(
         self,
-        counts: Counter[str],
+        counts: Mapping[str, Any],
         operations: int,
         size: int,
         verified: bool,
@@ -114,7 +128,7 @@ class Work:
         )
 
     def _counted(self, counts: Counter[str], owner: Owner, name: str, **arguments: Any) -> Any:
-        """Has a kernel do something to its device, and adds what it cost."""
+        """Has a driver do something to its device, and adds what it cost."""
         before = self._counts(owner)
         result = self._do(owner, name, **arguments)
         counts.update(self._counts(owner))
@@ -122,10 +136,10 @@ class Work:
         return result
 
     def _counts(self, owner: Owner) -> Counter[str]:
-        return read_counts(self._supervisor, owner.kernel, owner.hypervisor)
+        return read_counts(self._supervisor, owner.kernel, owner.hypervisor, owner.app)
 
     def _do(self, owner: Owner, name: str, **arguments: Any) -> Any:
-        return self._supervisor.command(owner.kernel, name, bdf=owner.bdf, **arguments)
+        return self._supervisor.command(owner.driver, name, bdf=owner.bdf, **arguments)
 
     def _tell_of(self, done: int, of: int, what: str) -> None:
         if done < of and time.monotonic() - self._told > _TOLD_EVERY:

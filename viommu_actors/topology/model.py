@@ -10,8 +10,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from viommu_actors.app.pci import UserDriver
+
 MAX_DEVICES = 16
 MAX_VMS = 8
+MAX_APPS = 8
 #: Devices behind one switch or bridge.
 MAX_BEHIND = 8
 MAX_OPERATIONS = 1_000_000
@@ -295,6 +298,71 @@ class Assign(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[[{"hide": "pm"}]],
         ),
     ] = ()
+    driver: Annotated[
+        UserDriver,
+        Meta(
+            description="What the host gives it away by: vfio. The others are refused: they cannot assign a device.",
+            examples=["vfio"],
+        ),
+    ] = "vfio"
+    bypass_iommu: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether it is outside the scope of the VM's vIOMMU (QEMU's bypass_iommu): it has no IOMMU group in the"
+                " guest, and reaches all of its memory."
+            ),
+            examples=[False],
+        ),
+    ] = False
+
+
+class AppPort(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A device that an application drives instead of its guest's kernel."""
+
+    device: Annotated[Name, Meta(description="Name of the device, a nic that the VM has.", examples=["nic0"])]
+    driver: Annotated[
+        UserDriver,
+        Meta(
+            description=(
+                "vfio: within what the application has mapped; noiommu: VFIO without an IOMMU, which the guest kernel"
+                " grants by vfio.enable_unsafe_noiommu_mode=1 alone, and for a device without IOMMU group; uio: by"
+                " uio_pci_generic, physical addresses and nobody who checks them."
+            ),
+            examples=["vfio"],
+        ),
+    ] = "vfio"
+
+
+class App(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An application in the guest's user space, in DPDK's manner: a process of its own, with hugepages of its own."""
+
+    name: Annotated[
+        Name,
+        Meta(description="Name of the application: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["testpmd"]),
+    ]
+    hugepages: Annotated[
+        Size,
+        Meta(description="Its memory, out of the VM's, in pages of 2 MiB: it holds the pool.", examples=["4M"]),
+    ] = "4M"
+    root: Annotated[
+        bool,
+        Meta(
+            description=(
+                "Whether it is root in the guest, with every capability: without, it learns no physical address, binds"
+                " no device, and opens neither UIO nor no-iommu."
+            ),
+            examples=[True],
+        ),
+    ] = True
+    port: Annotated[
+        tuple[AppPort, ...],
+        Meta(
+            min_length=1,
+            max_length=MAX_DEVICES,
+            description="The devices that it takes once the kernel's driver has done its work, a [[vm.app.port]] each.",
+        ),
+    ]
 
 
 class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -329,6 +397,10 @@ class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         ),
     ] = True
     assign: Annotated[tuple[Assign, ...], Meta(description="The devices given to this VM, a [[vm.assign]] each.")] = ()
+    app: Annotated[
+        tuple[App, ...],
+        Meta(max_length=MAX_APPS, description="The applications in the guest's user space, a [[vm.app]] each."),
+    ] = ()
 
 
 Placement = Literal["pack", "spread", "free"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from viommu_actors.attacks.catalogue import PLAYABLE, Target
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.topology.app_refusals import check_apps, check_assign_drivers
 from viommu_actors.topology.component_refusals import check_components, check_groups
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
@@ -46,6 +47,8 @@ def check(topology: Topology) -> None:
     _peers(topology)
     _assignments(topology)
     check_groups(topology)
+    check_assign_drivers(topology)
+    check_apps(topology)
     _edits(topology)
     _viommus(topology)
     _host_kernel(topology)
@@ -60,9 +63,11 @@ def _names(topology: Topology) -> None:
     names += [(f"switch[{i}].name", switch.name) for i, switch in enumerate(topology.switch)]
     names += [(f"bridge[{i}].name", bridge.name) for i, bridge in enumerate(topology.bridge)]
     names += [(f"vm[{i}].name", vm.name) for i, vm in enumerate(topology.vm)]
+    names += [(f"vm[{v}].app[{a}].name", app.name) for v, vm in enumerate(topology.vm) for a, app in enumerate(vm.app)]
     for key, name in names:
         if name in seen:
-            raise Refusal(key, f'"{name}" is taken by {seen[name]}', "give each device and each VM a name of its own")
+            taken = f'"{name}" is taken by {seen[name]}'
+            raise Refusal(key, taken, "give each device, VM and application a name of its own")
         seen[name] = key.removesuffix(".name")
 
 

@@ -9,8 +9,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Axis, DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.pci.component import behind
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec.pci import bdf, format_bdf
@@ -37,7 +39,8 @@ class ResolvedDevice(Struct, kw_only=True, frozen=True):
     """`link` names the host's end of its link, `slot` is that of its root port, `bdf` its address on the host.
 
     `requester` is the address that its requests come from, which behind a bridge is that of the bridge's bus. `behind`
-    names the switch or bridge that it is behind, if any; `vm` is None where the host kernel drives it.
+    names the switch or bridge that it is behind, if any; `vm` is None where the host kernel drives it,
+    `app` names the application that takes it from its guest's kernel, if one does.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ResolvedDevice(Struct, kw_only=True, frozen=True):
     ats: bool
     rogue: tuple[str, ...]
     vm: str | None
+    app: str | None
 
 
 class ResolvedComponent(Struct, kw_only=True, frozen=True):
@@ -74,6 +78,24 @@ class ResolvedAssign(Struct, kw_only=True, frozen=True):
     slot: int
     bdf: str
     edit: tuple[Edit, ...]
+    bypass_iommu: bool
+
+
+class ResolvedPort(Struct, kw_only=True, frozen=True):
+    """`bdf` is the device's address in the guest."""
+
+    device: str
+    bdf: str
+    driver: UserDriver
+
+
+class ResolvedApp(Struct, kw_only=True, frozen=True):
+    """`hugepages` is in bytes."""
+
+    name: str
+    hugepages: int
+    root: bool
+    ports: tuple[ResolvedPort, ...]
 
 
 class ResolvedVm(Struct, kw_only=True, frozen=True):
@@ -85,6 +107,7 @@ class ResolvedVm(Struct, kw_only=True, frozen=True):
     viommu: Viommu | None
     irqfd: bool
     assign: tuple[ResolvedAssign, ...]
+    apps: tuple[ResolvedApp, ...]
 
 
 class ResolvedSlot(Struct, kw_only=True, frozen=True):
@@ -133,7 +156,13 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         if vm is None:
             return setting_of(self.host.cmdline, has_iommu=True)
         machine = self.vm(vm)
-        return setting_of(machine.cmdline, has_iommu=machine.viommu is not None)
+        bypassing = any(assign.bypass_iommu for assign in machine.assign if assign.device == device)
+        return setting_of(machine.cmdline, has_iommu=machine.viommu is not None and not bypassing)
+
+    def port(self, device: str) -> ResolvedPort | None:
+        """How an application has the device, if one does."""
+        ports = (port for vm in self.vms for app in vm.apps for port in app.ports)
+        return next((port for port in ports if port.device == device), None)
 
     def interrupt_setting(self, device: str) -> Setting:
         """What stands between the device and the host's interrupt controller. Raises KeyError."""
@@ -180,6 +209,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             aliases |= dict.fromkeys(component.devices, addresses[component.devices[0]])
         links |= {name: behind(component.name, number) for number, name in enumerate(component.devices)}
     owner = {assign.device: vm.name for vm in topology.vm for assign in vm.assign}
+    apps = {port.device: app.name for vm in topology.vm for app in vm.app for port in app.port}
     masks = {device.name: _dma_mask_bits(device) for device in topology.device}
     devices = tuple(
         ResolvedDevice(
@@ -197,6 +227,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
             ats=device.ats,
             rogue=device.rogue,
             vm=owner.get(device.name),
+            app=apps.get(device.name),
         )
         for device in topology.device
     )
@@ -298,7 +329,12 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
     return ResolvedVm(
         name=vm.name,
         memory=bytes_of(vm.memory),
-        cmdline=_with_parameters(vm.cmdline, assigned=[], masks=[masks[assign.device] for assign in vm.assign]),
+        cmdline=_with_parameters(
+            vm.cmdline,
+            assigned=[],
+            masks=[masks[assign.device] for assign in vm.assign],
+            hugepages=sum(bytes_of(app.hugepages) for app in vm.app) // HUGEPAGE,
+        ),
         viommu=vm.viommu,
         irqfd=vm.irqfd,
         assign=tuple(
@@ -308,8 +344,21 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
                 slot=slots[assign.device],
                 bdf=guest_bdf(slots[assign.device]),
                 edit=assign.edit,
+                bypass_iommu=assign.bypass_iommu,
             )
             for assign in vm.assign
+        ),
+        apps=tuple(
+            ResolvedApp(
+                name=app.name,
+                hugepages=bytes_of(app.hugepages),
+                root=app.root,
+                ports=tuple(
+                    ResolvedPort(device=port.device, bdf=guest_bdf(slots[port.device]), driver=port.driver)
+                    for port in app.port
+                ),
+            )
+            for app in vm.app
         ),
     )
 
@@ -318,7 +367,7 @@ def _dma_mask_bits(device: Device) -> int | None:
     return device.dma_mask_bits or EDU_DMA_MASK_BITS if device.model == "edu" else None
 
 
-def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None]) -> str:
+def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None], hugepages: int = 0) -> str:
     """The command line with the driver parameters that follow from the devices, where it does not tell them itself.
 
     A driver has one mask for all its devices, so the shortest one counts.
@@ -327,6 +376,8 @@ def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None])
     words = [options.text] if options.text else []
     if assigned:
         words.append(f"vfio-pci.ids={','.join(assigned)}")
+    if hugepages:
+        words.append(f"hugepages={hugepages}")
     shortest = min((bits for bits in masks if bits is not None), default=EDU_DMA_MASK_BITS)
     if shortest != EDU_DMA_MASK_BITS and not options.get("edu.dma_bits"):
         words.append(f"edu.dma_bits={shortest}")

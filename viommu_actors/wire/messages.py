@@ -296,6 +296,103 @@ class SignalMsi(NamedTuple):
     data: U32
 
 
+# system calls of an application, beside vfio on the same socket.
+
+#: Of a kernel's driver for PCI devices, as sysfs has it; empty for none.
+DriverName = Annotated[str, Length(0, 64)]
+
+
+class PciFunctions(NamedTuple):
+    """What /sys/bus/pci/devices shows: name, vendor, device, driver, IOMMU group or -1, the IOMMU's address bits or 0,
+    and the size of each BAR."""
+
+    functions: Annotated[
+        tuple[
+            tuple[
+                Name,
+                U16,
+                U16,
+                DriverName,
+                Annotated[int, Range(-1, 0x7FFF_FFFF)],
+                U8,
+                Annotated[tuple[U64, ...], Length(pci.ENDPOINT_BARS, pci.ENDPOINT_BARS)],
+            ],
+            ...,
+        ],
+        Length(0, 256),
+    ]
+
+
+class Window(NamedTuple):
+    """What a page fault on a BAR ends with: its user addresses, and the channel that leads there."""
+
+    base: U64
+    size: U64
+    token: Token
+
+
+class ListPci(NamedTuple):
+    """Reads /sys/bus/pci/devices; answered by PciFunctions."""
+
+
+class BindDriver(NamedTuple):
+    """driver_override, unbind and bind of a device."""
+
+    device: Name
+    driver: DriverName
+
+
+class NoiommuMode(NamedTuple):
+    """Reads /sys/module/vfio/parameters/enable_unsafe_noiommu_mode."""
+
+
+class OpenNoiommuGroup(NamedTuple):
+    """open("/dev/vfio/noiommu-$GROUP")."""
+
+    group: Handle
+
+
+class Pagemap(NamedTuple):
+    """Reads /proc/self/pagemap; answered with a physical address."""
+
+    vaddr: U64
+
+
+class OpenUio(NamedTuple):
+    """open() of the /dev/uioN of a device."""
+
+    device: Name
+
+
+class UioConfigRead(NamedTuple):
+    """pread() of the device's configuration space."""
+
+    uio: Handle
+    offset: U64
+    size: Annotated[int, Range(1, 4096)]
+
+
+class UioConfigWrite(NamedTuple):
+    """pwrite() of the device's configuration space."""
+
+    uio: Handle
+    offset: U64
+    data: Annotated[bytes, Length(1, 4096)]
+
+
+class UioMmap(NamedTuple):
+    """mmap() of the device's resourceN; answered with a user address."""
+
+    uio: Handle
+    bar: U32
+
+
+class PageFault(NamedTuple):
+    """The first access to a BAR that was mapped; answered by Window."""
+
+    vaddr: U64
+
+
 # inject: a kernel -> guest, one way; notify: a kernel -> its user process, one way.
 
 
@@ -361,9 +458,11 @@ KERNEL_REQUESTS: tuple[type, ...] = (
     MapDma, UnmapDma, OpenContainer, OpenGroup, SetContainer, SetIommu, GetDevice, GetRegionInfo, GetIrqInfo,
     RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
     CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi, IommuGroup,
+    ListPci, BindDriver, NoiommuMode, OpenNoiommuGroup, Pagemap, OpenUio, UioConfigRead, UioConfigWrite, UioMmap,
+    PageFault,
 )  # fmt: skip
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
-VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo})
+VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo, 6: PciFunctions, 7: Window})
 INJECT = Codec({1: Inject})
 NOTIFY = Codec({1: EventfdSignal})
 CONTROL = Codec({1: Command})

@@ -1,0 +1,117 @@
+"""The system calls of an application over the wires: its kernel's process, and the fabric that its BARs lead to."""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import ENOMEM
+
+from viommu_actors.actors.parent_kernel import RemoteVfio
+from viommu_actors.app.system import PciInfo
+from viommu_actors.memory import PhysicalMemory, Slot
+from viommu_actors.spec.vfio import RegionIndex
+from viommu_actors.wire import messages as m
+from viommu_actors.wire.sockets import Channel
+
+
+class RemoteSystem(RemoteVfio):
+    """`app.system.System`: one blocking call a system call; a BAR, once it is mapped, without any."""
+
+    def __init__(self, kernel: Channel, direct: Channel, hugepages: Slot | None) -> None:
+        """`hugepages` is the process's own memory, whatever its base."""
+        super().__init__(kernel)
+        self._direct = direct
+        self._hugepages = hugepages
+        self.memory = PhysicalMemory()
+        self.hugepage_bytes = 0 if hugepages is None else hugepages.size
+        #: (first, end, token) of each BAR that has been touched, by user addresses
+        self._windows: list[tuple[int, int, bytes]] = []
+
+    # --- memory
+
+    def mmap_hugepages(self) -> int:
+        if self._hugepages is None:
+            raise OSError(ENOMEM, "this process has no hugepages")
+        vaddr = int(self._ask(m.MmapRam(self._hugepages.name)).value)
+        self.memory.add(Slot(self._hugepages.name, vaddr, self._hugepages.view))
+        return vaddr
+
+    def pagemap(self, vaddr: int) -> int:
+        return int(self._ask(m.Pagemap(vaddr)).value)
+
+    # --- sysfs
+
+    def pci_devices(self) -> list[PciInfo]:
+        return [
+            PciInfo(name, vendor, device, driver, None if group < 0 else group, bits or None, bars)
+            for name, vendor, device, driver, group, bits, bars in self._ask(m.ListPci()).functions
+        ]
+
+    def bind(self, device: str, driver: str) -> None:
+        self._ask(m.BindDriver(device, driver))
+
+    def noiommu_mode(self) -> bool:
+        return bool(self._ask(m.NoiommuMode()).value)
+
+    # --- VFIO without an IOMMU, and UIO
+
+    def open_noiommu_group(self, number: int) -> int:
+        return int(self._ask(m.OpenNoiommuGroup(number)).value)
+
+    def open_uio(self, device: str) -> int:
+        return int(self._ask(m.OpenUio(device)).value)
+
+    def uio_config_read(self, uio: int, offset: int, size: int) -> bytes:
+        return bytes(self._ask(m.UioConfigRead(uio, offset, size)).data)
+
+    def uio_config_write(self, uio: int, offset: int, data: bytes) -> None:
+        self._forget_windows()
+        self._ask(m.UioConfigWrite(uio, offset, data))
+
+    def uio_mmap(self, uio: int, bar: int) -> int:
+        return int(self._ask(m.UioMmap(uio, bar)).value)
+
+    # --- what takes a BAR away for a time, or for good
+
+    def region_write(self, device: int, index: int, offset: int, data: bytes) -> None:
+        if index == RegionIndex.CONFIG:
+            self._forget_windows()
+        super().region_write(device, index, offset, data)
+
+    def reset(self, device: int) -> None:
+        self._forget_windows()
+        super().reset(device)
+
+    def close(self, handle: int) -> None:
+        self._forget_windows()
+        super().close(handle)
+
+    def _forget_windows(self) -> None:
+        """The kernel zaps the maps of a BAR that is moved or switched off; the next access faults."""
+        self._windows.clear()
+
+    # --- the process itself
+
+    def mmio_read(self, vaddr: int, size: int) -> int:
+        token, offset = self._window(vaddr, size)
+        value: int = self._direct.call(m.DirectRead(token, offset, size))[0]
+        return value
+
+    def mmio_write(self, vaddr: int, size: int, value: int) -> None:
+        token, offset = self._window(vaddr, size)
+        self._direct.post(m.DirectWrite(token, offset, size, value))
+
+    def pause(self) -> None:
+        os.sched_yield()
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def _window(self, vaddr: int, size: int) -> tuple[bytes, int]:
+        """(token, offset) of an access; the first one to a BAR faults. Raises OSError(EFAULT) outside of all."""
+        for first, end, token in self._windows:
+            if first <= vaddr and vaddr + size <= end:
+                return token, vaddr - first
+        fault = self._ask(m.PageFault(vaddr))
+        self._windows.append((fault.base, fault.base + fault.size, fault.token))
+        return fault.token, vaddr - fault.base

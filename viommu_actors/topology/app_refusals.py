@@ -1,0 +1,94 @@
+"""What the applications of a guest must be together with its memory and devices, and what gives a device away."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.kernel.pages import HUGEPAGE
+from viommu_actors.spec import platform
+from viommu_actors.topology.errors import Refusal
+from viommu_actors.topology.model import App, Topology, Vm
+from viommu_actors.topology.resolve import bytes_of
+
+#: What is left to a guest's kernel beside the hugepages, at least.
+_LEAST: Final = 8 << 20
+#: Why the host cannot assign a device so (Linux: drivers/vfio/vfio_main.c, drivers/uio/uio_pci_generic.c).
+_CANNOT_ASSIGN: Final = {
+    "noiommu": (
+        "VFIO no-iommu cannot assign a device to a VM: it maps nothing, so that the device would take the guest's"
+        " addresses for the host's, and reach all of the host"
+    ),
+    "uio": (
+        "UIO cannot assign a device to a VM: it has no map for DMA, so that the device would take the guest's addresses"
+        " for the host's, and no MSI that could be the guest's"
+    ),
+}
+
+
+def check_assign_drivers(topology: Topology) -> None:
+    """Only VFIO assigns a device to a guest. Raises the first `Refusal`."""
+    for v, vm in enumerate(topology.vm):
+        for a, assign in enumerate(vm.assign):
+            key = f"vm[{v}].assign[{a}]"
+            if assign.driver != "vfio":
+                raise Refusal(f"{key}.driver", _CANNOT_ASSIGN[assign.driver], 'leave driver out, or set it to "vfio"')
+            if assign.bypass_iommu and vm.viommu is None:
+                raise Refusal(
+                    f"{key}.bypass_iommu", f'"{vm.name}" has no vIOMMU to bypass', "add a [vm.viommu], or leave it out"
+                )
+
+
+def check_apps(topology: Topology) -> None:
+    """Raises the first `Refusal`; names, devices and assignments have been checked."""
+    for v, vm in enumerate(topology.vm):
+        taken: dict[str, str] = {}
+        for a, app in enumerate(vm.app):
+            _ports(f"vm[{v}].app[{a}]", topology, vm, app, taken)
+        _hugepages(v, vm)
+
+
+def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]) -> None:
+    devices = {device.name: device for device in topology.device}
+    assigned = [assign.device for assign in vm.assign]
+    for p, port in enumerate(app.port):
+        place = f"{key}.port[{p}].device"
+        if port.device not in assigned:
+            has = f"it has {', '.join(assigned)}" if assigned else "it has none"
+            raise Refusal(place, f'"{vm.name}" has no device "{port.device}"', f"assign it to the VM; {has}")
+        if port.device in taken:
+            has_it = taken[port.device]
+            raise Refusal(place, f'"{port.device}" is a port of "{has_it}" already', "name each device once")
+        taken[port.device] = app.name
+        device = devices[port.device]
+        if device.model != "nic":
+            raise Refusal(place, f'"{port.device}" is an {device.model}, and an application drives nics', "name a nic")
+        if device.peer is not None:
+            raise Refusal(
+                place,
+                f'"{port.device}" has a cable, and what an application sends it receives itself',
+                "leave peer out, for loopback",
+            )
+
+
+def _hugepages(index: int, vm: Vm) -> None:
+    if CommandLine(vm.cmdline).get("hugepages"):
+        raise Refusal(f"vm[{index}].cmdline", "hugepages is filled in from the applications", "leave it out")
+    memory, wanted = bytes_of(vm.memory), 0
+    high = max(0, memory - platform.LOW_MEMORY_LIMIT)
+    room = (high or memory - _LEAST) // HUGEPAGE * HUGEPAGE
+    for a, app in enumerate(vm.app):
+        size = bytes_of(app.hugepages)
+        if size % HUGEPAGE:
+            raise Refusal(
+                f"vm[{index}].app[{a}].hugepages",
+                f"{app.hugepages} is not a multiple of 2 MiB",
+                "round it to whole 2M pages, such as 4M",
+            )
+        wanted += size
+        if wanted > room:
+            raise Refusal(
+                f"vm[{index}].app[{a}].hugepages",
+                f'"{vm.name}" with {vm.memory} has room for {room >> 20}M of hugepages',
+                "ask for less, or give the VM more memory",
+            )
