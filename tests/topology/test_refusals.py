@@ -41,7 +41,12 @@ def pair(kind: str, keys: str = "") -> str:
     return TOP + behind("a") + behind("b") + component(kind, "x", keys)
 
 
+def app(name: str = "app", port: str = "nic0", *keys: str) -> str:
+    return "\n".join(["[[vm.app]]", f'name = "{name}"', *keys, "[[vm.app.port]]", f'device = "{port}"', ""])
+
+
 ONE = TOP + device()
+TAKEN = ONE + vm() + assign()
 
 CASES = {
     # the file as a whole
@@ -249,6 +254,46 @@ CASES = {
     "edit outside its mask": (edited("{offset = 0, mask = 1, value = 2}"), "value: 0x2 has bits outside the mask 0x1"),
     "edit of nothing": (edited("{}"), "edit[0]: is neither one capability to hide nor one dword to change"),
     "edit by half": (edited("{offset = 0}"), "edit[0]: is neither one capability to hide nor one dword to change"),
+    # what gives a device away
+    "c8: no-iommu assigns nothing": (
+        ONE + vm() + assign("nic0", 'driver = "noiommu"'),
+        "vm[0].assign[0].driver: VFIO no-iommu cannot assign a device to a VM: it maps nothing",
+    ),
+    "c8: uio assigns nothing": (
+        ONE + vm() + assign("nic0", 'driver = "uio"'),
+        "vm[0].assign[0].driver: UIO cannot assign a device to a VM: it has no map for DMA",
+    ),
+    "nothing to bypass": (ONE + vm() + assign("nic0", "bypass_iommu = true"), '"vm0" has no vIOMMU to bypass'),
+    # applications
+    "app of a device's name": (TAKEN + app("nic0"), 'vm[0].app[0].name: "nic0" is taken by device[0]'),
+    "two apps of a name": (TAKEN + app() + app(), 'vm[0].app[1].name: "app" is taken by vm[0].app[0]'),
+    "app without ports": (TAKEN + '[[vm.app]]\nname = "a"\n', "vm[0].app[0]"),
+    "port of nobody": (TAKEN + app("a", "nic1"), 'port[0].device: "vm0" has no device "nic1"; assign it to the VM; it'),
+    "port of a vm without devices": (ONE + vm() + app(), 'has no device "nic0"; assign it to the VM; it has none'),
+    "port taken": (TAKEN + app("a") + app("b"), 'vm[0].app[1].port[0].device: "nic0" is a port of "a" already'),
+    "port twice": (TAKEN + app("a") + '[[vm.app.port]]\ndevice = "nic0"\n', '"nic0" is a port of "a" already'),
+    "port that is an edu": (
+        TOP + device("e", "edu") + vm() + assign("e") + app("a", "e"),
+        '"e" is an edu, and an application drives nics',
+    ),
+    "port with a cable": (
+        TOP + device("a", "nic", 'peer = "b"') + device("b", "nic", 'peer = "a"') + vm() + assign("a") + app("x", "a"),
+        'port[0].device: "a" has a cable',
+    ),
+    "unknown way": (TAKEN + app() + 'driver = "igb_uio"\n', "vm[0].app[0].port[0].driver"),
+    "part of a hugepage": (TAKEN + app("a", "nic0", 'hugepages = "3M"'), "hugepages: 3M is not a multiple of 2 MiB"),
+    "more hugepages than memory": (
+        ONE + vm("vm0", 'memory = "16M"') + assign() + app("a", "nic0", 'hugepages = "10M"'),
+        'vm[0].app[0].hugepages: "vm0" with 16M has room for 8M of hugepages; ask for less, or give the VM more memory',
+    ),
+    "hugepages of all apps": (
+        ONE + vm("vm0", 'memory = "16M"') + assign() + app("a", "nic0", 'hugepages = "6M"') + app("b", "nic1"),
+        "vm[0].app[1]",
+    ),
+    "hugepages by the command line": (
+        ONE + vm("vm0", 'cmdline = "hugepages=8"') + assign() + app(),
+        "vm[0].cmdline: hugepages is filled in from the applications",
+    ),
     # attacks
     "unknown attack": (TOP + device("n", "nic", 'rogue = ["A99"]'), 'rogue[0]: there is no attack "A99"'),
     "attack in small letters": (TOP + device("n", "nic", 'rogue = ["a2"]'), 'did you mean "A2"?'),

@@ -183,6 +183,49 @@ def test_settings(cmdline: str, has_iommu: bool, setting: DmaSetting) -> None:
     assert setting_of(cmdline, has_iommu) == setting
 
 
+APP = """
+name = "app"
+
+[[device]]
+name = "nic0"
+model = "nic"
+
+[[device]]
+name = "nic1"
+model = "nic"
+
+[[vm]]
+name = "vm0"
+
+[vm.viommu]
+
+[[vm.assign]]
+device = "nic0"
+
+[[vm.assign]]
+device = "nic1"
+bypass_iommu = true
+
+[[vm.app]]
+name = "testpmd"
+hugepages = "6M"
+
+[[vm.app.port]]
+device = "nic1"
+driver = "noiommu"
+"""
+
+
+def test_an_application_has_its_hugepages_and_a_bypassing_device_no_iommu() -> None:
+    resolved = resolve(parse(APP))
+    [app] = resolved.vm("vm0").apps
+    assert resolved.vm("vm0").cmdline == "intel_iommu=on hugepages=3"
+    assert [(port.device, port.bdf, port.driver) for port in app.ports] == [("nic1", "00:04.0", "noiommu")]
+    assert (resolved.setting("nic0"), resolved.setting("nic1")) == ("strict", "none")
+    assert resolved.port("nic1") == app.ports[0] and resolved.port("nic0") is None
+    assert (resolved.device("nic0").app, resolved.device("nic1").app) == (None, "testpmd")
+
+
 def test_sizes() -> None:
     assert [bytes_of(size) for size in ("1K", "64M", "2G")] == [1 << 10, 64 << 20, 2 << 30]
 
@@ -194,7 +237,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 def test_the_shipped_topologies(path: Path) -> None:
     resolved = resolve(load(path))
     assert resolved.name == path.stem
-    processes = 1 + len(resolved.devices) + 2 * len(resolved.vms)
+    processes = 1 + len(resolved.devices) + sum(2 + len(vm.apps) for vm in resolved.vms)
     assert 2 <= processes <= 12
     assert path.read_text().startswith("#:schema ./topology.schema.json\n")
 
@@ -208,4 +251,6 @@ def test_there_are_topologies_for_the_claims() -> None:
         "two-guests",
         "switch",
         "bridge",
+        "dpdk",
+        "dpdk-noiommu",
     }
