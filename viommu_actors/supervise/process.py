@@ -12,6 +12,7 @@ from typing import IO, Any
 import zmq
 
 from viommu_actors.supervise.plan import ActorPlan
+from viommu_actors.wire.guarded import GuardedChannel
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
 from viommu_actors.wire.sockets import Channel
 from viommu_actors.wire.tally import Tally
@@ -37,7 +38,12 @@ class Actor:
         self._process = _spawn(configuration, [*plan.fds, lifeline], log)
         self.pidfd = os.pidfd_open(self._process.pid)
         self.tally = Tally(f"control:{plan.name}", "launcher")
-        self.channel = Channel(context, "launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
+        self.channel: Channel | GuardedChannel
+        made_of = ("launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
+        if plan.role == "device":
+            self.channel = GuardedChannel(*made_of, self.pidfd)
+        else:
+            self.channel = Channel(context, *made_of)
 
     @property
     def pid(self) -> int:
@@ -55,12 +61,16 @@ class Actor:
             return ""
         return lines[-1] if lines else ""
 
+    def kill(self) -> None:
+        """Its end is told by `pidfd`."""
+        self._process.kill()
+
     def end(self) -> None:
         """Kills the process if it still runs, reaps it, and lets go of everything."""
         self._process.kill()
         self._process.wait()
         os.close(self.pidfd)
-        self.channel.socket.close()
+        self.channel.close()
 
 
 def _spawn(configuration: dict[str, Any], fds: list[int], log: IO[bytes]) -> subprocess.Popen[bytes]:

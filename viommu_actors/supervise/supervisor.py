@@ -30,6 +30,8 @@ COMMAND_TIMEOUT = 60.0
 _QUIESCE = 2.0
 _UNPLUG_TIMEOUT = 1.0
 _HEARD_NOTED = 1000
+#: Messages taken from one actor before the others get their turn.
+_DRAIN = 10_000
 
 
 class ActorDied(Exception):
@@ -273,10 +275,15 @@ class Supervisor:
     def poll(self, seconds: float) -> None:
         """Waits once for whatever happens first. Raises ActorDied, Interrupted."""
         seconds = max(0.0, min(seconds, self.door.patience))
+        if any(actor.channel.behind for actor in self.actors.values()):
+            seconds = 0.0
         ready = {source for source, _ in self._poller.poll(int(seconds * 1000))}
         for actor in list(self.actors.values()):
-            if actor.channel.socket in ready:
+            if actor.channel.socket in ready or actor.channel.behind:
                 self._drain(actor)
+            if actor.channel.lost is not None:
+                # A device that hangs up, or sends messages without an end, is not to be commanded any more.
+                actor.kill()
         withdrawn = self.door.socket in ready and self.door.serve(self._status, self._stop)
         self._raise_if_interrupted()
         for actor in list(self.actors.values()):
@@ -298,7 +305,7 @@ class Supervisor:
                 return
 
     def _drain(self, actor: Actor) -> None:
-        while True:
+        for _ in range(_DRAIN):
             try:
                 message = actor.channel.receive(zmq.NOBLOCK)
             except zmq.Again:

@@ -151,7 +151,11 @@ class Inbox:
 
 
 class Channel:
-    """A DEALER towards one peer's inbox: synchronous calls, or one-way posts."""
+    """A DEALER towards one peer's inbox: synchronous calls, or one-way posts. The peer is trusted."""
+
+    #: A poll tells of every message.
+    behind = False
+    lost = None
 
     def __init__(
         self, context: zmq.Context[Any], name: str, address: str, out: Codec, answer: Codec, tally: Tally
@@ -195,3 +199,7 @@ class Channel:
         message = self._decode(frame)
         self.tally.received[type(message)] += 1
         return message
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self.socket.close()

@@ -40,8 +40,11 @@ class ZmtpPeer:
     `limit`: bytes of the longest frame, 255 or more; a longer one is passed over, and malformed.
     """
 
-    def __init__(self, address: str, limit: int) -> None:
-        """`address` as a `sockets.Listener` has it. Raises PeerLost where nobody listens."""
+    def __init__(self, address: str, limit: int, identity: bytes = b"") -> None:
+        """`address` as a `sockets.Listener` has it, `identity` what a ROUTER knows this by.
+
+        Raises PeerLost where nobody listens.
+        """
         self._limit = limit
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
@@ -65,7 +68,7 @@ class ZmtpPeer:
         except OSError as error:
             self.close()
             raise PeerLost(str(error)) from None
-        ready = _READY + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b"")
+        ready = _READY + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", identity)
         self._write(_GREETING + bytes((_COMMAND, len(ready))) + ready)
 
     def fileno(self) -> int:
