@@ -119,12 +119,13 @@ def test_a_translated_request_is_refused(run: Path, tmp_path: Path) -> None:
     [
         ("def run(:\n", "mine.py, line 1: "),
         ("\0", "mine.py"),
-        ("x = 1\n" * 20000, "longer than 65536 characters"),
+        ("\udcff", "mine.py: 'utf-8' codec can't decode byte 0xff"),
+        ("x = 1\n" * 20000, "longer than 65536 bytes"),
     ],
 )
 def test_what_is_no_python_attaches_nothing(run: Path, tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.py"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     finished = attack(run, "--as", "nic0", "--script", str(path))
     assert finished.status == 2 and said in finished.stderr and finished.stderr.count("\n") == 1
 

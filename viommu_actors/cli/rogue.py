@@ -140,9 +140,10 @@ def _job(options: argparse.Namespace, text: str | None, device: str) -> Attack |
 def _script(path: Path) -> str:
     """Its text, which is Python; it is run by the device's process alone. Raises BadScript."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if len(text) > MAX_SCRIPT:
-            raise BadScript(f"{path}: longer than {MAX_SCRIPT} characters")
+        data = path.read_bytes()
+        if len(data) > MAX_SCRIPT:
+            raise BadScript(f"{path}: longer than {MAX_SCRIPT} bytes")
+        text = data.decode()
         ast.parse(text, path.name)
     except OSError as error:
         raise BadScript(f"{path}: {error.strerror}") from None

@@ -12,7 +12,7 @@ from typing import Any, Self
 import msgspec
 import zmq
 
-from viommu_actors.supervise.requests import Cancel, DeviceDel, Request, Status
+from viommu_actors.supervise.requests import MAX_REQUEST, Cancel, DeviceDel, Request, Status
 from viommu_actors.supervise.runs import LiveRun
 from viommu_actors.text import printable
 
@@ -87,7 +87,10 @@ class DoorClient:
 
     def _send(self, request: Request) -> int:
         self._number += 1
-        self._socket.send(msgspec.json.encode(msgspec.structs.replace(request, id=self._number)))
+        frame = msgspec.json.encode(msgspec.structs.replace(request, id=self._number))
+        if len(frame) > MAX_REQUEST:
+            raise JobFailed("refused", f"a request of {len(frame)} bytes; {MAX_REQUEST} are taken")
+        self._socket.send(frame)
         return self._number
 
     def _receive(self) -> dict[str, Any]:

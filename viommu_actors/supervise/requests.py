@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-#: Bytes of a request: a script, and what JSON makes of its line feeds and quotes.
-MAX_REQUEST = 1 << 18
-#: Characters of a script.
+#: Bytes of a script.
 MAX_SCRIPT = 1 << 16
+#: Bytes of a request: a script, of which JSON makes six times as much at most.
+MAX_REQUEST = 8 * MAX_SCRIPT
 MAX_REPEAT = 1000
 #: Seconds that a script may take.
 MAX_SECONDS = 3600
