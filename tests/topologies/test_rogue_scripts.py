@@ -171,6 +171,15 @@ def test_an_endless_loop_is_ended(run: Path, tmp_path: Path) -> None:
     assert attack(run, "--as", "nic0", "--attacks", "A2").status == 0
 
 
+def test_a_rogue_that_hands_over_nonsense(run: Path, tmp_path: Path) -> None:
+    """What it says of the device is in its own hands; honest firmware goes on with what it was given then."""
+    body = "self._port._turn.__self__._control._handlers['state'] = lambda: 'nonsense'\nself.report('done')"
+    finished = _played(run, tmp_path, "nic0", body)
+    assert finished.status == 0 and finished.results["reports"] == ["done"], finished.stderr
+    assert attack(run, "--as", "edu0", "--attacks", "A24", "--json").status == 0
+    assert attack(run, "--as", "nic0", "--attacks", "A2").status == 0
+
+
 def test_a_process_that_ends_itself(run: Path, tmp_path: Path) -> None:
     finished = _played(run, tmp_path, "nic0", "import os\nos._exit(7)")
     assert finished.status == 3 and "exited with 7" in finished.stderr

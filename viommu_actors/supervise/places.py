@@ -83,7 +83,7 @@ class Places:
                 supervisor.command("host", "pull", link=device.link)
                 raise CommandFailed(f"the host found {found or 'nothing'} in slot {device.slot}, not {device.bdf}")
         except BaseException:
-            supervisor.retire(device.name)
+            supervisor.dismiss(device.name)
             raise
         self.topology = replace(self.topology, devices=(*self.topology.devices, device))
         driver = found[0]["driver"] or "none"
@@ -95,10 +95,12 @@ class Places:
         device = self._wanted(name)
         if device.behind is not None:
             raise Refused(f'"{name}" is behind {device.behind}, which has no hot-plug slots; --as takes over its link')
-        self._pull(device)
-        self._supervisor.retire(name)
-        self._supervisor.fallen[name] = f"{name} was pulled out of slot {device.slot}"
-        self._plan.pull(name)
+        try:
+            self._pull(device)
+        finally:
+            self._supervisor.retire(name)
+            self._supervisor.fallen[name] = f"{name} was pulled out of slot {device.slot}"
+            self._plan.pull(name)
         self._vacant[device.slot] = device.bdf
         self._tell(f"{name}: pulled out of slot {device.slot}")
         return self.plug(device.slot, model)
@@ -119,9 +121,15 @@ class Places:
     def _give_back(self, attached: Attached) -> None:
         """The device's own firmware comes back, and its driver finds it so."""
         name, supervisor = attached.device.name, self._supervisor
+        before = attached.state
         with suppress(CommandFailed, ActorGone):
             attached.state = supervisor.each({name: {}}, "state", _HAND_OVER)[name]
-        self._replace(attached, expendable=False)
+        try:
+            self._replace(attached, expendable=False)
+        except CommandFailed:
+            # What a rogue hands over may be anything; what it was given was not.
+            attached.state = before
+            self._replace(attached, expendable=False)
         with suppress(CommandFailed, ActorGone):
             supervisor.command(attached.owner.kernel, "rebind", bdf=attached.owner.bdf)
         self._tell(f"{name}: its own firmware is back")
@@ -202,7 +210,7 @@ class Places:
             supervisor.command(name, "adopt", state=attached.state)
             supervisor.command("host", "relink", link=device.link, address=_link_of(plan))
         except BaseException:
-            supervisor.retire(name)
+            supervisor.dismiss(name)
             raise
         supervisor.succeed(name, device.name, expendable)
 
