@@ -39,8 +39,8 @@ class Canvas:
     def lines(self) -> list[Line]:
         if not self._cells:
             return []
-        height = 1 + max(y for _, y in self._cells)
-        return [self._line(row) for row in range(height)]
+        rows = [y for _, y in self._cells]
+        return [self._line(row) for row in range(min(rows), 1 + max(rows))]
 
     def _line(self, row: int) -> Line:
         columns = [x for x, y in self._cells if y == row]

@@ -19,7 +19,9 @@ from viommu_actors.report.svg import legend, topology_svg
 from viommu_actors.report.tables import (
     COUNTS,
     absent_table,
+    app_table,
     assignment_table,
+    fault_notes,
     fault_table,
     interrupt_note,
     io_tables,
@@ -64,7 +66,8 @@ def html(
         _section("io", "I/O, and what it cost", *_io(seen)),
         _section("latency", "Latency", *_latency(latencies)),
         _section("assignments", "Assignments", *_tables(assignment_table(seen))),
-        _section("faults", "Faults", *_tables(fault_table(seen))),
+        _section("applications", "Applications", *_tables(app_table(seen))),
+        _section("faults", "Faults", *_faults(seen)),
         _section("environment", "Environment", *_environment(topology, seen, facts or {})),
     )
     there = [section for section in sections if section]
@@ -168,7 +171,7 @@ def _io(results: Results) -> list[Markup]:
             continue
         rows = [
             Bar(
-                f"{fit(row.device, 12)}, {row.mapping}",
+                f"{fit(row.device, 12)}, {row.mapping}" + ("" if row.driver == "kernel" else ", app"),
                 ((row.mapping, count / row.operations if row.operations else 0.0),),
                 f"{count / row.operations:.3g}" if row.operations else "no operation",
             )
@@ -187,6 +190,11 @@ def _io(results: Results) -> list[Markup]:
     intro = element("p", "In the steady state, for each operation: a single-page buffer transferred and verified.")
     figures = _tables(*io_tables(results), modelled_table(results))
     return [intro, key_of, element("div", *panels, class_="panels"), *figures]
+
+
+def _faults(results: Results) -> list[Markup]:
+    told = [element("p", line_html(words)) for block in fault_notes(results) for words in block]
+    return [*_tables(fault_table(results)), *told]
 
 
 def _latency(latencies: Latencies | None) -> list[Markup]:

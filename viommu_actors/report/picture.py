@@ -18,9 +18,9 @@ from viommu_actors.report.scene import (
     Scene,
     What,
     component_title,
-    guest_address,
     manners,
     place_behind,
+    seen_as,
 )
 from viommu_actors.report.text import Line, Span, line
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -38,6 +38,8 @@ _HOST_MEMORY, _HOST_TABLES, _OTHER, _INTERRUPTS, _IOMMU, _PORT, _HOST_ROWS = 1, 
 _COMPONENT = _HOST + _HOST_ROWS
 _COMPONENT_ROWS = 3
 _DEVICE_ROWS = 5
+#: Above a guest's kernel, where it has applications.
+_USER_ROWS, _APP_ROWS = 4, 3
 #: Where an arrow ends.
 _HEADS: dict[tuple[Machine, What], int] = {
     ("guest", "memory"): _MEMORY,
@@ -81,6 +83,10 @@ class _Band:
             if vm is not None:
                 self._guest(vm, members[0][0] * COLUMN, len(members) * COLUMN)
         self._host(len(placed) * COLUMN)
+        for (vm, app), group in groupby(placed, key=lambda item: (item[1][0], item[1][1] and item[1][1].app)):
+            members = list(group)
+            if vm is not None and app is not None:
+                self._app(vm, [(device, index * COLUMN) for index, (_, device) in members if device is not None])
         for behind, group in groupby(placed, key=lambda item: item[1][1] and item[1][1].behind):
             members = list(group)
             if behind is not None:
@@ -94,7 +100,13 @@ class _Band:
 
     def _guest(self, vm: ResolvedVm, x: int, width: int) -> None:
         canvas = self._canvas
-        canvas.box(x, 0, width, _GUEST_ROWS, self._scene.titled(f"{vm.name}: guest", f"{vm.name}.guest"))
+        title = self._scene.titled(f"{vm.name}: guest", f"{vm.name}.guest")
+        if vm.apps:
+            canvas.box(x, -_USER_ROWS, width, _USER_ROWS + _GUEST_ROWS, title)
+            canvas.put(x, 0, "├" + "─" * (width - 2) + "┤")
+            canvas.put(x + 4, 0, " its kernel ", "title")
+        else:
+            canvas.box(x, 0, width, _GUEST_ROWS, title)
         if vm.viommu is not None:
             canvas.box(x + 1, _VIOMMU, width - 2, 3, "vIOMMU")
         if vm.viommu is not None or vm.assign:
@@ -104,6 +116,13 @@ class _Band:
         canvas.put(x, _HYPERVISOR, "├" + "─" * (width - 2) + "┤")
         canvas.put(x + 4, _HYPERVISOR, f" {self._scene.titled('hypervisor', f'{vm.name}.hypervisor')} ", "title")
         canvas.put(x + WORDS, _HYPERVISOR + 1, self._scene.hypervisor(vm))
+
+    def _app(self, vm: ResolvedVm, devices: list[tuple[ResolvedDevice, int]]) -> None:
+        """The process, and how it has its devices."""
+        title = self._scene.application(vm, devices[0][0])
+        self._canvas.box(devices[0][1] + 1, 1 - _USER_ROWS, len(devices) * COLUMN - 2, _APP_ROWS, title)
+        for device, x in devices:
+            self._canvas.put(x + WORDS, 2 - _USER_ROWS, fit(self._scene.grant(device), _ROOM))
 
     def _victim(self, vm: ResolvedVm, x: int) -> None:
         """In a guest without devices: how it fared against those of the only other one."""
@@ -128,7 +147,7 @@ class _Band:
         self._box_of(device, x)
         if vm is not None:
             canvas.box(x + 1, _SEEN, COLUMN - 2, 3, dashed=True)
-            canvas.put(x + WORDS, _SEEN + 1, fit(f"{guest_address(vm, device)} {device.name}", _ROOM))
+            canvas.put(x + WORDS, _SEEN + 1, fit(seen_as(vm, device), _ROOM))
         own = self._scene.own(device)
         canvas.vertical(x + ARROW, _HEADS[own.machine, own.what], self._device_row - 1, own.state)
         canvas.put(x + ARROW, self._device_row, "┴", own.state)

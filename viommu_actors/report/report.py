@@ -11,7 +11,9 @@ from viommu_actors.report.picture import picture
 from viommu_actors.report.results import Results, RogueResults
 from viommu_actors.report.tables import (
     absent_table,
+    app_table,
     assignment_table,
+    fault_notes,
     fault_table,
     interrupt_note,
     io_tables,
@@ -111,6 +113,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
     tables = [
         *verdict_tables(topology, results),
         assignment_table(results),
+        app_table(results),
         *io_tables(results),
         modelled_table(results),
         fault_table(results),
@@ -119,6 +122,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
     blocks = [
         picture(topology, results, width),
         *(table.lines() for table in tables if table),
+        *fault_notes(results),
         *interrupt_note(topology),
         *sandbox_note(results.processes),
         [summary(results)],

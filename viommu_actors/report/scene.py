@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.text import Style
@@ -17,6 +18,8 @@ LEGEND: dict[Style, str] = {
     "unsafe": "it got at memory, or raised an interrupt, that nobody had given to it",
     "unknown": "nothing was tried, or not all of the proof is there",
 }
+#: How applications have devices, in words.
+WAYS: dict[UserDriver, str] = {"vfio": "VFIO", "noiommu": "VFIO no-iommu", "uio": "UIO"}
 _HARM = ("leaked", "corrupted", "delivered")
 _INTERRUPTS = (Target.HOST_VECTOR, Target.OTHER_DEVICE, Target.BEYOND_TABLE, Target.ABSENT_ENTRY)
 
@@ -91,17 +94,37 @@ class Scene:
         """What the vIOMMU of a VM does."""
         if vm.viommu is None:
             return "no vIOMMU"
-        if not vm.assign:
+        behind = [assign.device for assign in vm.assign if not assign.bypass_iommu]
+        if not behind:
             return "no device behind it"
-        mode = self.topology.setting(vm.assign[0].device)
+        mode = self.topology.setting(behind[0])
+        if mode == "passthrough" and any(self._is_shadowed(device) for device in behind):
+            return "passes all but VFIO's"
         return {"none": "left off", "strict": "translates, strict", "passthrough": "lets devices pass"}[mode]
 
     def hypervisor(self, vm: ResolvedVm) -> str:
         """What a hypervisor does for its guest's devices, "" without any."""
         if not vm.assign:
             return ""
-        in_use = vm.viommu is not None and self.topology.setting(vm.assign[0].device) == "strict"
-        return "shadow tables, by VFIO" if in_use else "maps all RAM, by VFIO"
+        shadowed = {self._is_shadowed(assign.device) for assign in vm.assign}
+        if len(shadowed) == 2:
+            return "shadow tables, or all RAM"
+        return "shadow tables, by VFIO" if True in shadowed else "maps all RAM, by VFIO"
+
+    def application(self, vm: ResolvedVm, device: ResolvedDevice) -> str:
+        """The application that has the device from the guest's kernel, with its process; "" where none has."""
+        return self.titled(f"{device.app}: app", f"{vm.name}.{device.app}") if device.app else ""
+
+    def grant(self, device: ResolvedDevice) -> str:
+        """How that application has it, or that the kernel refused."""
+        port = self.topology.port(device.name)
+        if port is None:
+            return ""
+        rows = (row for app in self._results.apps for row in app.ports if row.device == device.name)
+        row = next(rows, None)
+        if row is None or row.granted:
+            return f"{device.name} by {WAYS[port.driver]}"
+        return f"{device.name}: {row.errno}, not by {WAYS[port.driver]}"
 
     def iommu(self) -> str:
         """What the host's IOMMU does beside translation."""
@@ -110,6 +133,11 @@ class Scene:
     def component(self, device: ResolvedDevice) -> ResolvedComponent | None:
         """The switch or bridge that the device is behind."""
         return None if device.behind is None else self.topology.component(device.behind)
+
+    def _is_shadowed(self, device: str) -> bool:
+        """Whether the hypervisor follows the guest's tables for it: those of the kernel, or of VFIO's user."""
+        setting, port = self.topology.setting(device), self.topology.port(device)
+        return setting == "strict" or (setting == "passthrough" and port is not None and port.driver == "vfio")
 
     def _arrow(self, device: ResolvedDevice, what: What, machine: Machine, *targets: Target) -> Arrow:
         verdicts = tuple(v for v in self._results.verdicts if v.device == device.name and v.target in targets)
@@ -128,9 +156,10 @@ def place_behind(component: ResolvedComponent, device: ResolvedDevice) -> str:
     return f"port {number}" if component.kind == "switch" else f"device {number}"
 
 
-def guest_address(vm: ResolvedVm, device: ResolvedDevice) -> str:
-    """Where the guest sees a device that is assigned to it."""
-    return next(assign.bdf for assign in vm.assign if assign.device == device.name)
+def seen_as(vm: ResolvedVm, device: ResolvedDevice) -> str:
+    """Where the guest sees a device that is assigned to it, and whether it is past the guest's vIOMMU."""
+    assign = next(assign for assign in vm.assign if assign.device == device.name)
+    return f"{assign.bdf} {device.name}" + (": no vIOMMU" if assign.bypass_iommu else "")
 
 
 def manners(device: ResolvedDevice) -> str:

@@ -19,9 +19,9 @@ from viommu_actors.report.scene import (
     Scene,
     What,
     component_title,
-    guest_address,
     manners,
     place_behind,
+    seen_as,
 )
 from viommu_actors.report.text import Style
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -32,6 +32,7 @@ BAND = 4
 _COLUMN, _MARGIN, _GAP, _INSET = 290, 8, 24, 8
 _TITLE, _ROW, _BAR, _SEEN, _STRIP, _PORT, _COMPONENT, _DEVICE = 26, 28, 42, 30, 40, 24, 40, 70
 _LANE, _LANES_APART, _PILL = 26, 22, 22
+_APP = 44
 #: Where arrows may end, from the top down.
 _ENDS: dict[Machine, tuple[What, ...]] = {
     "guest": ("memory", "page tables"),
@@ -86,7 +87,9 @@ class _Band:
         }
         self._heads: dict[tuple[Machine, What], float] = {}
         guests = any(vm is not None for vm, _ in columns)
-        below_guest = self._place_heads("guest", _MARGIN) if guests else 0.0
+        self._app = float(_MARGIN + _TITLE)
+        apps = any(device is not None and device.app is not None for _, device in columns)
+        below_guest = self._place_heads("guest", _MARGIN + (_APP + _INSET if apps else 0)) if guests else 0.0
         self._viommu = below_guest + 4
         self._seen = self._viommu + _BAR + 10
         self._hypervisor = self._seen + _SEEN + 10
@@ -110,6 +113,9 @@ class _Band:
         for behind, members in groupby(placed, key=lambda item: item[1][1] and item[1][1].behind):
             if behind is not None:
                 boxes.append(self._component_box(behind, [(i, device) for i, (_, device) in members if device]))
+        for (vm, app), members in groupby(placed, key=lambda item: (item[1][0], item[1][1] and item[1][1].app)):
+            if vm is not None and app is not None:
+                boxes.append(self._app_box(vm, [(i, device) for i, (_, device) in members if device]))
         devices = [(vm, device, _MARGIN + i * _COLUMN) for i, (vm, device) in placed if device is not None]
         boxes += [self._device_boxes(vm, device, x) for vm, device, x in devices]
         arrows = [self._arrow(device, *each, x) for _, device, x in devices for each in self._lanes(device)]
@@ -151,6 +157,8 @@ class _Band:
                 said.append(f"{vm.name if vm else ''}: no device.")
                 continue
             behind = f"assigned to {vm.name} ({self._scene.viommu(vm)})" if vm else "driven by the host"
+            if device.app is not None:
+                behind += f", taken by {device.app} ({self._scene.grant(device)})"
             ends = ", ".join(arrow.label for arrow in self._arrows[device.name])
             said.append(f"{device.name}, {manners(device)}, {behind}: {ends}.")
         return " ".join(said)
@@ -175,6 +183,20 @@ class _Band:
         if not vm.assign:
             drawn += self._victim(vm, left)
         return element("g", *drawn, class_="vm")
+
+    def _app_box(self, vm: ResolvedVm, members: list[tuple[int, ResolvedDevice]]) -> Markup:
+        """The process in the guest's user space, and how it has its devices."""
+        left, width = _MARGIN + members[0][0] * _COLUMN, len(members) * _COLUMN
+        return element(
+            "g",
+            _box(left + _INSET, self._app, width - 2 * _INSET, _APP, "device"),
+            svg_text(left + 2 * _INSET, self._app + 18, self._scene.application(vm, members[0][1]), "title"),
+            *(
+                svg_text(_MARGIN + column * _COLUMN + 2 * _INSET, self._app + 36, self._scene.grant(device), "note")
+                for column, device in members
+            ),
+            class_="app",
+        )
 
     def _victim(self, vm: ResolvedVm, x: float) -> list[Markup]:
         """In a guest without devices: how it fared against those of the only other one."""
@@ -229,9 +251,8 @@ class _Band:
             svg_text(left, self._device + 58, manners(device), "note", inner),
         ]
         if vm is not None:
-            seen = f"{guest_address(vm, device)} {device.name}"
             drawn.append(_box(left, self._seen, inner, _SEEN, "seen"))
-            drawn.append(svg_text(end, self._seen + 19, seen, "note end", inner - 3 * _LANES_APART))
+            drawn.append(svg_text(end, self._seen + 19, seen_as(vm, device), "note end", inner - 3 * _LANES_APART))
         return element("g", *drawn, class_="device", data_device=device.name)
 
     def _lanes(self, device: ResolvedDevice) -> list[tuple[Arrow, int]]:

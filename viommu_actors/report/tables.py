@@ -9,7 +9,8 @@ from viommu_actors.attacks.catalogue import CATALOGUE, SCRIPTED, access_of
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
-from viommu_actors.report.results import Assignment, Io, Machine, Modelled, Process, Results, Verdict
+from viommu_actors.report.results import App, AppPort, Assignment, Io, Machine, Modelled, Process, Results, Verdict
+from viommu_actors.report.scene import WAYS
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
 
@@ -26,9 +27,10 @@ COUNTS = (
     ("device_tlb_invalidations", "device-TLB invalidations"),
     ("interrupts", "interrupts"),
     ("interrupts_forwarded", "  of them through the hypervisor"),
+    ("system_calls", "system calls of the application"),
 )
 #: Told only where there was any.
-_OCCASIONAL = ("device_tlb_invalidations",)
+_OCCASIONAL = ("device_tlb_invalidations", "system_calls")
 #: The same of a VM, in fewer words.
 _MACHINE_COUNTS = (
     ("traps", "traps"),
@@ -37,6 +39,8 @@ _MACHINE_COUNTS = (
     ("pte_writes", "table writes"),
     ("invalidations", "invalidations"),
 )
+#: What an application's start is told to have cost.
+_STARTS = {"system_calls": "system calls to start", "traps": "traps", "vfio_maps": "VFIO maps"}
 _SANDBOXES = {
     "full": "full sandbox",
     "landlock": "PARTIAL sandbox",
@@ -86,6 +90,30 @@ def assignment_table(results: Results) -> Table | None:
         numbers=frozenset([4]),
         notes=tuple(line(_differences(each)) for each in results.assignments),
     )
+
+
+def app_table(results: Results) -> Table | None:
+    """What applications asked of their guests' kernels, and got; None without any."""
+    if not results.apps:
+        return None
+    reasons = [port.reason for app in results.apps for port in app.ports]
+    return Table(
+        title="Applications: the devices that they asked their guest's kernel for",
+        columns=("application", "device", "by", "outcome", "addresses", "kernel's taint", *_STARTS.values()),
+        rows=tuple(_app_row(app, port) for app in results.apps for port in app.ports),
+        numbers=frozenset(range(6, 6 + len(_STARTS))),
+        notes=tuple(line(reason) for reason in reasons) if any(reasons) else (),
+    )
+
+
+def fault_notes(results: Results) -> list[list[Line]]:
+    """A block that says who is not told of faults; none where no application has a device by VFIO."""
+    asked = {port.asked for app in results.apps for port in app.ports if port.granted}
+    told = any(verdict.driver == "vfio" and verdict.evidence.fault for verdict in results.verdicts)
+    if "vfio" not in asked or not told:
+        return []
+    words = "Faults of an application's device are the host's to see: VFIO type1 reports none to guest or application."
+    return [[line(words)]]
 
 
 def fault_table(results: Results) -> Table | None:
@@ -170,12 +198,21 @@ def summary(results: Results) -> Line:
         f"assignment of {each.device} not exclusive or not faithful" for each in results.assignments if not each.ok
     ]
     reasons += [f"I/O of {device} not verified" for device in bad]
+    reasons += [
+        f"{port.device} {'granted to' if port.granted else 'refused'} {app.name} by {port.asked}"
+        for app in results.apps
+        for port in app.ports
+        if not port.ok
+    ]
     return line(Span("NOT as expected: " + ("; ".join(reasons) or "see the log of the run") + ".", "unsafe"))
 
 
 def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verdict, ...]) -> Table:
-    vm = topology.device(device).vm
-    driven = f"driven by the {'host' if vm is None else f'{vm} guest'} kernel, setting {topology.setting(device)}"
+    vm, app, port = topology.device(device).vm, topology.device(device).app, topology.port(device)
+    driven = f"driven by the {'host' if vm is None else f'{vm} guest'} kernel"
+    if port is not None:
+        driven = f"driven by {app} in {vm}, by {WAYS[port.driver]}"
+    driven += f", setting {topology.setting(device)}"
     return Table(
         title=f"{device}: what it tried beyond what it was given ({driven})",
         columns=("attack", "target", "accesses", "outcome"),
@@ -245,6 +282,16 @@ def _access(fault: Fault) -> str:
     return "write" if fault.write else "read"
 
 
+def _app_row(app: App, port: AppPort) -> tuple[Line, ...]:
+    outcome = "granted" if port.granted else f"refused, {port.errno}"
+    expectation = Span(", as expected") if port.ok else Span(", NOT as expected", "unsafe")
+    taints = "".join(app.taints) or "none"
+    cells = (line(Span(outcome), expectation), line(app.iova), line(taints))
+    # Of all of its devices together.
+    start = (str(getattr(app.setup, key)) if port is app.ports[0] else "" for key in _STARTS)
+    return line(app.name), line(port.device), line(WAYS[port.asked]), *cells, *map(line, start)
+
+
 def _assignment_row(each: Assignment) -> tuple[Line, ...]:
     exclusive = each.second_open == "EBUSY"
     opened = Span(f"{each.second_open}, exclusive", "safe") if exclusive else Span(f"{each.second_open}!", "unsafe")
@@ -267,22 +314,34 @@ def _counts_told(rows: Sequence[Io]) -> list[tuple[str, str]]:
 
 def _io_table(rows: tuple[Io, ...]) -> Table:
     lines: list[tuple[str, list[Line]]] = [
+        ("driven by", [line(row.driver if row.driver == "kernel" else f"app, {WAYS[row.driver]}") for row in rows]),
         ("mapping", [line(row.mapping) for row in rows]),
         ("operations", [line(str(row.operations)) for row in rows]),
         ("bytes", [_verified(row) for row in rows]),
     ]
     for key, words in _counts_told(rows):
         lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
+    if any(row.packets_per_second for row in rows):
+        lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
     for key, words in _MAIN_COUNTS:
-        lines.append((f"driver's set-up: {words}", [line(str(getattr(row.setup, key))) for row in rows]))
+        lines.append((f"driver's set-up: {words}", [_set_up(row, key) for row in rows]))
     return Table(
         title="I/O, and what it cost in the steady state (in brackets: for each operation)",
         columns=("", *(row.device for row in rows)),
         rows=tuple((line(words), *cells) for words, cells in lines),
         numbers=frozenset(range(1, len(rows) + 1)),
     )
+
+
+def _rate(row: Io) -> str:
+    return "" if row.packets_per_second is None else f"{row.packets_per_second:,.0f}"
+
+
+def _set_up(row: Io, key: str) -> Line:
+    """An application's is told with the application."""
+    return line(str(getattr(row.setup, key)) if row.driver == "kernel" else "")
 
 
 def _receivers(row: Io, key: str) -> Line:
