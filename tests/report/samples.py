@@ -9,9 +9,9 @@ from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import expected
 from viommu_actors.attacks.verdict import Observed
 from viommu_actors.report.latency import Goal, Latencies, LatencyRow
-from viommu_actors.report.results import Counts, Io, Process, Results, Role, Verdict, as_expected
+from viommu_actors.report.results import App, AppPort, Counts, Io, Process, Results, Role, Verdict, as_expected
 from viommu_actors.topology.load import load, parse
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, resolve
+from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm, resolve
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -29,6 +29,7 @@ def run_of(resolved: ResolvedTopology) -> tuple[ResolvedTopology, Results]:
     """Beside it, results in which all went as expected."""
     verdicts = tuple(v for device in resolved.devices for v in _verdicts(resolved, device))
     rows = tuple(_io(resolved, device) for device in resolved.devices)
+    rows += tuple(_io_of_app(resolved, device) for device in resolved.devices if device.app is not None)
     return resolved, Results(
         topology=resolved.name,
         ok=as_expected(verdicts, rows),
@@ -36,6 +37,7 @@ def run_of(resolved: ResolvedTopology) -> tuple[ResolvedTopology, Results]:
         verdicts=verdicts,
         io=rows,
         faults=tuple(v.evidence.fault for v in verdicts if v.evidence.fault),
+        apps=tuple(_app(vm, app) for vm in resolved.vms for app in vm.apps),
     )
 
 
@@ -44,6 +46,7 @@ def _processes(resolved: ResolvedTopology) -> tuple[Process, ...]:
     for vm in resolved.vms:
         named += [("hypervisor", f"{vm.name}.hypervisor"), ("guest", f"{vm.name}.guest")]
     named += [("device", device.name) for device in resolved.devices]
+    named += [("app", f"{vm.name}.{app.name}") for vm in resolved.vms for app in vm.apps]
     return tuple(Process(role=role, name=name, pid=4242 + pid) for pid, (role, name) in enumerate(named))
 
 
@@ -57,7 +60,8 @@ def _verdicts(resolved: ResolvedTopology, device: ResolvedDevice) -> list[Verdic
                 continue
             on_interrupts = attack.access == "interrupt"
             setting = resolved.interrupt_setting(device.name) if on_interrupts else resolved.setting(device.name)
-            driver = "host" if device.vm is None else "guest"
+            port = resolved.port(device.name)
+            driver = port.driver if port is not None else "host" if device.vm is None else "guest"
             outcome = expected(attack.id, driver, target, setting).verdict  # type: ignore[arg-type]
             if outcome is not None:
                 made.append(
@@ -121,6 +125,34 @@ def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         invalidations=2 * each,
         queue_tail_writes=2 * each,
         setup=Counts(traps=12, vfio_maps=6, vfio_unmaps=4),
+    )
+
+
+def _io_of_app(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
+    port = resolved.port(device.name)
+    assert port is not None
+    return Io(
+        device=device.name,
+        driver=port.driver,
+        mapping="static",
+        operations=device.operations,
+        bytes=device.operations * 4096,
+        verified=True,
+        traps=0,
+        vfio_maps=0,
+        vfio_unmaps=0,
+        packets_per_second=4321.4,
+    )
+
+
+def _app(vm: ResolvedVm, app: ResolvedApp) -> App:
+    return App(
+        name=f"{vm.name}.{app.name}",
+        vm=vm.name,
+        iova="PA",
+        ports=tuple(AppPort(device=port.device, asked=port.driver, granted=True, expected=True) for port in app.ports),
+        taints=("U",) if any(port.driver == "noiommu" for port in app.ports) else (),
+        setup=Counts(traps=115, vfio_maps=2, system_calls=26),
     )
 
 

@@ -25,6 +25,7 @@ OBSERVED = {
     "interrupts-protected": {"memory": "unknown", "interrupts": "safe"},
     "interrupts-unprotected": {"memory": "unknown", "interrupts": "unsafe"},
     "dynamic-vs-static": {"memory": "unknown", "interrupts": "unknown"},
+    "dpdk": {"memory": "safe", "host memory": "safe", "interrupts": "unknown"},
     "host-driver": {"host memory": "safe", "page tables": "safe", "interrupts": "unknown"},
 }
 ARROWS = """[...document.querySelectorAll(".arrow")].map(arrow => {

@@ -7,7 +7,7 @@ import pytest
 
 from tests.report.samples import sample
 from viommu_actors.report.picture import COLUMN, picture
-from viommu_actors.report.results import Results
+from viommu_actors.report.results import AppPort, Results
 from viommu_actors.report.text import Line, plain
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import ResolvedTopology, resolve
@@ -61,6 +61,30 @@ def test_a_switch_or_bridge_stands_between_root_port_and_devices(name: str, titl
     start = next(number for number, row in enumerate(rows) if title in row)
     assert "root port 1" in rows[start - 2] and place in rows[start + 1] and "nic at" in rows[start + 4]
     assert title not in drawn(*sample("assigned-viommu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "viommu"),
+    [("dpdk", "nic1 by UIO", "passes all but VFIO's"), ("dpdk-noiommu", "nic1 by VFIO no-iommu", "translates, strict")],
+)
+def test_one_device_of_an_application_is_safe_and_the_other_is_not(name: str, way: str, viommu: str) -> None:
+    topology, results = sample(name)
+    text = drawn(topology, results)
+    for words in ("testpmd: app, pid 42", "nic0 by VFIO  ", way, "its kernel", viommu, "shadow tables, or all RAM"):
+        assert words in text
+    [memory] = [row for row in text.splitlines() if "▲" in row]
+    assert memory.index("memory: safe") < memory.index("memory: UNSAFE")
+    assert ("no vIOMMU" in text) is (name == "dpdk-noiommu")
+    assert len({len(row) for row in text.splitlines() if row.startswith(("│", "├"))}) == 1
+    assert "app, pid" not in drawn(*sample("assigned-viommu"))
+
+
+def test_what_the_kernel_refused_an_application_stands_in_its_box() -> None:
+    topology, results = sample("dpdk")
+    [app] = results.apps
+    refused = AppPort(device="nic1", asked="uio", granted=False, expected=False, errno="EACCES", reason="no root")
+    results = msgspec.structs.replace(results, apps=(msgspec.structs.replace(app, ports=(app.ports[0], refused)),))
+    assert "nic1: refused, EACCES" in drawn(topology, results)
 
 
 @pytest.mark.parametrize("observed", ["leaked", "corrupted"])

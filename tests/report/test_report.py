@@ -13,6 +13,7 @@ from tests.report.samples import sample, topology
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.report.report import coloured, render, uncoloured
 from viommu_actors.report.results import (
+    AppPort,
     Assignment,
     Counts,
     Difference,
@@ -25,7 +26,7 @@ from viommu_actors.report.results import (
 from viommu_actors.report.tables import MAX_FAULTS, fault_table, summary
 from viommu_actors.report.text import Table, line, plain
 
-NAMES = ("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests")
+NAMES = ("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests", "dpdk")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,6 +74,35 @@ def test_what_the_host_drives_has_no_traps_whatever_it_writes() -> None:
     row = msgspec.structs.replace(results.io[0], traps=0, queue_tail_writes=64)
     text = uncoloured(topology, msgspec.structs.replace(results, io=(row,)), 100)
     assert re.search(r"^traps to the hypervisor +0 \(0\)\nqueue tail writes +64 \(1\)$", text, re.MULTILINE)
+
+
+def test_an_applications_packets_beside_those_of_the_kernels_driver() -> None:
+    topology, results = sample("dpdk-noiommu")
+    text = uncoloured(topology, results, 100)
+    assert re.search(r"driven by +kernel +kernel +app, VFIO +app, VFIO no-iommu\n", text)
+    assert re.search(r"packets a second, wall clock +4,321 +4,321\n", text)
+    # What an application's start cost is told once, with the application.
+    assert re.search(r"driver's set-up: traps to the hypervisor +12 +12\n", text)
+    assert re.search(r"vm0.testpmd +nic0 +VFIO +granted, as expected +PA +U +26 +115 +2\n", text)
+    assert re.search(r"vm0.testpmd +nic1 +VFIO no-iommu +granted, as expected +PA +U\n", text)
+    assert "driven by testpmd in vm0, by VFIO no-iommu, setting none" in text
+
+
+def test_who_is_told_of_faults_of_an_applications_device() -> None:
+    told = "VFIO type1 reports none to guest or application"
+    assert told in uncoloured(*sample("dpdk"), 100)
+    assert told not in uncoloured(*sample("assigned-viommu"), 100)
+
+
+def test_a_refusal_that_was_not_expected_is_told_with_its_reason() -> None:
+    topology, results = sample("dpdk")
+    [app] = results.apps
+    refused = AppPort(device="nic1", asked="uio", granted=False, expected=True, errno="EACCES", reason="it is not root")
+    apps = (msgspec.structs.replace(app, ports=(app.ports[0], refused)),)
+    assert not as_expected(results.verdicts, results.io, apps=apps)
+    text = uncoloured(topology, msgspec.structs.replace(results, apps=apps, ok=False), 100)
+    assert "refused, EACCES, NOT as expected" in text and "    it is not root" in text
+    assert "nic1 refused vm0.testpmd by uio" in text.splitlines()[-1]
 
 
 def test_the_other_end_of_a_cable_is_told() -> None:

@@ -37,6 +37,7 @@ class Canvas:
             self.put(x, row, _CROSSINGS.get(here.text, "│") if here else "│", style)
 
     def lines(self) -> list[Line]:
+        """From the highest row that has anything, whatever its number, to the lowest."""
         if not self._cells:
             return []
         rows = [y for _, y in self._cells]

@@ -94,8 +94,6 @@ class _Band:
         for index, (vm, device) in placed:
             if device is not None:
                 self._device(vm, device, index * COLUMN)
-        if all(vm is None for vm, _ in self._columns):
-            return self._canvas.lines()[_HOST:]
         return self._canvas.lines()
 
     def _guest(self, vm: ResolvedVm, x: int, width: int) -> None:

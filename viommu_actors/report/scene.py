@@ -124,7 +124,7 @@ class Scene:
         row = next(rows, None)
         if row is None or row.granted:
             return f"{device.name} by {WAYS[port.driver]}"
-        return f"{device.name}: {row.errno}, not by {WAYS[port.driver]}"
+        return f"{device.name}: refused, {row.errno}"
 
     def iommu(self) -> str:
         """What the host's IOMMU does beside translation."""
