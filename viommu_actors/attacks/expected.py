@@ -12,14 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from viommu_actors.app.pci import UserDriver
-from viommu_actors.attacks.catalogue import Setting, Target
+from viommu_actors.attacks.catalogue import DmaSetting, Setting, Target
 
 #: A kernel drives the device, or an application by one of its ways.
 KernelDriver = Literal["host", "guest"]
 Driver = Literal[KernelDriver, UserDriver]
 Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded"]
 
-BASE_SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
+BASE_SETTINGS: tuple[DmaSetting, ...] = ("none", "strict", "passthrough")
 #: What is told of attacks that the file tells of for kernels only.
 _UNTOLD = "what it comes to is told of devices that a kernel drives, not of those of applications"
 #: Each of them alone on top of "strict".

@@ -1,4 +1,4 @@
-"""`viommu matrix`: every attack under every setting, expected against observed, with the proofs."""
+"""`viommu matrix`: every attack under every setting, or a device by each way of an application, with the proofs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,35 @@ from pathlib import Path
 from typing import get_args
 
 from viommu_actors.attacks.catalogue import Setting
-from viommu_actors.attacks.expected import SETTINGS, KernelDriver
+from viommu_actors.attacks.expected import SETTINGS, Driver, KernelDriver
 from viommu_actors.cli.exits import Exit
 from viommu_actors.report.matrix import Matrix
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import shown
 from viommu_actors.report.results import Results
+from viommu_actors.report.ways import Ways
 from viommu_actors.supervise.confined import refuse_unconfined
-from viommu_actors.supervise.matrix import Column, columns, play
+from viommu_actors.supervise.matrix import Column, columns, columns_of_applications, play
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
 
 HELP = "play every attack under every setting, and print the verdicts, expected against observed"
-DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "matrix.toml"
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DEFAULT = _CONFIGS / "matrix.toml"
+DPDK = _CONFIGS / "dpdk-matrix.toml"
 _DRIVERS: tuple[KernelDriver, ...] = ("guest", "host")
 _ENDS = {"died": Exit.DIED, "failed": Exit.DIFFERS, "interrupted": Exit.INTERRUPTED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", type=Path, default=DEFAULT, help="what is strict (default: %(default)s)")
+    parser.add_argument(
+        "config", nargs="?", type=Path, help=f"what is strict (default: {DEFAULT}, with --dpdk {DPDK.name} beside it)"
+    )
+    parser.add_argument(
+        "--dpdk",
+        action="store_true",
+        help="not all attacks, but all ways of an application to a device: VFIO, VFIO no-iommu and UIO by setting",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     parser.add_argument(
         "--setting", action="append", choices=SETTINGS, default=[], help="only this setting; may be repeated"
@@ -43,22 +53,26 @@ def run(options: argparse.Namespace) -> int:
     """See `cli.exits`."""
     settings = tuple(setting for setting in SETTINGS if not options.setting or setting in options.setting)
     drivers = _DRIVERS if options.driver is None else (options.driver,)
+    config = options.config or (DPDK if options.dpdk else DEFAULT)
+    if options.dpdk and (options.setting or options.driver):
+        print("--dpdk runs all of its settings and drivers; leave --setting and --driver out", file=sys.stderr)
+        return Exit.REFUSED
     try:
-        topology = load(options.config)
+        topology = load(config)
         refuse_unconfined(topology.sandbox)
-        chosen = columns(topology, settings, drivers)
+        chosen = columns_of_applications(topology) if options.dpdk else columns(topology, settings, drivers)
     except TopologyError as error:
         print(error, file=sys.stderr)
         return Exit.REFUSED
     except Refusal as refusal:
-        print(TopologyError(str(options.config), refusal), file=sys.stderr)
+        print(TopologyError(str(config), refusal), file=sys.stderr)
         return Exit.REFUSED
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = options.run_dir or Path("runs") / f"{stamp}-matrix-{os.getpid()}"
-    runs: list[tuple[Setting, KernelDriver, Results]] = []
+    runs: list[tuple[Setting, Driver, Results]] = []
     try:
         status = _play(chosen, folder, runs)
-        matrix = Matrix(settings, runs)
+        matrix = Ways(runs) if options.dpdk else Matrix(settings, runs)
         (folder / "matrix.json").write_text(matrix.as_json() + "\n")
         (folder / "matrix.md").write_text(matrix.markdown())
     except OSError as error:
@@ -69,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     return status if status or matrix.ok else Exit.DIFFERS
 
 
-def _play(chosen: list[Column], folder: Path, runs: list[tuple[Setting, KernelDriver, Results]]) -> Exit:
+def _play(chosen: list[Column], folder: Path, runs: list[tuple[Setting, Driver, Results]]) -> Exit:
     """Fills `runs`; an end that is no finish ends it."""
     with Progress(sys.stderr) as progress:
         for played in play(chosen, folder, progress.tell):

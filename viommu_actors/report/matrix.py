@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Setting
-from viommu_actors.attacks.expected import Driver, KernelDriver, expected
+from viommu_actors.attacks.expected import Driver, expected
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.tables import outcome_style, proofs, sandbox_note, sandbox_words
 from viommu_actors.report.text import Line, Span, Table, line, plain
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 class Matrix:
     """`runs` are the results of each setting and driver; `settings` in the order of the columns."""
 
-    def __init__(self, settings: Sequence[Setting], runs: Sequence[tuple[Setting, KernelDriver, Results]]) -> None:
+    def __init__(self, settings: Sequence[Setting], runs: Sequence[tuple[Setting, Driver, Results]]) -> None:
         self.settings = tuple(settings)
         rows: dict[tuple[str, Driver, str], dict[Setting, Verdict]] = {}
         for setting, _, results in runs:

@@ -1,4 +1,4 @@
-"""Every attack under every setting: a topology of processes for each column, one after another."""
+"""Every attack under every setting, or an application by every way: a topology of processes for each, in turn."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
+from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Setting
-from viommu_actors.attacks.expected import KernelDriver
+from viommu_actors.attacks.expected import BASE_SETTINGS, Driver, KernelDriver
 from viommu_actors.supervise.run import Ended, Run
+from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import Topology
 from viommu_actors.topology.refusals import check
 from viommu_actors.topology.resolve import ResolvedTopology, resolve
-from viommu_actors.topology.settings import under
+from viommu_actors.topology.settings import for_applications, under
 
 _changed = msgspec.structs.replace
 
@@ -26,7 +28,7 @@ class Column(NamedTuple):
     """One topology to be run."""
 
     setting: Setting
-    driver: KernelDriver
+    driver: Driver
     topology: ResolvedTopology
 
 
@@ -45,6 +47,18 @@ def columns(topology: Topology, settings: Sequence[Setting], drivers: Sequence[K
         changed = under(topology, setting, driver)
         check(changed)
         made.append(Column(setting, driver, _only_rogues_of(driver, resolve(changed))))
+    return made
+
+
+def columns_of_applications(topology: Topology) -> list[Column]:
+    """Those of each way to a device under each setting of the guest. Raises `Refusal` for one that cannot be."""
+    if not any(vm.app for vm in topology.vm):
+        raise Refusal("vm", "no VM has an application", "add a [[vm.app]] to one, as configs/dpdk-matrix.toml has")
+    made = []
+    for driver, setting in product(get_args(UserDriver), BASE_SETTINGS):
+        changed = for_applications(topology, setting, driver)
+        check(changed)
+        made.append(Column(setting, driver, resolve(changed)))
     return made
 
 

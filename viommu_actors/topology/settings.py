@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from viommu_actors.attacks.catalogue import CATALOGUE, Setting, Target
+from viommu_actors.app.pci import UserDriver
+from viommu_actors.attacks.catalogue import CATALOGUE, DmaSetting, Setting, Target
 from viommu_actors.attacks.expected import KernelDriver
+from viommu_actors.kernel.vfio.noiommu import PARAMETER
 from viommu_actors.topology.model import Topology, Vm
 
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1"
@@ -47,6 +49,29 @@ def under(topology: Topology, setting: Setting, driver: KernelDriver) -> Topolog
         switch=tuple(_changed(each, acs=host.acs) for each in topology.switch if each.name in there),
         bridge=tuple(each for each in topology.bridge if each.name in there),
     )
+
+
+def for_applications(topology: Topology, setting: DmaSetting, driver: UserDriver) -> Topology:
+    """A topology whose guests are strict, under `setting`, with every device of an application asked for by `driver`.
+
+    VFIO's no-iommu mode is enabled where that is asked for alone. `refusals.check` is still to be asked.
+    """
+    words = [_HOST_WORDS.get(setting, "intel_iommu=on")]
+    if driver == "noiommu":
+        words.append(f"{PARAMETER}=1")
+    cmdline = " ".join(words).strip()
+    vms = tuple(
+        _changed(
+            vm,
+            cmdline=cmdline,
+            viommu=None if setting == "none" else vm.viommu,
+            app=tuple(
+                _changed(app, port=tuple(_changed(port, driver=driver) for port in app.port)) for app in vm.app
+            ),
+        )
+        for vm in topology.vm
+    )
+    return _changed(topology, name=f"{setting}-{driver}", vm=vms)
 
 
 #: Command line of a kernel whose own devices are under a setting.
