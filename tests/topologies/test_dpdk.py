@@ -137,6 +137,8 @@ def test_uio_binds_behind_a_strict_viommu_and_all_its_dma_faults(tmp_path: Path)
     results = finished.results
     row = _io(results)["nic0", "uio"]
     assert (row["verified"], row["operations"], row["should_work"]) == (False, 0, False)
+    assert "ring halted" in row["failed"]
+    assert (row["fault"]["unit"], row["fault"]["source"]) == ("host iommu", "01:00.0")
     assert results["verdicts"] == [] and len(results["absent"]) == 4
 
 

@@ -26,7 +26,14 @@ class FakeSupervisor:
             return "dynamic"
         done = arguments.get("operations", arguments.get("count", 0))
         self.traps["hypervisor" if actor == "guest" else actor] += 2 * done
-        return {"operations": done, "bytes": done * 4096, "verified": True, "mapping": "dynamic"}
+        return {
+            "operations": done,
+            "bytes": done * 4096,
+            "verified": True,
+            "mapping": "dynamic",
+            "seconds": 0.001 * done,
+            "failed": "",
+        }
 
 
 GUEST = Owner("guest", "hypervisor", "00:03.0")

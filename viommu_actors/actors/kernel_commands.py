@@ -7,6 +7,7 @@ whether they still stand.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -90,9 +91,13 @@ class KernelCommands:
         }
 
     def io(self, bdf: str, operations: int) -> dict[str, Any]:
-        """Honest work of one device, verified byte for byte."""
-        result = self._driver(bdf).run_io(operations)
+        """Honest work of one device, verified byte for byte, and the seconds that it took."""
+        driver = self._driver(bdf)
+        began = time.perf_counter()
+        result = driver.run_io(operations)
         return {
+            "seconds": time.perf_counter() - began,
+            "failed": "",
             "operations": result.operations,
             "bytes": result.bytes,
             "verified": result.verified,

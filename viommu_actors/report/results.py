@@ -73,7 +73,8 @@ class Io(Struct, kw_only=True, frozen=True):
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     `driver` is how an application has the device, "kernel" where a kernel's driver does; `system_calls` are the
     application's. `packets_per_second` is told of a nic, by the wall clock; a packet is two operations.
-    `should_work` is False where the setting is expected to stop honest work too.
+    `should_work` is False where the setting is expected to stop honest work too; `failed` says what then happened, and
+    `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
     """
 
@@ -97,12 +98,14 @@ class Io(Struct, kw_only=True, frozen=True):
     system_calls: int = 0
     packets_per_second: float | None = None
     should_work: bool = True
+    failed: str = ""
+    fault: Fault | None = None
     setup: Counts = field(default_factory=Counts)
     receiver: Counts | None = None
 
     @property
     def ok(self) -> bool:
-        return self.verified == self.should_work
+        return self.verified if self.should_work else not self.verified and self.fault is not None
 
 
 class AppPort(Struct, kw_only=True, frozen=True):

@@ -250,7 +250,7 @@ def proofs(verdict: Verdict) -> str:
         return "; ".join(missing_proofs(access_of(verdict.attack), evidence))
     said = [_let_through(verdict)] if evidence.reached or evidence.elsewhere else []
     if evidence.fault is not None:
-        said.append(_fault_words(evidence.fault))
+        said.append(fault_words(evidence.fault))
     changed = evidence.canary_before != evidence.canary_after
     said.append("canary CHANGED" if changed else "canary unchanged")
     said.append("legal DMA passed" if evidence.control else "legal DMA failed")
@@ -266,7 +266,8 @@ def _let_through(verdict: Verdict) -> str:
     return ", ".join(filter(None, (canaries, others)))
 
 
-def _fault_words(fault: Fault) -> str:
+def fault_words(fault: Fault) -> str:
+    """A record of a refusal in a line."""
     if not fault.address:
         return f"{fault.unit}: {_reason(fault)}, {fault.count} times, of {fault.source}"
     return f"{fault.unit}: {_reason(fault)}, {_access(fault)} of {fault.address} by {fault.source}"
@@ -373,6 +374,8 @@ def _modelled_row(each: Modelled) -> tuple[Line, ...]:
 
 
 def _verified(row: Io) -> Line:
+    if not row.should_work and row.ok:
+        return line("none, as expected")
     return line(f"{row.bytes}, ", Span("all verified", "safe") if row.verified else Span("NOT VERIFIED", "unsafe"))
 
 

@@ -11,7 +11,7 @@ from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.attacks.expected import Driver, expected
 from viommu_actors.report.results import Results
 from viommu_actors.report.scene import WAYS
-from viommu_actors.report.tables import proofs, sandbox_note, sandbox_words
+from viommu_actors.report.tables import fault_words, proofs, sandbox_note, sandbox_words
 from viommu_actors.report.text import Line, Span, Style, Table, line
 
 Outcome = Literal["safe", "UNSAFE", "refused", "useless", "unproven"]
@@ -126,7 +126,8 @@ def _cell(setting: Setting, driver: Driver, results: Results) -> Cell:
             return Cell(driver, setting, "refused", results.ok, port.errno, (port.reason, reason))
     own = [row for row in results.io if row.driver == driver]
     if own and not any(row.verified for row in own):
-        return Cell(driver, setting, "useless", results.ok, "", (reason,))
+        told = [row.failed for row in own] + [fault_words(row.fault) for row in own if row.fault is not None]
+        return Cell(driver, setting, "useless", results.ok, "", (*told, reason))
     aimed = [verdict for verdict in results.verdicts if verdict.target == _GUEST]
     observed = {verdict.observed for verdict in aimed}
     outcome: Outcome = "unproven"
@@ -134,5 +135,5 @@ def _cell(setting: Setting, driver: Driver, results: Results) -> Cell:
         outcome = "UNSAFE"
     elif observed == {"blocked"}:
         outcome = "safe"
-    told = tuple(f"{verdict.attack} {verdict.observed}: {proofs(verdict)}" for verdict in aimed)
-    return Cell(driver, setting, outcome, results.ok, "", (*told, reason))
+    stood = [f"{verdict.attack} {verdict.observed}: {proofs(verdict)}" for verdict in aimed]
+    return Cell(driver, setting, outcome, results.ok, "", (*stood, reason))

@@ -218,16 +218,7 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
     """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port that the link ends at."""
     for record in faults["records"]:
         if record["source"] == source and _is_aimed(record, mission):
-            return Fault(
-                kind="remapping",
-                unit="host iommu",
-                source=record["source"],
-                address=record["place"],
-                write=record["write"],
-                reason=f"{record['reason']:#x}",
-                text=record["text"],
-                count=len(faults["records"]) + faults["lost"],
-            )
+            return remapping_fault(record, len(faults["records"]) + faults["lost"])
     refusal = seen["first_refusal"]
     if refusal is None or refusal["outcome"] == "fault":
         return None
@@ -244,6 +235,20 @@ def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, sourc
         write=refusal["write"],
         text=refusal["outcome"],
         count=seen["outcomes"][refusal["outcome"]],
+    )
+
+
+def remapping_fault(record: dict[str, Any], count: int) -> Fault:
+    """What the host's kernel told of a fault of its IOMMU, which stands for `count` of them."""
+    return Fault(
+        kind="remapping",
+        unit="host iommu",
+        source=record["source"],
+        address=record["place"],
+        write=record["write"],
+        reason=f"{record['reason']:#x}",
+        text=record["text"],
+        count=count,
     )
 
 

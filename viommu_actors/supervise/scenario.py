@@ -10,6 +10,7 @@ from dataclasses import replace
 import msgspec
 
 from viommu_actors.attacks.catalogue import Setting, Target
+from viommu_actors.attacks.evidence import Fault
 from viommu_actors.report.results import (
     Absent,
     App,
@@ -24,7 +25,7 @@ from viommu_actors.report.results import (
 )
 from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.applications import start, works
-from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.assault import Assault, remapping_fault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
@@ -108,7 +109,11 @@ class Scenario:
             processes=self._processes,
             verdicts=rows[0],
             io=rows[1],
-            faults=tuple(verdict.evidence.fault for verdict in rows[0] if verdict.evidence.fault is not None),
+            faults=tuple(
+                fault
+                for fault in (*(row.fault for row in rows[1]), *(verdict.evidence.fault for verdict in rows[0]))
+                if fault is not None
+            ),
             assignments=rows[2],
             absent=tuple(self._absent),
             machines=tuple(self._machines),
@@ -195,9 +200,16 @@ class Scenario:
         if port is None or not device.operations or device.name in self._refused:
             return
         self._tell(f"{device.name}: {device.operations} operations of {device.app}")
+        self._supervisor.command("host", "faults")
         row = Work(self._supervisor, device, self._owner(device), self._tell).alone(device.operations)
         should = works(self._topology, port)
-        self._io.append(msgspec.structs.replace(row, driver=port.driver, should_work=should))
+        fault = None if row.verified else self._first_fault(device)
+        self._io.append(msgspec.structs.replace(row, driver=port.driver, should_work=should, fault=fault))
+
+    def _first_fault(self, device: ResolvedDevice) -> Fault | None:
+        told = self._supervisor.command("host", "faults")
+        own = [record for record in told["records"] if record["source"] == device.bdf]
+        return remapping_fault(own[0], len(own) + told["lost"]) if own else None
 
     def _attack_early(self, target: Target) -> None:
         for assault in self._assaults.values():
@@ -212,5 +224,6 @@ class Scenario:
             if reason:
                 self._absent.append(assault.absent(attack, target, reason))
                 continue
-            self._tell(f"{device.name} turns hostile: {attack.id} {attack.name} on {target}")
+            turns = "turns hostile" if attack.by == "device" else f"is programmed by {device.app}"
+            self._tell(f"{device.name} {turns}: {attack.id} {attack.name} on {target}")
             self._verdicts.append(assault.play(attack, target))

@@ -77,11 +77,10 @@ class Work:
         self._counted(self._setup, self._owner, "io", operations=_WARM_UP)
         before = self._counts(self._owner)
         done = size = 0
-        verified, mapping, seconds = True, None, 0.0
+        verified, mapping, seconds, failed = True, None, 0.0, ""
         for first in range(0, operations, _SLICE):
-            began = time.monotonic()
             part = self._do(self._owner, "io", operations=min(_SLICE, operations - first))
-            seconds += part.get("seconds", time.monotonic() - began)
+            seconds, failed = seconds + part["seconds"], part["failed"] or failed
             done, size, mapping = done + part["operations"], size + part["bytes"], part["mapping"]
             verified &= part["verified"]
             self._tell_of(done, operations, "operations")
@@ -89,7 +88,9 @@ class Work:
         counts.subtract(before)
         rate = done / 2 / seconds if self._is_nic and done and seconds else None
         return msgspec.structs.replace(
-            self._row(counts, done, size, verified, mapping), packets_per_second=rate and round(rate, 1)
+            self._row(counts, done, size, verified, mapping),
+            packets_per_second=rate and round(rate, 1),
+            failed=failed,
         )
 
     def send_to(self, peer: Owner, frames: int) -> Io:
