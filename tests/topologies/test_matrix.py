@@ -65,3 +65,32 @@ def test_a_topology_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 def test_the_shipped_matrix_names_every_attack_that_a_device_can_play() -> None:
     assert {attack for device in load(CONFIGS / "matrix.toml").device for attack in device.rogue} == BY_DEVICES
+
+
+def test_the_nine_ways_of_an_application_are_as_they_really_are(tmp_path: Path) -> None:
+    finished = _matrix(tmp_path / "matrix", "--dpdk", "--json")
+    assert finished.returncode == 0, finished.stderr[-2000:] + finished.stdout[-2000:]
+    ways = json.loads(finished.stdout)
+    assert ways["ok"] is True
+    assert {(cell["driver"], cell["setting"]): (cell["outcome"], cell["error"]) for cell in ways["cells"]} == {
+        ("vfio", "none"): ("refused", "EINVAL"),
+        ("vfio", "strict"): ("safe", ""),
+        ("vfio", "passthrough"): ("safe", ""),
+        ("noiommu", "none"): ("UNSAFE", ""),
+        ("noiommu", "strict"): ("refused", "ENOENT"),
+        ("noiommu", "passthrough"): ("refused", "ENOENT"),
+        ("uio", "none"): ("UNSAFE", ""),
+        ("uio", "strict"): ("useless", ""),
+        ("uio", "passthrough"): ("UNSAFE", ""),
+    }
+    assert "| UIO | UNSAFE | binds; all its DMA faults | UNSAFE |" in (tmp_path / "matrix" / "matrix.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(("--dpdk", "--setting", "none"), "leave --setting"), (("--dpdk", str(CONFIGS / "matrix.toml")), "[[vm.app]]")],
+)
+def test_ways_that_cannot_be_run_are_refused(tmp_path: Path, options: tuple[str, ...], told: str) -> None:
+    finished = _matrix(tmp_path / "matrix", *options)
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.count("\n") == 1 and told in finished.stderr
