@@ -9,7 +9,18 @@ from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import expected
 from viommu_actors.attacks.verdict import Observed
 from viommu_actors.report.latency import Goal, Latencies, LatencyRow
-from viommu_actors.report.results import App, AppPort, Counts, Io, Process, Results, Role, Verdict, as_expected
+from viommu_actors.report.results import (
+    App,
+    AppPort,
+    Counts,
+    Forwarded,
+    Io,
+    Process,
+    Results,
+    Role,
+    Verdict,
+    as_expected,
+)
 from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm, resolve
 
@@ -153,6 +164,7 @@ def _app(vm: ResolvedVm, app: ResolvedApp) -> App:
         ports=tuple(AppPort(device=port.device, asked=port.driver, granted=True, expected=True) for port in app.ports),
         taints=("U",) if any(port.driver == "noiommu" for port in app.ports) else (),
         setup=Counts(traps=115, vfio_maps=2, system_calls=26),
+        forwarded=Forwarded(packets=512, verified=True, packets_per_second=3835.4, counts=Counts()),
     )
 
 

@@ -17,6 +17,7 @@ from viommu_actors.report.results import (
     Assignment,
     Counts,
     Difference,
+    Forwarded,
     Machine,
     Results,
     as_expected,
@@ -86,6 +87,17 @@ def test_an_applications_packets_beside_those_of_the_kernels_driver() -> None:
     assert re.search(r"vm0.testpmd +nic0 +VFIO +granted, as expected +PA +U +26 +115 +2\n", text)
     assert re.search(r"vm0.testpmd +nic1 +VFIO no-iommu +granted, as expected +PA +U\n", text)
     assert "driven by testpmd in vm0, by VFIO no-iommu, setting none" in text
+    assert "    512 packets forwarded between its devices, 3,835 a second, all verified: 0 traps, 0 VFIO maps" in text
+
+
+def test_packets_that_did_not_come_back_are_not_as_expected() -> None:
+    topology, results = sample("dpdk")
+    lost = Forwarded(packets=0, verified=False, packets_per_second=None, counts=Counts(), failed="no packet in 5 s")
+    apps = tuple(msgspec.structs.replace(app, forwarded=lost) for app in results.apps)
+    assert not as_expected(results.verdicts, results.io, apps=apps)
+    text = uncoloured(topology, msgspec.structs.replace(results, apps=apps, ok=False), 100)
+    assert "    forwarding between its devices: no packet in 5 s" in text
+    assert "forwarding of vm0.testpmd not verified" in text.splitlines()[-1]
 
 
 def test_who_is_told_of_faults_of_an_applications_device() -> None:

@@ -94,6 +94,15 @@ def _assert_static(row: dict[str, Any]) -> None:
     assert {row[name] for name in nothing} == {0}
 
 
+def _assert_forwarded(app: dict[str, Any]) -> None:
+    """C6, from one device to the other and back."""
+    forwarded = app["forwarded"]
+    assert (forwarded["packets"], forwarded["verified"], forwarded["failed"]) == (512, True, "")
+    assert forwarded["packets_per_second"] > 0
+    counts = forwarded["counts"]
+    assert set(counts.values()) == {0}
+
+
 def test_c7_c9_by_vfio_safe_by_uio_not_in_one_guest_with_iommu_pt(tmp_path: Path) -> None:
     results = _shipped("dpdk", tmp_path).results
     _assert_opposite(results, "uio")
@@ -101,6 +110,7 @@ def test_c7_c9_by_vfio_safe_by_uio_not_in_one_guest_with_iommu_pt(tmp_path: Path
     _assert_static(_io(results)["nic0", "vfio"])
     _assert_static(_io(results)["nic1", "uio"])
     [app] = results["apps"]
+    _assert_forwarded(app)
     assert app["iova"] == "PA" and app["taints"] == [] and all(port["granted"] for port in app["ports"])
     assert [each["role"] for each in results["processes"]].count("app") == 1
 
@@ -114,6 +124,7 @@ def test_c7_c9_by_vfio_safe_without_an_iommu_not_in_one_guest(tmp_path: Path) ->
     # The kernel's driver on the same nic, behind the vIOMMU: two traps an operation.
     assert _io(results)["nic0", "kernel"]["traps"] == 512
     [app] = results["apps"]
+    _assert_forwarded(app)
     assert app["taints"] == ["U"]
     log = finished.log("vm0.guest")
     assert "Adding kernel taint for vfio-noiommu group on device" in log

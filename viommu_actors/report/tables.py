@@ -41,6 +41,7 @@ _MACHINE_COUNTS = (
 )
 #: What an application's start is told to have cost.
 _STARTS = {"system_calls": "system calls to start", "traps": "traps", "vfio_maps": "VFIO maps"}
+_FORWARDING = {"traps": "traps", "vfio_maps": "VFIO maps", "system_calls": "system calls", "interrupts": "interrupts"}
 _SANDBOXES = {
     "full": "full sandbox",
     "landlock": "PARTIAL sandbox",
@@ -96,13 +97,13 @@ def app_table(results: Results) -> Table | None:
     """What applications asked of their guests' kernels, and got; None without any."""
     if not results.apps:
         return None
-    reasons = [port.reason for app in results.apps for port in app.ports]
+    notes = [_app_note(app, port) for app in results.apps for port in app.ports]
     return Table(
         title="Applications: the devices that they asked their guest's kernel for",
         columns=("application", "device", "by", "outcome", "addresses", "kernel's taint", *_STARTS.values()),
         rows=tuple(_app_row(app, port) for app in results.apps for port in app.ports),
         numbers=frozenset(range(6, 6 + len(_STARTS))),
-        notes=tuple(line(reason) for reason in reasons) if any(reasons) else (),
+        notes=tuple(notes) if any(notes) else (),
     )
 
 
@@ -204,6 +205,7 @@ def summary(results: Results) -> Line:
         for port in app.ports
         if not port.ok
     ]
+    reasons += [f"forwarding of {app.name} not verified" for app in results.apps if app.forwarded and not app.ok]
     return line(Span("NOT as expected: " + ("; ".join(reasons) or "see the log of the run") + ".", "unsafe"))
 
 
@@ -293,6 +295,20 @@ def _app_row(app: App, port: AppPort) -> tuple[Line, ...]:
     return line(app.name), line(port.device), line(WAYS[port.asked]), *cells, *map(line, start)
 
 
+def _app_note(app: App, port: AppPort) -> Line:
+    """Why it was refused; below its last device what an application forwarded between all of them."""
+    if port.reason:
+        return line(port.reason)
+    forwarded = app.forwarded
+    if forwarded is None or port is not app.ports[-1]:
+        return ()
+    if not forwarded.verified:
+        return line("forwarding between its devices: ", Span(forwarded.failed or "NOT VERIFIED", "unsafe"))
+    rate = "" if forwarded.packets_per_second is None else f", {forwarded.packets_per_second:,.0f} a second"
+    costs = ", ".join(f"{getattr(forwarded.counts, key)} {words}" for key, words in _FORWARDING.items())
+    return line(f"{forwarded.packets} packets forwarded between its devices{rate}, all verified: {costs}")
+
+
 def _assignment_row(each: Assignment) -> tuple[Line, ...]:
     exclusive = each.second_open == "EBUSY"
     opened = Span(f"{each.second_open}, exclusive", "safe") if exclusive else Span(f"{each.second_open}!", "unsafe")
@@ -315,14 +331,15 @@ def _counts_told(rows: Sequence[Io]) -> list[tuple[str, str]]:
 
 def _io_table(rows: tuple[Io, ...]) -> Table:
     lines: list[tuple[str, list[Line]]] = [
-        ("driven by", [line(row.driver if row.driver == "kernel" else f"app, {WAYS[row.driver]}") for row in rows]),
         ("mapping", [line(row.mapping) for row in rows]),
         ("operations", [line(str(row.operations)) for row in rows]),
         ("bytes", [_verified(row) for row in rows]),
     ]
     for key, words in _counts_told(rows):
         lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
-    if any(row.packets_per_second for row in rows):
+    if any(row.driver != "kernel" for row in rows):
+        by = [line(row.driver if row.driver == "kernel" else f"app, {WAYS[row.driver]}") for row in rows]
+        lines.insert(0, ("driven by", by))
         lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]

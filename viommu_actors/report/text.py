@@ -30,7 +30,7 @@ def plain(spans: Line) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under column headings, and below each row its note, where there are notes.
+    """Rows of cells under column headings, and below each row its note, where it has one.
 
     Columns in `numbers` are set to the right.
     """
@@ -51,7 +51,7 @@ class Table:
         ]
         for index, row in enumerate(self.rows):
             lines.append(self._aligned(row, widths))
-            lines += [(Span("    "), *note) for note in self.notes[index : index + 1]]
+            lines += [(Span("    "), *note) for note in self.notes[index : index + 1] if note]
         return lines
 
     def _aligned(self, row: Sequence[Line], widths: list[int]) -> Line:

@@ -6,7 +6,7 @@ import errno
 
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.vfio.noiommu import PARAMETER
-from viommu_actors.report.results import App, AppPort, Counts
+from viommu_actors.report.results import App, AppPort, Counts, Forwarded
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.supervise.work import read_counts
@@ -29,6 +29,27 @@ def start(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, ap
         ports=tuple(_port(port, told["refused"].get(port.bdf), granted(topology, vm, app, port)) for port in app.ports),
         taints=tuple(supervisor.command(kernel, "taints")),
         setup=Counts(**counts),
+    )
+
+
+def forward(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, app: ResolvedApp) -> Forwarded | None:
+    """Has an application forward packets between its ports, as many as its devices have operations. None where there
+    is no second port, or one that does not work. Raises CommandFailed, ActorGone."""
+    packets = sum(topology.device(port.device).operations for port in app.ports)
+    if len(app.ports) < 2 or not packets or not all(works(topology, port) for port in app.ports):
+        return None
+    actors = guest_of(vm.name), hypervisor_of(vm.name), process_of(vm.name, app.name)
+    supervisor.command(actors[2], "forward", packets=len(app.ports))  # the first of all is no steady state
+    before = read_counts(supervisor, *actors)
+    told = supervisor.command(actors[2], "forward", packets=packets)
+    counts = read_counts(supervisor, *actors)
+    counts.subtract(before)
+    return Forwarded(
+        packets=told["packets"],
+        verified=told["verified"],
+        packets_per_second=round(told["packets"] / told["seconds"], 1) if told["seconds"] else None,
+        counts=Counts(**counts),
+        failed=told["failed"],
     )
 
 

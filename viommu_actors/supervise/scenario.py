@@ -24,12 +24,12 @@ from viommu_actors.report.results import (
     as_expected,
 )
 from viommu_actors.report.tables import sandbox_words
-from viommu_actors.supervise.applications import start, works
+from viommu_actors.supervise.applications import forward, start, works
 from viommu_actors.supervise.assault import Assault, remapping_fault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
-from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of
+from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work, read_counts
 from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -81,8 +81,12 @@ class Scenario:
             for app in vm.apps:
                 with self._contained(app.name):
                     self._start(vm, app)
-        for step in (self._work_of_app, self._attack):
-            self._for_each_device(step)
+        self._for_each_device(self._work_of_app)
+        for vm in self._topology.vms:
+            for app in vm.apps:
+                with self._contained(app.name):
+                    self._forward(vm, app)
+        self._for_each_device(self._attack)
         self._done = True
 
     def _for_each_device(self, step: Callable[[ResolvedDevice], None]) -> None:
@@ -205,6 +209,16 @@ class Scenario:
         should = works(self._topology, port)
         fault = None if row.verified else self._first_fault(device)
         self._io.append(msgspec.structs.replace(row, driver=port.driver, should_work=should, fault=fault))
+
+    def _forward(self, vm: ResolvedVm, app: ResolvedApp) -> None:
+        name = process_of(vm.name, app.name)
+        index = next((i for i, row in enumerate(self._apps) if row.name == name), None)
+        if index is None or not all(port.granted for port in self._apps[index].ports):
+            return
+        forwarded = forward(self._topology, self._supervisor, vm, app)
+        if forwarded is not None:
+            self._tell(f"{app.name} forwarded {forwarded.packets} packets between its ports")
+        self._apps[index] = msgspec.structs.replace(self._apps[index], forwarded=forwarded)
 
     def _first_fault(self, device: ResolvedDevice) -> Fault | None:
         told = self._supervisor.command("host", "faults")
