@@ -80,7 +80,7 @@ class FakeMachine:
         ram: tuple[tuple[int, int], ...] = ((0, 16 * MIB),),
         address_width: int | None = None,
     ) -> None:
-        """`functions` by device and function number of bus 0; without a `unit` there is no DMAR table."""
+        """`functions` by address on a root bus, which bus 0 is; without a `unit` there is no DMAR table."""
         self.ram = ram
         self.memory = PhysicalMemory([Slot(f"ram{base:x}", base, memoryview(bytearray(size))) for base, size in ram])
         self.unit = None if unit is None else RemappingUnit(unit, self.memory, self._message)
@@ -172,7 +172,7 @@ class FakeMachine:
         offset = address - platform.ECAM_BASE
         if not 0 <= offset < platform.ECAM_BUSES << 20:
             return None
-        return find(self.functions, offset >> 12)
+        return self.functions.get(offset >> 12) or find(self.functions, offset >> 12)
 
     def _decoded(self, address: int) -> tuple[FakeFunction, int] | None:
         for function in reachable(self.functions, address):

@@ -257,3 +257,18 @@ def test_hugepages_are_the_highest_and_nobody_elses() -> None:
 def test_hugepages_that_cannot_be(wanted: str) -> None:
     with pytest.raises(KernelPanic, match=f"hugepages={wanted}"):
         booted(FakeMachine(f"hugepages={wanted}"))
+
+
+def test_root_buses_of_other_host_bridges_are_found_where_the_command_line_says() -> None:
+    functions = {EDU: endpoint(), 0x100 | EDU: endpoint(), 0x300 | EDU: endpoint()}
+    for words, buses in (("", [0]), ("pci=lastbus=1", [0, 1]), ("pci=noats,lastbus=3", [0, 1, 3])):
+        kernel = booted(FakeMachine(words, functions=functions))
+        found = [device for device in kernel.pci if device.bdf & 0xFF == EDU]
+        assert [device.bus for device in found] == buses and not any(device.parent for device in found)
+        # One window for BARs between them all.
+        assert len({device.bars[0].address for device in found}) == len(buses)
+
+
+def test_a_last_bus_that_cannot_be() -> None:
+    with pytest.raises(KernelPanic, match="pci=lastbus=x is no number"):
+        booted(FakeMachine("pci=lastbus=x"))

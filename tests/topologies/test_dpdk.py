@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ def _verdicts(results: dict[str, Any], target: str = "guest memory") -> dict[tup
 
 def _io(results: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["device"], row["driver"]): row for row in results["io"]}
+
+
+def _memory_of(pid: int) -> set[str]:
+    """Memory slots that a process has mapped, or could map."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return set(re.findall(r"memfd:(vm0-\S+)", "\n".join([maps, *links])))
 
 
 def _shipped(name: str, folder: Path) -> Finished:
@@ -180,11 +188,15 @@ def test_nobody_but_root_gets_a_device(tmp_path: Path) -> None:
     assert (port["granted"], port["errno"]) == (False, "EACCES")
 
 
-def test_the_death_of_an_application_is_contained(tmp_path: Path) -> None:
+def test_an_application_has_its_own_memory_and_its_death_is_contained(tmp_path: Path) -> None:
     config = _app(tmp_path, "vfio")
     config.write_text(config.read_text().replace('name = "app"', 'name = "app"\non_death = "contain"'))
     with launched(config, tmp_path / "run", "--json", "--stay") as running:
         running.wait_for("up; Ctrl-C ends it")
+        # Of the guest's memory it has its own slot, and nobody's else.
+        assert _memory_of(running.pids()["vm0.testpmd"]) == {"vm0-hugepages-testpmd"}
+        assert _memory_of(running.pids()["vm0.guest"]) == {"vm0-ram", "vm0-hugepages-testpmd"}
+        assert _memory_of(running.pids()["nic0"]) == set()
         os.kill(running.pids()["vm0.testpmd"], signal.SIGKILL)
         running.wait_for('"died"')
         running.process.send_signal(signal.SIGINT)

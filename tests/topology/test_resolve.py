@@ -219,8 +219,8 @@ driver = "noiommu"
 def test_an_application_has_its_hugepages_and_a_bypassing_device_no_iommu() -> None:
     resolved = resolve(parse(APP))
     [app] = resolved.vm("vm0").apps
-    assert resolved.vm("vm0").cmdline == "intel_iommu=on hugepages=3"
-    assert [(port.device, port.bdf, port.driver) for port in app.ports] == [("nic1", "00:04.0", "noiommu")]
+    assert resolved.vm("vm0").cmdline == "intel_iommu=on pci=lastbus=1 hugepages=3"
+    assert [(port.device, port.bdf, port.driver) for port in app.ports] == [("nic1", "01:04.0", "noiommu")]
     assert (resolved.setting("nic0"), resolved.setting("nic1")) == ("strict", "none")
     assert resolved.port("nic1") == app.ports[0] and resolved.port("nic0") is None
     assert (resolved.device("nic0").app, resolved.device("nic1").app) == (None, "testpmd")

@@ -65,7 +65,7 @@ class AppCalls:
         if pci in self._lent:
             self._lent.discard(pci)
             command = pci.config_read(COMMAND, 2)
-            pci.config_write(COMMAND, 2, command & ~Command.MEMORY)
+            pci.set_command(0, Command.MEMORY)
             pci.config_write(COMMAND, 2, command)
 
     def _fault(self, process: UserProcess, request: m.PageFault) -> Message:

@@ -13,6 +13,7 @@ from viommu_actors.hypervisor.assigned import Edit
 from viommu_actors.hypervisor.bars import BarWindow
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
 from viommu_actors.memory import PhysicalMemory
+from viommu_actors.spec.pci import parse_bdf
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage, Message
@@ -39,7 +40,7 @@ class HypervisorActor:
             {
                 "build": self._build,
                 "counters": self._counters,
-                "decisions": lambda slot: [decision._asdict() for decision in self._machine.decisions(slot)],
+                "decisions": lambda bdf: [each._asdict() for each in self._machine.decisions(parse_bdf(bdf))],
                 "open_again": self._open_again,
                 "books": lambda: shadow_books(self._machine.shadows),
             }

@@ -40,14 +40,19 @@ _SLICE = 1 << 16
 class Assignment:
     """A device of the parent kernel ("0000:01:00.0") in a slot of the guest's bus 0.
 
-    `bypass_iommu`: the vIOMMU is not for it, and says so by the scopes of its DMAR table, as QEMU's are for what is
-    below a host bridge with bypass_iommu. It reaches all of the guest's memory, as devices do without a vIOMMU.
+    `bypass_iommu`: in one of the second root bus, which the vIOMMU is not for. The scopes of its DMAR table say so, as
+    QEMU's do of a host bridge with bypass_iommu. It reaches all of the guest's memory, as devices do without a vIOMMU.
     """
 
     host: str
     slot: int
     edits: tuple[Edit, ...] = ()
     bypass_iommu: bool = False
+
+    @property
+    def bdf(self) -> int:
+        """Its address in the guest."""
+        return pci.bdf(platform.BYPASSING_BUS if self.bypass_iommu else 0, self.slot, 0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class GuestMachine:
         self._effort = Effort()
         #: what may be spent until the invalidation queue pauses
         self._affordable = 0
-        self._bypassing = {pci.bdf(0, each.slot, 0) for each in config.assignments if each.bypass_iommu}
+        self._bypassing = {each.bdf for each in config.assignments if each.bypass_iommu}
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
@@ -130,7 +135,7 @@ class GuestMachine:
 
     def _assign(self, assignment: Assignment, container: int | None) -> int:
         parent = self._parent
-        requester = pci.bdf(0, assignment.slot, 0)
+        requester = assignment.bdf
         number = parent.iommu_group(assignment.host)
         # Of devices in one group the first brings the group, and with it all of them, into its container.
         joined = number in self._groups and container is not None
@@ -159,7 +164,7 @@ class GuestMachine:
         wanted_back = parent.eventfd()
         parent.set_irqs(device, vfio.IrqIndex.REQ, 0, (wanted_back,))
         self._held[wanted_back] = Held(assignment.host, requester, function, device, number, container)
-        self._log(f"{assignment.host} assigned as 00:{assignment.slot:02x}.0")
+        self._log(f"{assignment.host} assigned as {pci.format_bdf(requester)}")
         return container
 
     def _install_firmware(self) -> None:
@@ -180,9 +185,9 @@ class GuestMachine:
         slots = [0, *(assignment.slot for assignment in self.config.assignments if not assignment.bypass_iommu)]
         return tuple(DeviceScope(ScopeType.ENDPOINT, 0, 0, ((slot, 0),)) for slot in slots)
 
-    def decisions(self, slot: int) -> list[Decision]:
+    def decisions(self, bdf: int) -> list[Decision]:
         """What of an assigned device's configuration space this machine decides."""
-        function = self._functions[pci.bdf(0, slot, 0)]
+        function = self._functions[bdf]
         assert isinstance(function, AssignedFunction)
         return function.decisions()
 

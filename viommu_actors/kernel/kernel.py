@@ -222,8 +222,15 @@ class Kernel:
             f"PCI: MMCONFIG for domain 0000 [bus {ecam.first_bus:02x}-{ecam.last_bus:02x}]"
             f" at [mem {ecam.base:#010x}-{ecam.base + size - 1:#010x}]"
         )
-        self.bus = PciBus(self.machine, ecam, gap, enable_acs)
+        self.bus = PciBus(self.machine, ecam, gap, enable_acs, self._last_bus())
         self.bus.scan()
+
+    def _last_bus(self) -> int:
+        """`pci=lastbus=N`: the last bus that may be the root of another host bridge; 0 without."""
+        words = [word.removeprefix("lastbus=") for word in self.cmdline.values("pci") if word.startswith("lastbus=")]
+        if words and not words[-1].isdecimal():
+            raise KernelPanic(f"pci=lastbus={words[-1]} is no number")
+        return int(words[-1]) if words else 0
 
     def _start_iommu(self, dmar: acpi.Dmar, params: BootParams, gap: tuple[int, int]) -> None:
         log = self.machine.log

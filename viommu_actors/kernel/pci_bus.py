@@ -31,13 +31,20 @@ _ACS_SERVICES = (
 
 
 class PciBus:
-    """The PCI hierarchy of one host bridge."""
+    """The PCI hierarchy of a machine, with the root buses of further host bridges."""
 
-    def __init__(self, machine: Machine, ecam: Ecam, window: tuple[int, int], enable_acs: bool) -> None:
-        """`window` is [first, end) of the addresses for BARs; `enable_acs` turns on what isolates ports' devices."""
+    def __init__(
+        self, machine: Machine, ecam: Ecam, window: tuple[int, int], enable_acs: bool, last_bus: int = 0
+    ) -> None:
+        """`window` is [first, end) of the addresses for BARs; `enable_acs` turns on what isolates ports' devices.
+
+        Buses up to `last_bus` that are behind no bridge are looked at as root buses (Linux: pcibios_fixup_peer_bridges,
+        pci=lastbus=).
+        """
         self._machine = machine
         self._ecam = ecam
         self._enable_acs = enable_acs
+        self._last_bus = min(last_bus, ecam.last_bus)
         self._next_bus = ecam.first_bus + 1
         self._secondary: dict[int, int] = {}
         self._sizes: dict[int, dict[int, Bar]] = {}
@@ -47,6 +54,11 @@ class PciBus:
     def scan(self) -> None:
         """Finds and sets up everything."""
         self._scan_bus(self._ecam.first_bus, None)
+        while self._next_bus <= self._last_bus:
+            bus = self._next_bus
+            self._next_bus += 1
+            self._space[bus] = self._space[self._ecam.first_bus]
+            self._scan_bus(bus, None)
         self._assign(self.children(None))
         for device in self.devices:
             self._enable(device)

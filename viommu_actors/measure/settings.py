@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import MAX_DEVICES, Device, Placement, Topology, Vm
 from viommu_actors.topology.refusals import check
-from viommu_actors.topology.resolve import ResolvedTopology, guest_bdf, guest_slots, resolve, setting_of
+from viommu_actors.topology.resolve import ResolvedTopology, guest_bdfs, resolve, setting_of
 
 #: Setting -> what it is.
 SETTINGS: Final = {
@@ -28,8 +28,7 @@ def settings_of(topology: Topology, placement: Placement) -> dict[str, ResolvedT
     """The topology in each of `SETTINGS`. Raises Refusal where it has no guest to measure."""
     index, vm = _measured(topology)
     models = {device.name: device.model for device in topology.device}
-    slots = guest_slots(vm)
-    nics = ",".join(guest_bdf(slots[name]) for name in slots if models[name] == "nic")
+    nics = ",".join(bdf for name, bdf in guest_bdfs(vm).items() if models[name] == "nic")
     quiet = tuple(replace(device, rogue=()) for device in topology.device)
     base = replace(topology, placement=placement, device=quiet)
 

@@ -20,6 +20,10 @@ HIGH_MEMORY = 0x1_0000_0000
 ECAM_BASE = 0xB000_0000
 ECAM_BUSES = 256
 
+#: In a guest: the root bus of a second host bridge, for devices that its vIOMMU is not for (QEMU: pxb-pcie with
+#: bypass_iommu=true).
+BYPASSING_BUS = 1
+
 #: 32-bit window for BARs, bounds inclusive.
 MMIO_FIRST = 0xC000_0000
 MMIO_LAST = 0xFEBF_FFFF

@@ -19,7 +19,7 @@ def inspect(topology: ResolvedTopology, supervisor: Supervisor, device: Resolved
     # Another VM's hypervisor where there is one: the claim is about a second user.
     other = next((each.name for each in topology.vms if each.name != vm), vm)
     second_open = command(hypervisor_of(other), "open_again", device=f"0000:{device.bdf}")
-    decisions = command(hypervisor_of(vm), "decisions", slot=assign.slot)
+    decisions = command(hypervisor_of(vm), "decisions", bdf=assign.bdf)
     host = command("host", "config_space", bdf=device.bdf)
     guest = command(guest_of(vm), "config_space", bdf=assign.bdf)
     differences = []

@@ -309,8 +309,8 @@ class Assign(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         bool,
         Meta(
             description=(
-                "Whether it is outside the scope of the VM's vIOMMU (QEMU's bypass_iommu): it has no IOMMU group in the"
-                " guest, and reaches all of its memory."
+                "Whether it is outside the scope of the VM's vIOMMU (QEMU's bypass_iommu): on a second root bus, guest"
+                " 01:<slot>.0, without an IOMMU group, and with all of the guest's memory in its reach."
             ),
             examples=[False],
         ),

@@ -17,8 +17,7 @@ from viommu_actors.topology.model import CONFIG_SPACE, Device, Topology, Vm
 from viommu_actors.topology.resolve import (
     EDU_DMA_MASK_BITS,
     bytes_of,
-    guest_bdf,
-    guest_slots,
+    guest_bdfs,
     setting_of,
 )
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED
@@ -217,7 +216,7 @@ def _static_pools(topology: Topology) -> None:
     """A wrong address after `nic.static=` would quietly leave that device dynamic."""
     models = {device.name: device.model for device in topology.device}
     for index, vm in enumerate(topology.vm):
-        there = {guest_bdf(slot): models[name] for name, slot in guest_slots(vm).items()}
+        there = {bdf: models[name] for name, bdf in guest_bdfs(vm).items()}
         for parameter, address in _static_words(vm):
             if there.get(address.removeprefix("0000:")) != parameter.partition(".")[0]:
                 found = ", ".join(f"{bdf} ({model})" for bdf, model in there.items()) or "no device"

@@ -15,6 +15,7 @@ from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.pci.component import behind
 from viommu_actors.pci.root_port import slot_name
+from viommu_actors.spec import platform
 from viommu_actors.spec.pci import bdf, format_bdf
 from viommu_actors.topology.model import (
     Device,
@@ -280,8 +281,10 @@ def guest_slots(vm: Vm) -> dict[str, int]:
     return _fill({assign.device: assign.slot for assign in vm.assign}, first=FIRST_GUEST_SLOT)
 
 
-def guest_bdf(slot: int) -> str:
-    return format_bdf(bdf(0, slot, 0))
+def guest_bdfs(vm: Vm) -> dict[str, str]:
+    """Address of each assigned device in the guest; one that bypasses the vIOMMU is on a root bus of its own."""
+    buses = {assign.device: platform.BYPASSING_BUS if assign.bypass_iommu else 0 for assign in vm.assign}
+    return {name: format_bdf(bdf(buses[name], slot, 0)) for name, slot in guest_slots(vm).items()}
 
 
 def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
@@ -325,7 +328,7 @@ def _addresses(slots: dict[str, int], components: tuple[ResolvedComponent, ...])
 
 
 def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None]) -> ResolvedVm:
-    slots = guest_slots(vm)
+    slots, bdfs = guest_slots(vm), guest_bdfs(vm)
     return ResolvedVm(
         name=vm.name,
         memory=bytes_of(vm.memory),
@@ -334,6 +337,7 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
             assigned=[],
             masks=[masks[assign.device] for assign in vm.assign],
             hugepages=sum(bytes_of(app.hugepages) for app in vm.app) // HUGEPAGE,
+            last_bus=platform.BYPASSING_BUS if any(assign.bypass_iommu for assign in vm.assign) else 0,
         ),
         viommu=vm.viommu,
         irqfd=vm.irqfd,
@@ -342,7 +346,7 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
                 device=assign.device,
                 host_bdf=addresses[assign.device],
                 slot=slots[assign.device],
-                bdf=guest_bdf(slots[assign.device]),
+                bdf=bdfs[assign.device],
                 edit=assign.edit,
                 bypass_iommu=assign.bypass_iommu,
             )
@@ -354,7 +358,7 @@ def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None])
                 hugepages=bytes_of(app.hugepages),
                 root=app.root,
                 ports=tuple(
-                    ResolvedPort(device=port.device, bdf=guest_bdf(slots[port.device]), driver=port.driver)
+                    ResolvedPort(device=port.device, bdf=bdfs[port.device], driver=port.driver)
                     for port in app.port
                 ),
             )
@@ -367,7 +371,9 @@ def _dma_mask_bits(device: Device) -> int | None:
     return device.dma_mask_bits or EDU_DMA_MASK_BITS if device.model == "edu" else None
 
 
-def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None], hugepages: int = 0) -> str:
+def _with_parameters(
+    cmdline: str, assigned: list[str], masks: list[int | None], hugepages: int = 0, last_bus: int = 0
+) -> str:
     """The command line with the driver parameters that follow from the devices, where it does not tell them itself.
 
     A driver has one mask for all its devices, so the shortest one counts.
@@ -376,6 +382,8 @@ def _with_parameters(cmdline: str, assigned: list[str], masks: list[int | None],
     words = [options.text] if options.text else []
     if assigned:
         words.append(f"vfio-pci.ids={','.join(assigned)}")
+    if last_bus:
+        words.append(f"pci=lastbus={last_bus}")
     if hugepages:
         words.append(f"hugepages={hugepages}")
     shortest = min((bits for bits in masks if bits is not None), default=EDU_DMA_MASK_BITS)
