@@ -227,6 +227,9 @@ def test_the_control_page_is_reached_by_a_lawful_packet() -> None:
 def test_io_by_command() -> None:
     system = LocalSystem()
     commands = AppCommands(system, system.rig.log, lambda size: b"\x5a" * size)
+    for command in (lambda: commands.io("01:00.0", 2), lambda: commands.check_control("01:00.0")):
+        with pytest.raises(OSError, match="has not started"):
+            command()
     assert commands.start({"01:00.0": "vfio", "02:00.0": "vfio"}) == {
         "iova": "VA",
         "ports": {"01:00.0": "vfio", "02:00.0": "vfio"},
@@ -242,10 +245,10 @@ def test_io_by_command() -> None:
         "failed": "",
     }
     assert commands.forward(40)["verified"]
-    assert commands.statistics("01:00.0")["ipackets"] > 5
-    commands.end()
-    with pytest.raises(OSError, match="has not started"):
-        commands.io("01:00.0", 2)
+    told = commands.statistics("01:00.0")
+    assert told["ipackets"] == told["hw_rx_packets"] == told["opackets"] == told["hw_tx_packets"] > 5
+    with pytest.raises(OSError, match="has started"):
+        commands.start({"01:00.0": "vfio"})
 
 
 def test_io_that_cannot_be_says_why() -> None:

@@ -107,6 +107,13 @@ def _assert_forwarded(app: dict[str, Any]) -> None:
     forwarded = app["forwarded"]
     assert (forwarded["packets"], forwarded["verified"], forwarded["failed"]) == (512, True, "")
     assert forwarded["packets_per_second"] > 0
+    # Driver and device count the same: its loopback, a warm-up packet of it, and what was forwarded.
+    for port in app["ports"]:
+        told = port["statistics"]
+        assert told["ipackets"] == told["hw_rx_packets"] >= 128 + 1
+        assert told["opackets"] == told["hw_tx_packets"] and told["hw_rx_dropped"] == told["hw_dma_errors"] == 0
+    packets = [sum(port["statistics"][name] for port in app["ports"]) for name in ("ipackets", "opackets")]
+    assert packets == [2 * (128 + 1) + 512 + 2] * 2
     counts = forwarded["counts"]
     assert set(counts.values()) == {0}
 

@@ -1,4 +1,4 @@
-"""What an application is told to do by its control channel: to start, to forward packets, to be buggy, to end.
+"""What an application is told to do by its control channel: to start, to forward packets, to be buggy.
 
 BDFs are texts like `00:03.0`, as in the commands of kernels.
 """
@@ -6,7 +6,7 @@ BDFs are texts like `00:03.0`, as in the commands of kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from errno import ENOMEM, ENOTCONN
+from errno import EALREADY, ENOTCONN
 from typing import Any
 
 from viommu_actors.app.application import Application
@@ -19,6 +19,7 @@ from viommu_actors.app.testpmd import Forwarded, Forwarding
 
 _PAGE = 4096
 _SECRET = 64
+_NOT_STARTED = "the application has not started"
 
 
 class AppCommands:
@@ -36,7 +37,6 @@ class AppCommands:
         """By command name."""
         return {
             "start": self.start,
-            "end": self.end,
             "io": self.io,
             "forward": self.forward,
             "statistics": self.statistics,
@@ -47,30 +47,25 @@ class AppCommands:
         }
 
     def start(self, drivers: dict[str, UserDriver]) -> dict[str, Any]:
-        """Takes devices into use, each by the way that is asked for.
+        """Takes devices into use, each by the way that is asked for; once.
 
         Tells the IOVA mode, how each device is driven, and what the kernel refused: bdf -> (errno, reason).
         """
         if self._application is not None:
-            self.end()
+            raise OSError(EALREADY, "the application has started")
         named = {_name(bdf): driver for bdf, driver in drivers.items()}
-        self._application = application = Application(self._system, named, self._log)
+        application = Application(self._system, named, self._log)
         try:
             self._control = application.heap.reserve(_PAGE, _PAGE)
         except OSError:
-            self.end()
+            application.close()
             raise
+        self._application = application
         return {
             "iova": str(application.iova_mode),
             "ports": {_bdf(name): port.function.driver for name, port in application.ports.items()},
             "refused": {_bdf(name): tuple(refused) for name, refused in application.refused.items()},
         }
-
-    def end(self) -> None:
-        """Gives every device back."""
-        if self._application is not None:
-            self._application.close()
-            self._application = self._control = None
 
     def io(self, bdf: str, operations: int) -> dict[str, Any]:
         """Honest work of one port alone: packets to itself, each of them two operations.
@@ -84,8 +79,9 @@ class AppCommands:
         return self._forward(list(self._running().ports.values()), packets)
 
     def statistics(self, bdf: str) -> dict[str, int]:
-        """Of a port since its start, in DPDK's names."""
-        return dict(self._port(bdf).statistics)
+        """Of a port since its start, in DPDK's names; and the controller's own counters as `hw_` and their names."""
+        port = self._port(bdf)
+        return dict(port.statistics) | {f"hw_{name}": count for name, count in port.controller_statistics().items()}
 
     def _forward(self, ports: Sequence[NicPort], packets: int) -> dict[str, Any]:
         try:
@@ -139,16 +135,15 @@ class AppCommands:
 
     def _running(self) -> Application:
         if self._application is None:
-            raise OSError(ENOTCONN, "the application has not started")
+            raise OSError(ENOTCONN, _NOT_STARTED)
         return self._application
 
     def _port(self, bdf: str) -> NicPort:
         return self._running().port(_name(bdf))
 
     def _page(self) -> Zone:
-        self._running()
         if self._control is None:
-            raise OSError(ENOMEM, "the application has no page to spare")
+            raise OSError(ENOTCONN, _NOT_STARTED)
         return self._control
 
 

@@ -164,6 +164,11 @@ class NicPort:
         if halted:
             raise OSError(EIO, f"{self.name}: {' and '.join(halted)} ring halted")
 
+    def controller_statistics(self) -> dict[str, int]:
+        """What the controller counted since it was taken into use, by the names of `spec.nic`."""
+        place = self._bar + Reg.STATISTICS
+        return {name: self._system.mmio_read(place + 8 * index, 8) for index, name in enumerate(nic.STATISTICS)}
+
     # --- what a buggy application does to an honest device
 
     def misdirect_receive(self, address: int) -> None:

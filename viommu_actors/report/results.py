@@ -109,7 +109,10 @@ class Io(Struct, kw_only=True, frozen=True):
 
 
 class AppPort(Struct, kw_only=True, frozen=True):
-    """A device that an application asked for by `asked`: `granted`, or the kernel's refusal."""
+    """A device that an application asked for by `asked`: `granted`, or the kernel's refusal.
+
+    `statistics` are the driver's of its honest work, in DPDK's names, and the device's own as `hw_...`.
+    """
 
     device: str
     asked: UserDriver
@@ -117,6 +120,7 @@ class AppPort(Struct, kw_only=True, frozen=True):
     expected: bool
     errno: str = ""
     reason: str = ""
+    statistics: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

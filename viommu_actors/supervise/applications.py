@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import msgspec
+
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.vfio.noiommu import PARAMETER
 from viommu_actors.report.results import App, AppPort, Counts, Forwarded
@@ -32,12 +34,27 @@ def start(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, ap
     )
 
 
-def forward(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, app: ResolvedApp) -> Forwarded | None:
-    """Has an application forward packets between its ports, as many as its devices have operations. None where there
-    is no second port, or one that does not work. Raises CommandFailed, ActorGone."""
+def forward(
+    topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, app: ResolvedApp, row: App
+) -> App:
+    """`row`, once the application has forwarded packets between its ports, and with their statistics.
+
+    As many as its devices have operations; none where there is no second port, or one that does not work. Raises
+    CommandFailed, ActorGone.
+    """
+    usable = all(port.granted for port in row.ports) and all(works(topology, port) for port in app.ports)
     packets = sum(topology.device(port.device).operations for port in app.ports)
-    if len(app.ports) < 2 or not packets or not all(works(topology, port) for port in app.ports):
-        return None
+    forwarded = _forward(supervisor, vm, app, packets) if len(app.ports) > 1 and packets and usable else None
+    ports = tuple(
+        msgspec.structs.replace(told, statistics=supervisor.command(row.name, "statistics", bdf=port.bdf))
+        if told.granted
+        else told
+        for port, told in zip(app.ports, row.ports, strict=True)
+    )
+    return msgspec.structs.replace(row, forwarded=forwarded, ports=ports)
+
+
+def _forward(supervisor: Supervisor, vm: ResolvedVm, app: ResolvedApp, packets: int) -> Forwarded:
     actors = guest_of(vm.name), hypervisor_of(vm.name), process_of(vm.name, app.name)
     supervisor.command(actors[2], "forward", packets=len(app.ports))  # the first of all is no steady state
     before = read_counts(supervisor, *actors)

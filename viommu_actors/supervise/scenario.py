@@ -213,12 +213,12 @@ class Scenario:
     def _forward(self, vm: ResolvedVm, app: ResolvedApp) -> None:
         name = process_of(vm.name, app.name)
         index = next((i for i, row in enumerate(self._apps) if row.name == name), None)
-        if index is None or not all(port.granted for port in self._apps[index].ports):
+        if index is None:
             return
-        forwarded = forward(self._topology, self._supervisor, vm, app)
-        if forwarded is not None:
-            self._tell(f"{app.name} forwarded {forwarded.packets} packets between its ports")
-        self._apps[index] = msgspec.structs.replace(self._apps[index], forwarded=forwarded)
+        row = forward(self._topology, self._supervisor, vm, app, self._apps[index])
+        if row.forwarded is not None:
+            self._tell(f"{app.name} forwarded {row.forwarded.packets} packets between its ports")
+        self._apps[index] = row
 
     def _first_fault(self, device: ResolvedDevice) -> Fault | None:
         told = self._supervisor.command("host", "faults")
