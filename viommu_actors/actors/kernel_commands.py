@@ -15,11 +15,11 @@ from viommu_actors.attacks.guard import Guard
 from viommu_actors.attacks.offers import Offers
 from viommu_actors.attacks.registers import RegisterGuard
 from viommu_actors.kernel.driver import Driver
-from viommu_actors.kernel.drivers.binding import pattern
 from viommu_actors.kernel.drivers.nic import NicDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.pages import PAGE
 from viommu_actors.kernel.vfio.reset import reset_function
+from viommu_actors.pattern import pattern
 from viommu_actors.spec import nic, pci, platform
 from viommu_actors.spec.vtd_interrupts import InterruptRequest
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from viommu_actors.app.mempool import Mbuf
 from viommu_actors.app.pmd_nic import BUFFER, NicPort
 from viommu_actors.app.system import System
-from viommu_actors.kernel.drivers.binding import pattern
+from viommu_actors.pattern import pattern
 from viommu_actors.spec import nic
 
 BURST = 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from errno import ETIMEDOUT
@@ -20,13 +19,6 @@ PAGE = 4096
 _TIMEOUT = 5.0
 #: Interrupts of others that a wait sits through before it gives up.
 _WAKES = 100_000
-_NOISE = random.Random(0x5EED).randbytes(2 * PAGE)
-
-
-def pattern(sequence: int, size: int) -> bytes:
-    """`size` bytes (8 to 4096) that differ for each sequence number."""
-    start = sequence * 61 % PAGE
-    return sequence.to_bytes(8, "little") + _NOISE[start : start + size - 8]
 
 
 class Buffers:

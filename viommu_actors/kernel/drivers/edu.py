@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
-from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static, pattern
+from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static
+from viommu_actors.pattern import pattern
 from viommu_actors.spec import edu
 from viommu_actors.spec.edu import DmaCommand, Interrupt, Reg
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
-from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static, pattern
+from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static
 from viommu_actors.kernel.drivers.nic_ring import SIZE, Ring
+from viommu_actors.pattern import pattern
 from viommu_actors.spec import nic
 from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status
 
