@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.topologies.launcher import CONFIGS, Finished, launch, launched, write
+from tests.topologies.rogue import attack
 
 pytestmark = pytest.mark.topology
 
@@ -168,6 +169,62 @@ def test_uio_binds_behind_a_strict_viommu_and_all_its_dma_faults(tmp_path: Path)
     assert results["verdicts"] == [] and len(results["absent"]) == 4
 
 
+#: Two applications with a device each, in a guest whose hugepages are above 4 GiB.
+TWO = """
+name = "two"
+
+[host]
+memory = "32M"
+
+[[device]]
+name = "nic0"
+model = "nic"
+rogue = ["A2"]
+
+[[device]]
+name = "nic1"
+model = "nic"
+rogue = ["A2"]
+
+[[vm]]
+name = "vm0"
+memory = "2056M"
+cmdline = "intel_iommu=on iommu=pt"
+
+[vm.viommu]
+
+[[vm.assign]]
+device = "nic0"
+
+[[vm.assign]]
+device = "nic1"
+
+[[vm.app]]
+name = "safe"
+hugepages = "4M"
+
+[[vm.app.port]]
+device = "nic0"
+
+[[vm.app]]
+name = "unsafe"
+hugepages = "2M"
+
+[[vm.app.port]]
+device = "nic1"
+driver = "uio"
+"""
+
+
+def test_two_applications_have_hugepages_and_kinds_of_addresses_of_their_own(tmp_path: Path) -> None:
+    finished = launch(write(tmp_path, TWO), tmp_path / "run", "--json")
+    assert finished.status == 0, finished.stderr
+    results = finished.results
+    assert {app["name"]: app["iova"] for app in results["apps"]} == {"vm0.safe": "VA", "vm0.unsafe": "PA"}
+    assert _verdicts(results) == {("nic0", "vfio", "A2"): "blocked", ("nic1", "uio", "A2"): "corrupted"}
+    assert all(row["verified"] for row in results["io"]) and len(results["io"]) == 4
+
+
 @pytest.mark.parametrize(
     ("driver", "cmdline", "viommu", "errno", "reason"),
     [
@@ -204,6 +261,8 @@ def test_an_application_has_its_own_memory_and_its_death_is_contained(tmp_path: 
         assert _memory_of(running.pids()["vm0.testpmd"]) == {"vm0-hugepages-testpmd"}
         assert _memory_of(running.pids()["vm0.guest"]) == {"vm0-ram", "vm0-hugepages-testpmd"}
         assert _memory_of(running.pids()["nic0"]) == set()
+        refused = attack(running.folder, "--as", "nic0")
+        assert refused.status == 2 and 'application "testpmd" has "nic0"' in refused.stderr
         os.kill(running.pids()["vm0.testpmd"], signal.SIGKILL)
         running.wait_for('"died"')
         running.process.send_signal(signal.SIGINT)

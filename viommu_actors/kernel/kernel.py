@@ -190,9 +190,9 @@ class Kernel:
         if not wanted.isdecimal():
             raise KernelPanic(f"hugepages={wanted} is no number")
         if int(wanted):
-            pages = int(wanted) * HUGEPAGE // PAGE
+            size = int(wanted) * HUGEPAGE
             try:
-                self.hugepages = self.pages.alloc(pages, align=HUGEPAGE // PAGE), int(wanted) * HUGEPAGE
+                self.hugepages = self.pages.reserve(size // PAGE, HUGEPAGE // PAGE), size
             except OSError as error:
                 raise KernelPanic(f"HugeTLB: hugepages={wanted}: {error.strerror}") from error
             self.machine.log(f"HugeTLB: registered 2.00 MiB page size, pre-allocated {wanted} pages")

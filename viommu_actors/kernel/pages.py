@@ -47,6 +47,10 @@ class PageAllocator:
         self._memory.write(paddr, _ZERO if pages == 1 else bytes(pages << PAGE_SHIFT))
         return paddr
 
+    def reserve(self, pages: int, align: int) -> int:
+        """As `alloc`, but for good, and what they hold is left as it is."""
+        return self._take(pages, align, _NO_LIMIT >> PAGE_SHIFT) << PAGE_SHIFT
+
     def free(self, paddr: int, pages: int = 1) -> None:
         """Takes back exactly what `alloc` gave. Raises ValueError for anything else."""
         if self._allocated.get(paddr) != pages:

@@ -14,8 +14,8 @@ from viommu_actors.topology.model import Placement
 def place(roles: Sequence[str], placement: Placement, cpus: Sequence[int]) -> list[list[int] | None]:
     """CPUs of each actor, by its role; None where the scheduler decides.
 
-    "pack": the host and every hypervisor and guest on the first CPU, the devices in turn on the others. "spread":
-    each actor on the next CPU. "free": left to the scheduler.
+    "pack": the host and every hypervisor, guest and application on the first CPU, the devices in turn on the others.
+    "spread": each actor on the next CPU. "free": left to the scheduler.
     """
     if placement == "free":
         return [None] * len(roles)
