@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from viommu_actors.app.application import buffers_for, hugepages_for
 from viommu_actors.app.mempool import Heap, Hugepage, Mempool, Zone
+from viommu_actors.app.pmd_nic import RING_SIZE
 from viommu_actors.app.system import HUGEPAGE
 
 #: Not in the same order by either address, as physical memory comes.
@@ -42,6 +44,16 @@ def test_enomem_when_no_hugepage_has_room() -> None:
         heap.reserve(8192, 4096)
     assert caught.value.errno == ENOMEM
     assert heap.reserve(4096, 4096).vaddr == PAGES[0].vaddr + HUGEPAGE - 4096
+
+
+@pytest.mark.parametrize("ports", range(1, 17))
+def test_the_least_of_hugepages_holds_all_that_an_application_reserves(ports: int) -> None:
+    size = hugepages_for(ports)
+    heap = Heap([Hugepage(PAGES[0].vaddr + at, PAGES[0].iova + at) for at in range(0, size, HUGEPAGE)])
+    Mempool(heap, buffers_for(ports), 4096)
+    for _ in range(2 * ports):
+        heap.reserve(RING_SIZE * 16, 4096)
+    heap.reserve(4096, 4096)
 
 
 def test_a_pool_gives_each_buffer_once() -> None:

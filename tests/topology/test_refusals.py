@@ -282,6 +282,15 @@ CASES = {
     ),
     "unknown way": (TAKEN + app() + 'driver = "igb_uio"\n', "vm[0].app[0].port[0].driver"),
     "part of a hugepage": (TAKEN + app("a", "nic0", 'hugepages = "3M"'), "hugepages: 3M is not a multiple of 2 MiB"),
+    "hugepages too few for the pool": (
+        TOP
+        + "".join(device(f"n{i}", "nic") for i in range(7))
+        + vm()
+        + "".join(assign(f"n{i}") for i in range(7))
+        + app("a", "n0")
+        + "".join(f'[[vm.app.port]]\ndevice = "n{i}"\n' for i in range(1, 7)),
+        "vm[0].app[0].hugepages: 4M holds no pool for 7 devices; give it at least 6M",
+    ),
     "more hugepages than memory": (
         ONE + vm("vm0", 'memory = "16M"') + assign() + app("a", "nic0", 'hugepages = "10M"'),
         'vm[0].app[0].hugepages: "vm0" with 16M has room for 8M of hugepages; ask for less, or give the VM more memory',

@@ -11,7 +11,7 @@ from viommu_actors.app.iova import IovaMode
 from viommu_actors.app.mempool import Heap, Mempool
 from viommu_actors.app.pci import KERNEL_DRIVERS, Function, UserDriver
 from viommu_actors.app.pmd_nic import BUFFER, RING_SIZE, NicPort
-from viommu_actors.app.system import System
+from viommu_actors.app.system import HUGEPAGE, System
 from viommu_actors.app.testpmd import BURST
 from viommu_actors.spec import nic
 
@@ -21,6 +21,17 @@ class Refused(NamedTuple):
 
     errno: int
     reason: str
+
+
+def buffers_for(ports: int) -> int:
+    """Packet buffers in the pool of so many devices: their receive rings full, and a burst of each on its way."""
+    return ports * (RING_SIZE + BURST)
+
+
+def hugepages_for(ports: int) -> int:
+    """Bytes of hugepages that an application with so many devices needs: a pool, two rings each, and a page beside."""
+    needed = (buffers_for(ports) + 2 * ports + 1) * BUFFER
+    return -(-needed // HUGEPAGE) * HUGEPAGE
 
 
 class Application:
@@ -37,7 +48,7 @@ class Application:
         self._eal = Eal(system, bound, log)
         try:
             functions = {name: function for name in bound if (function := self._probe(name, drivers[name])) is not None}
-            pool = Mempool(self.heap, len(functions) * (RING_SIZE + BURST), BUFFER)
+            pool = Mempool(self.heap, buffers_for(len(functions)), BUFFER)
             for name, function in functions.items():
                 self.ports[name] = NicPort(system, name, function, self.heap, pool)
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from viommu_actors.app.application import hugepages_for
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.spec import platform
@@ -84,6 +85,13 @@ def _hugepages(index: int, vm: Vm) -> None:
                 f"vm[{index}].app[{a}].hugepages",
                 f"{app.hugepages} is not a multiple of 2 MiB",
                 "round it to whole 2M pages, such as 4M",
+            )
+        least = hugepages_for(len(app.port))
+        if size < least:
+            raise Refusal(
+                f"vm[{index}].app[{a}].hugepages",
+                f"{app.hugepages} holds no pool for {len(app.port)} devices",
+                f"give it at least {least >> 20}M",
             )
         wanted += size
         if wanted > room:
