@@ -109,6 +109,8 @@ def test_a_translated_request_is_refused(run: Path, tmp_path: Path) -> None:
     finished = _played(run, tmp_path, "nic0", body)
     assert finished.status == 0 and finished.results["reports"] == ["None"]
     assert _observed(finished.results) == {("script-read", "host memory"): "blocked"}
+    fault = finished.results["verdicts"][0]["evidence"]["fault"]
+    assert (fault["kind"], fault["text"]) == ("acs", "acs translation blocking")
 
 
 # --- scripts that are none, or do not end as they should

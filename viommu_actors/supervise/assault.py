@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Setting, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
@@ -17,13 +17,12 @@ from viommu_actors.report.results import Absent, Verdict
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.plays import PLAYS, missing
-from viommu_actors.supervise.stage import Mission, Stage
+from viommu_actors.supervise.stage import SETTLE, Mission, Stage, remapping_fault
 from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 #: Played before the target's kernel boots, and judged when the device has a driver.
 EARLY = "A47"
-_SETTLE = 2.0
 #: Accesses a second that a rogue makes at least, on the slowest machine that this runs on.
 _SLOWEST = 2000
 
@@ -118,22 +117,25 @@ class Assault:
         after = " ".join(command(keep.actor, keep.digest, **keep.arguments) for keep in mission.keeps)
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
-        if mission.record is None:
-            fault = _fault(faults, seen, mission, self._source(mission), self._port())
-        else:
-            fault = mission.record()
+        fault = self._fault(faults, seen, mission) if mission.record is None else mission.record()
         if mission.after is not None:
             mission.after()
         return _Struck(mission, seen, fault, after)
 
-    def _port(self) -> str:
-        """What the device's link ends at."""
-        behind = self._device.behind
-        return "root port" if behind is None else f"{self._topology.component(behind).kind} {behind}"
-
     def _source(self, mission: Mission) -> str:
         """The requester that a record must name; a bridge puts its own in, whatever the device says."""
         return self._stage.source if self._stage.bridged else mission.source or self._stage.source
+
+    def _fault(self, faults: dict[str, Any], seen: dict[str, Any], mission: Mission) -> Fault | None:
+        """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port."""
+        source = self._source(mission)
+        for record in faults["records"]:
+            if record["source"] == source and _is_aimed(record, mission):
+                return remapping_fault(record, len(faults["records"]) + faults["lost"])
+        refusal = seen["first_refusal"]
+        if refusal is None or refusal["outcome"] == "fault":
+            return None
+        return self._stage.port_fault(refusal, seen["outcomes"])
 
     def _attacker(self, attack: Attack) -> tuple[str, dict[str, Any]]:
         """Who plays it: the device, or the application, which has more than one."""
@@ -144,16 +146,8 @@ class Assault:
 
     def _control(self, attack: Attack) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""
-        driver = self._stage.driver
-        control = driver("offer_control")
         actor, named = self._attacker(attack)
-        step = {"do": "control", "iova": control["iova"], "data": control["data"]}
-        self._supervisor.command(actor, "attack", steps=[step], **named)
-        deadline = time.monotonic() + _SETTLE
-        while not (arrived := driver("check_control")) and time.monotonic() < deadline:
-            self._supervisor.poll(0.01)
-        driver("end_control")
-        return bool(arrived)
+        return self._stage.control_passes(self._stage.driver("offer_control"), actor, **named)
 
     # --- what is expected
 
@@ -181,7 +175,7 @@ class Assault:
 
     def _settled(self, mission: Mission) -> dict[str, Any]:
         """The port's evidence once all that the rogue had to try has arrived."""
-        deadline = time.monotonic() + _SETTLE
+        deadline = time.monotonic() + SETTLE
         while True:
             seen: dict[str, Any] = self._supervisor.command("host", "evidence", link=self._device.link)
             done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= mission.accesses
@@ -211,44 +205,6 @@ def _evidence(attack: Attack, struck: _Struck, source: str, control: bool) -> Ev
         # Where an interrupt goes to that the victim did not take, nobody can say: it stays unaccounted for.
         elsewhere=0 if interrupt else max(0, passed - seen["reached"]),
         refused=refused,
-    )
-
-
-def _fault(faults: dict[str, Any], seen: dict[str, Any], mission: Mission, source: str, port: str) -> Fault | None:
-    """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port that the link ends at."""
-    for record in faults["records"]:
-        if record["source"] == source and _is_aimed(record, mission):
-            return remapping_fault(record, len(faults["records"]) + faults["lost"])
-    refusal = seen["first_refusal"]
-    if refusal is None or refusal["outcome"] == "fault":
-        return None
-    kinds: dict[str, Literal["acs", "malformed"]] = {
-        "acs": "acs",
-        "acs translation blocking": "acs",
-        "malformed": "malformed",
-    }
-    return Fault(
-        kind=kinds.get(refusal["outcome"], "rejected"),
-        unit=port,
-        source=refusal["source"],
-        address=f"{refusal['address']:#x}",
-        write=refusal["write"],
-        text=refusal["outcome"],
-        count=seen["outcomes"][refusal["outcome"]],
-    )
-
-
-def remapping_fault(record: dict[str, Any], count: int) -> Fault:
-    """What the host's kernel told of a fault of its IOMMU, which stands for `count` of them."""
-    return Fault(
-        kind="remapping",
-        unit="host iommu",
-        source=record["source"],
-        address=record["place"],
-        write=record["write"],
-        reason=f"{record['reason']:#x}",
-        text=record["text"],
-        count=count,
     )
 
 

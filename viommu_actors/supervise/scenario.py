@@ -25,11 +25,12 @@ from viommu_actors.report.results import (
 )
 from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.applications import forward, start, works
-from viommu_actors.supervise.assault import Assault, remapping_fault
+from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_of
+from viommu_actors.supervise.stage import remapping_fault
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work, read_counts
 from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm

@@ -7,10 +7,9 @@ same kind: A1 (reads), A2 (writes), A12 (another guest), A22 (interrupt messages
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Access, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
@@ -24,7 +23,6 @@ from viommu_actors.supervise.stage import PAGE, Ranges, Stage, digest_of
 from viommu_actors.supervise.supervisor import CommandFailed
 from viommu_actors.text import printable
 
-_SETTLE = 2.0
 _WINDOW = 1 << 20
 _MEMORY = (Target.GUEST_MEMORY, Target.HOST_MEMORY, Target.OTHER_GUEST)
 _INTERRUPTS = Target.HOST_VECTOR
@@ -58,7 +56,7 @@ class Scripted:
         stage, link = self._stage, self._stage.device.link
         watched = list(self._memory())
         vector = stage.command("host", "guard_vector")
-        own = stage.own("offer_control")
+        own = stage.driver("offer_control")
         stage.command("host", "faults")
         fields = [self._field(each) for each in watched]
         fields.append((_INTERRUPTS.value, [(INTERRUPT_FIRST, _WINDOW)], [], []))
@@ -72,8 +70,7 @@ class Scripted:
         except CommandFailed as error:
             raise CommandFailed(f"{name} did not end: {error}") from None
         # An honest write and read of its own page: what it posted before has arrived when they have.
-        stage.rogue([{"do": "control", "iova": own["iova"], "data": own["data"]}])
-        control = self._control()
+        control = stage.control_passes(own, stage.device.name)
         seen = stage.command("host", "field_evidence", link=link)
         stage.command("host", "unwatch", link=link)
         faults = stage.command("host", "faults")["records"]
@@ -81,7 +78,6 @@ class Scripted:
         verdicts += self._interrupts(vector, seen, faults, control)
         for keeper in {keeper for each in watched for keeper in each.keepers}:
             stage.command(keeper, "restore")
-        stage.own("end_control")
         return verdicts, _own_words(said)
 
     # --- before
@@ -114,12 +110,6 @@ class Scripted:
             "interrupt": (vector["address"], vector["data"]),
             "requesters": others,
         }
-
-    def _control(self) -> bool:
-        deadline = time.monotonic() + _SETTLE
-        while not (arrived := self._stage.own("check_control")) and time.monotonic() < deadline:
-            self._stage.supervisor.poll(0.01)
-        return bool(arrived)
 
     # --- after
 
@@ -178,16 +168,7 @@ class Scripted:
                 return _remapping(refusal, record["place"])
         if refusal["reason"] is not None:
             return _remapping(refusal, f"{refusal['address']:#x}")
-        kinds: dict[str, Literal["acs", "malformed"]] = {"acs": "acs", "malformed": "malformed"}
-        return Fault(
-            kind=kinds.get(refusal["outcome"], "rejected"),
-            unit="root port",
-            source=refusal["source"],
-            address=f"{refusal['address']:#x}",
-            write=refusal["write"],
-            text=refusal["outcome"],
-            count=row["outcomes"][refusal["outcome"]],
-        )
+        return self._stage.port_fault(refusal, row["outcomes"])
 
     def _verdict(self, access: Access, target: Target, evidence: Evidence) -> Verdict:
         device = self._stage.device.name

@@ -6,10 +6,11 @@ address, that of the kernel which drives the device by this kernel's own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.attacks.evidence import Fault
@@ -20,8 +21,17 @@ from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 PAGE = 4096
+#: How long posted writes, which nobody answers, are waited for.
+SETTLE = 2.0
 #: What a rogue writes: a whole number of dwords that no canary holds.
 PATTERN = b"\xde\xad\xbe\xef" * 16
+
+#: By the outcome that a port logs; of any other a rejection is told.
+_PORT_FAULTS: dict[str, Literal["acs", "malformed"]] = {
+    "acs": "acs",
+    "acs translation blocking": "acs",
+    "malformed": "malformed",
+}
 
 Ranges = list[tuple[int, int]]
 Steps = list[dict[str, Any]]
@@ -116,6 +126,40 @@ class Stage:
         """The requester that the device is known by."""
         return self.device.requester if self.bridged else self.device.bdf
 
+    @property
+    def port(self) -> str:
+        """What the device's link ends at."""
+        behind = self.device.behind
+        return "root port" if behind is None else f"{self.topology.component(behind).kind} {behind}"
+
+    # --- proofs
+
+    def control_passes(self, offered: dict[str, Any], actor: str, **named: Any) -> bool:
+        """The positive control: whether a legal DMA to the page that the driver `offered` passes.
+
+        `actor` plays it, the rogue or its application, which is told the device by `named`. The page is taken back.
+        """
+        step = {"do": "control", "iova": offered["iova"], "data": offered["data"]}
+        self.command(actor, "attack", steps=[step], **named)
+        deadline = time.monotonic() + SETTLE
+        while not (arrived := self.driver("check_control")) and time.monotonic() < deadline:
+            self.supervisor.poll(0.01)
+        self.driver("end_control")
+        return bool(arrived)
+
+    def port_fault(self, refusal: dict[str, Any], outcomes: dict[str, int]) -> Fault:
+        """What the port that the link ends at logged of its first refusal; `outcomes` counts those like it."""
+        outcome = refusal["outcome"]
+        return Fault(
+            kind=_PORT_FAULTS.get(outcome, "rejected"),
+            unit=self.port,
+            source=refusal["source"],
+            address=f"{refusal['address']:#x}",
+            write=refusal["write"],
+            text=outcome,
+            count=outcomes[outcome],
+        )
+
     # --- others
 
     def other_guests(self) -> tuple[str, ...]:
@@ -191,6 +235,20 @@ class Stage:
     def guarded_pages(self, told: dict[str, dict[str, Any]]) -> list[int]:
         """The same by host-physical address."""
         return sorted(self.physical(keeper, page) for keeper, guarded in told.items() for page in guarded["pages"])
+
+
+def remapping_fault(record: dict[str, Any], count: int) -> Fault:
+    """What the host's kernel told of a fault of its IOMMU, which stands for `count` of them."""
+    return Fault(
+        kind="remapping",
+        unit="host iommu",
+        source=record["source"],
+        address=record["place"],
+        write=record["write"],
+        reason=f"{record['reason']:#x}",
+        text=record["text"],
+        count=count,
+    )
 
 
 def digest_of(told: dict[str, dict[str, Any]]) -> str:
