@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Setting
-from viommu_actors.attacks.expected import Driver, expected
+from viommu_actors.attacks.expected import Driver
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.tables import outcome_style, proofs, sandbox_note, sandbox_words
 from viommu_actors.report.text import Line, Span, Table, line, plain
 
 
 class Row(NamedTuple):
-    """One attack on one target by a device that this kernel drives; cells by setting."""
+    """One attack on one target by a device that this kernel drives: by setting the verdict, or why there is none."""
 
     attack: str
     driver: Driver
     target: str
     cells: dict[Setting, Verdict]
+    absent: dict[Setting, str]
 
     @property
     def title(self) -> str:
@@ -30,16 +31,29 @@ class Row(NamedTuple):
 class Matrix:
     """`runs` are the results of each setting and driver; `settings` in the order of the columns."""
 
-    def __init__(self, settings: Sequence[Setting], runs: Sequence[tuple[Setting, Driver, Results]]) -> None:
+    def __init__(
+        self, settings: Sequence[Setting], runs: Sequence[tuple[Setting, Driver, Results]], whole: bool = True
+    ) -> None:
+        """`whole`: every column has been run to its end."""
         self.settings = tuple(settings)
-        rows: dict[tuple[str, Driver, str], dict[Setting, Verdict]] = {}
-        for setting, _, results in runs:
+        self._whole = whole
+        self._runs = [results for _, _, results in runs]
+        self._processes = [process for results in self._runs for process in results.processes]
+        rows: dict[tuple[str, Driver, str], Row] = {}
+
+        def row(attack: str, driver: Driver, target: str) -> Row:
+            return rows.setdefault((attack, driver, target), Row(attack, driver, target, {}, {}))
+
+        for setting, driver, results in runs:
             for verdict in results.verdicts:
-                rows.setdefault((verdict.attack, verdict.driver, verdict.target), {})[setting] = verdict
-        self._processes = [process for _, _, results in runs for process in results.processes]
+                row(verdict.attack, verdict.driver, verdict.target).cells[setting] = verdict
+            for each in results.absent:
+                row(each.attack, driver, each.target).absent[setting] = each.reason
         order = list(CATALOGUE)
-        self.rows = [Row(*key, cells) for key, cells in rows.items()]
-        self.rows.sort(key=lambda row: (order.index(row.attack), row.target, row.driver))
+        self.rows = sorted(
+            (each for each in rows.values() if each.cells),
+            key=lambda each: (order.index(each.attack), each.target, each.driver),
+        )
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -47,21 +61,26 @@ class Matrix:
 
     @property
     def ok(self) -> bool:
-        """Whether every verdict is the expected one, and there is one at all."""
-        return bool(self.rows) and all(verdict.ok for verdict in self.verdicts)
+        """Whether all was run, each run held (verdicts, I/O, assignments), and no cell is left open."""
+        held = self._whole and all(results.ok for results in self._runs)
+        return held and bool(self.rows) and not any(self._left_open(row) for row in self.rows)
 
     def waiting(self) -> list[dict[str, str]]:
-        """Attacks that are not played yet, and for what they wait."""
-        return [
-            {"attack": attack.id, "reason": f"{attack.name}: waits {attack.waits}"}
-            for attack in CATALOGUE.values()
-            if attack.waits
-        ]
+        """Attacks that are not played here, and for what they wait."""
+        elsewhere = "is an application's: viommu matrix --dpdk"
+        reasons = {a.id: f"waits {a.waits}" if a.waits else elsewhere for a in CATALOGUE.values()}
+        waiting = [attack for attack in CATALOGUE.values() if attack.waits or attack.by != "device"]
+        return [{"attack": each.id, "reason": f"{each.name}: {reasons[each.id]}"} for each in waiting]
 
     # --- as text
 
     def as_json(self) -> str:
         value: dict[str, Any] = {"ok": self.ok, "verdicts": self.verdicts, "waiting": self.waiting()}
+        value["absent"] = [
+            {"attack": row.attack, "driver": row.driver, "target": row.target, "setting": setting, "reason": reason}
+            for row in self.rows
+            for setting, reason in row.absent.items()
+        ]
         value["sandbox"] = sandbox_words(self._processes)
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
@@ -91,9 +110,17 @@ class Matrix:
         wrong = [verdict for verdict in self.verdicts if not verdict.ok]
         attacks = len({row.attack for row in self.rows})
         total = f"{len(self.verdicts)} verdicts of {attacks} attacks under {len(self.settings)} settings"
-        if not wrong:
+        if self.ok:
             return line(Span(f"As expected: {total}, {len(self.waiting())} attacks wait.", "safe"))
-        return line(Span(f"NOT as expected: {len(wrong)} of {total}.", "unsafe"))
+        failed = [results.topology for results in self._runs if not results.ok]
+        reasons = [f"{len(wrong)} of {total}"] * bool(wrong) + [f"{name} did not hold" for name in failed]
+        reasons += ["not all of it was run"] * (not self._whole)
+        reasons += [f"{row.title} was left open" for row in self.rows if self._left_open(row)]
+        return line(Span(f"NOT as expected: {'; '.join(reasons) or 'nothing was played'}.", "unsafe"))
+
+    def _left_open(self, row: Row) -> bool:
+        """Whether a setting has neither verdict nor reason."""
+        return any(setting not in row.cells and setting not in row.absent for setting in self.settings)
 
     def _table(self) -> Table:
         return Table(
@@ -132,7 +159,7 @@ class Matrix:
             if verdict is not None:
                 words = f"{verdict.observed}: {proofs(verdict)}"
             else:
-                words = f"absent: {expected(row.attack, row.driver, row.target, setting).reason}"
+                words = f"absent: {row.absent.get(setting, 'not run')}"
             told.setdefault(words, []).append(setting)
         return [(settings, words) for words, settings in told.items()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -43,10 +43,11 @@ class Played:
 def columns(topology: Topology, settings: Sequence[Setting], drivers: Sequence[KernelDriver]) -> list[Column]:
     """The topologies of all columns. Raises `Refusal` for one that cannot be."""
     made = []
+    attacks = {device.name: device.rogue for device in topology.device}
     for driver, setting in product(drivers, settings):
         changed = under(topology, setting, driver)
         check(changed)
-        made.append(Column(setting, driver, _only_rogues_of(driver, resolve(changed))))
+        made.append(Column(setting, driver, _only_rogues_of(driver, resolve(changed), attacks)))
     return made
 
 
@@ -74,10 +75,12 @@ def _tell_of(tell: Callable[[str], None], column: str, text: str) -> None:
     tell(f"{column}: {text}")
 
 
-def _only_rogues_of(driver: KernelDriver, topology: ResolvedTopology) -> ResolvedTopology:
-    """Without the attacks of devices that the other kind of kernel drives."""
+def _only_rogues_of(
+    driver: KernelDriver, topology: ResolvedTopology, attacks: Mapping[str, tuple[str, ...]]
+) -> ResolvedTopology:
+    """With all attacks of the devices that this kind of kernel drives, also those that say why they cannot be here."""
     devices = tuple(
-        device if (device.vm is None) == (driver == "host") else _changed(device, rogue=())
+        _changed(device, rogue=attacks[device.name] if (device.vm is None) == (driver == "host") else ())
         for device in topology.devices
     )
     return _changed(topology, devices=devices)
