@@ -10,11 +10,17 @@ from viommu_actors.actors.deadlines import Deadlines
 
 def test_each_has_its_time_from_when_it_was_first_seen() -> None:
     deadlines: Deadlines[str] = Deadlines(1.0)
-    assert deadlines.next() is None
-    assert deadlines.expired(["a"], 10.0) == []
-    assert deadlines.expired(["a", "b"], 10.5) == [] and deadlines.next() == 11.0
-    assert deadlines.expired(["a", "b"], 11.0) == ["a"] and deadlines.next() == 11.5
-    assert deadlines.expired([], 11.2) == [] and deadlines.next() is None
+    assert deadlines.watch([], 9.0) is None and not deadlines
+    assert deadlines.watch(["a"], 10.0) == 11.0 and deadlines
+    assert deadlines.expired(["a", "b"], 10.5) == [] and deadlines.watch(["a", "b"], 10.6) == 11.0
+    assert deadlines.expired(["a", "b"], 11.0) == ["a"] and deadlines.watch(["b"], 11.0) == 11.5
+    assert deadlines.expired([], 11.2) == [] and deadlines.watch([], 11.2) is None
+
+
+def test_looking_gives_nothing_up() -> None:
+    deadlines: Deadlines[str] = Deadlines(1.0)
+    assert deadlines.watch(["a"], 10.0) == deadlines.watch(["a"], 12.0) == 11.0
+    assert deadlines.expired(["a"], 12.0) == ["a"]
 
 
 @given(st.lists(st.sets(st.integers(0, 4)), max_size=30))

@@ -147,6 +147,8 @@ def test_repeat(run: Path) -> None:
         (("--remove", "nic0"), 'no rogue is attached as "nic0"'),
         (("--as", "nic0", "--attacks", ","), "--attacks"),
         (("--as", "nic0", "--repeat", "0"), "--repeat"),
+        (("--slot", "99"), "'99' is no slot from 1 to 31"),
+        (("--as", "nic0", "--seconds", "0"), "'0' is no time"),
     ],
 )
 def test_what_is_refused(run: Path, options: tuple[str, ...], said: str) -> None:

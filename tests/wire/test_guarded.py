@@ -100,5 +100,6 @@ def test_several_frames_are_malformed_and_a_message_without_an_end_is_the_end(en
         except zmq.Again:
             if ends.channel.lost is None:
                 select.select([ends.channel.socket], [], [], 5)
-    assert seen == [Defect.FRAMES] * 2
+    # Each further frame is told of, so that whoever drains the channel is never held by it; a message counts once.
+    assert set(seen) == {Defect.FRAMES} and len(seen) > 2
     assert ends.tally.malformed == 2

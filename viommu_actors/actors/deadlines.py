@@ -24,10 +24,11 @@ class Deadlines(Generic[K]):
         self._ends = {key: end for key, end in ends.items() if end > now}
         return [key for key, end in ends.items() if end <= now]
 
+    def watch(self, owed: Collection[K], now: float) -> float | None:
+        """Looks at all that is owed at `now`; when the first of it is over, None where nothing is owed."""
+        self._ends = {key: self._ends.get(key, now + self._timeout) for key in owed}
+        return min(self._ends.values(), default=None)
+
     def __bool__(self) -> bool:
         """Whether anything was owed at the last look."""
         return bool(self._ends)
-
-    def next(self) -> float | None:
-        """When the next is over; None while nothing is owed."""
-        return min(self._ends.values(), default=None)

@@ -182,7 +182,9 @@ class HostActor:
 
     def _pump(self, idle: float | None) -> None:
         """One wake of the poll. `idle`: the kernel lets interrupts in, and waits for so many seconds at most."""
-        timeout = self._fabric.expire(time.monotonic()) if self._fabric.awaits_devices else -1
+        fabric, now = self._fabric, time.monotonic()
+        awaits = fabric.awaits_devices
+        timeout = fabric.due(now) if awaits else -1
         if idle is not None:
             due = self._machine.pending.due
             idle = idle if due is None else min(idle, due)
@@ -197,7 +199,10 @@ class HostActor:
                 # With nothing else to do, the next poll tells of another message as soon as asking the inbox would.
                 self._drain_inbox(DRAIN if len(sources) > 1 else 1)
             else:
-                self._fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
+                fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
+        if awaits:
+            # What this process was too busy to take is not late.
+            fabric.expire(now)
         if idle is not None:
             self._machine.take_interrupts()
 

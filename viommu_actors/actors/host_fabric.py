@@ -197,20 +197,22 @@ class Fabric:
         remembered = bool(self._completions) or bool(self._invalidations)
         return remembered or self._complex.awaits_devices or self._unit.awaits_devices
 
-    def expire(self, now: float) -> int:
-        """Ends what a device owes for too long; milliseconds until the next that may, -1 for never."""
+    def due(self, now: float) -> int:
+        """Milliseconds until the first of what devices owe is over, 0 if it is; -1 where they owe nothing."""
         unit = self._unit
-        over = self._completions.expired(self._complex.outstanding, now)
-        for link, tag in over:
+        invalidations = unit.device_invalidations if unit.awaits_devices else ()
+        ends = [self._completions.watch(self._complex.outstanding, now), self._invalidations.watch(invalidations, now)]
+        first = min((end for end in ends if end is not None), default=None)
+        return -1 if first is None else max(0, int((first - now) * 1000) + 1)
+
+    def expire(self, now: float) -> None:
+        """Ends what devices owe, and was over at `now`. What has arrived by then is to be taken before."""
+        unit = self._unit
+        for link, tag in self._completions.expired(self._complex.outstanding, now):
             self._wires[link].timed_out()
             self._complex.expire(link, tag)
-        late = self._invalidations.expired(unit.device_invalidations if unit.awaits_devices else (), now)
-        for number in late:
+        for number in self._invalidations.expired(unit.device_invalidations if unit.awaits_devices else (), now):
             unit.expire_device_invalidation(number)
-        if over or late:
-            return 1  # who waits for it has an answer now
-        ends = [end for end in (self._completions.next(), self._invalidations.next()) if end is not None]
-        return int((min(ends) - now) * 1000) + 1 if ends else -1
 
     def _send_now(self) -> None:
         """Holds back nothing that the kernel waits for, which runs between two messages of a link."""

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import msgspec
 
+from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.cli.exits import Exit
 from viommu_actors.report.progress import Progress
 from viommu_actors.report.report import render_rogue
 from viommu_actors.report.results import RogueResults
+from viommu_actors.spec.pci import DEVICES_PER_BUS
 from viommu_actors.supervise.client import DoorClient, JobFailed
-from viommu_actors.supervise.requests import MAX_REPEAT, MAX_SCRIPT, Attack, DeviceAdd, DeviceDel, Script
+from viommu_actors.supervise.requests import MAX_REPEAT, MAX_SCRIPT, MAX_SECONDS, Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.runs import LiveRun, NoRun, find_run
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.guess import did_you_mean
+from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 HELP = "attach a rogue device to a topology that is up (launch/topology --stay), and print what stopped it"
 
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--slot",
-        type=int,
+        type=_slot,
         nargs="?",
         metavar="N",
         help="plug a device into this free slot (default: the first that is free)",
@@ -62,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attacks", type=_attacks, default=(), metavar="all|A1,A2,…", help="what it tries (default: all that apply)"
     )
     parser.add_argument("--script", type=Path, metavar="FILE", help="what it does instead: your own rogue, in Python")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long a script may take (default: %(default)g)")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=30.0, help="how long a script may take (default: %(default)g)"
+    )
     parser.add_argument("--repeat", type=_repeat, default=1, metavar="N", help="how often (default: %(default)s)")
     parser.add_argument("--detach", action="store_true", help="leave it attached")
     parser.add_argument("--json", action="store_true", help="print the verdicts as one JSON object, and nothing else")
@@ -81,17 +86,19 @@ def run(options: argparse.Namespace) -> int:
             with DoorClient(live) as client:
                 client.do(DeviceDel(device=options.remove))
             return Exit.AS_EXPECTED
-        return _attach(options, text, live)
+        return _attach(options, text, live, live.topology())
     except JobFailed as error:
         print(error, file=sys.stderr)
         return _STATUS[error.how]
+    except msgspec.DecodeError as error:
+        print(f"{live.folder}: the run is of another version: {error}; start it anew", file=sys.stderr)
+        return Exit.REFUSED
     except OSError as error:
         print(f"{live.folder}: {error.strerror}", file=sys.stderr)
         return Exit.REFUSED
 
 
-def _attach(options: argparse.Namespace, text: str | None, live: LiveRun) -> int:
-    topology = live.topology()
+def _attach(options: argparse.Namespace, text: str | None, live: LiveRun, topology: ResolvedTopology) -> int:
     with Progress(sys.stderr) as progress, DoorClient(live, progress.tell) as client:
         device = None
         try:
@@ -155,12 +162,35 @@ def _script(path: Path) -> str:
 
 def _attacks(text: str) -> tuple[str, ...]:
     names = tuple(filter(None, text.split(",")))
-    if not names:
-        raise argparse.ArgumentTypeError("name attacks of the catalogue, such as A1,A2, or all")
-    return () if names == ("all",) else names
+    if names == ("all",):
+        return ()
+    unknown = [name for name in names if name not in CATALOGUE]
+    if unknown or not names:
+        wrong = unknown[0] if unknown else text
+        remedy = did_you_mean(wrong, CATALOGUE) or "name some of docs/attacks.md, such as A1,A2, or all"
+        raise argparse.ArgumentTypeError(f'there is no attack "{wrong:.40}"; {remedy}')
+    return names
+
+
+def _slot(text: str) -> int:
+    return _number(text, 1, DEVICES_PER_BUS - 1, "slot")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no time; give seconds, up to {MAX_SECONDS}")
+    return seconds
 
 
 def _repeat(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_REPEAT or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of repeats from 1 to {MAX_REPEAT}")
+    return _number(text, 1, MAX_REPEAT, "number of repeats")
+
+
+def _number(text: str, least: int, most: int, what: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no {what} from {least} to {most}")
     return int(text)

@@ -50,7 +50,8 @@ class RunFolder:
 
     def _remove_earlier(self) -> None:
         self._events.seek(0)
-        for name in (*_LEFT, *(f"{actor}.log" for actor in set(_started(self._events)))):
+        rogues = (path.name for path in self.path.glob("rogue-*.json"))
+        for name in (*_LEFT, *rogues, *(f"{actor}.log" for actor in set(_started(self._events)))):
             (self.path / name).unlink(missing_ok=True)
         self._events.truncate(0)
 

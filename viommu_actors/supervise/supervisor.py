@@ -31,7 +31,7 @@ _QUIESCE = 2.0
 _UNPLUG_TIMEOUT = 1.0
 _HEARD_NOTED = 1000
 #: Messages taken from one actor before the others get their turn.
-_DRAIN = 10_000
+_DRAIN = 64
 
 
 class ActorDied(Exception):

@@ -8,7 +8,7 @@ from typing import Final
 
 import zmq
 
-from viommu_actors.wire.codec import MAX_FRAME, Codec, MalformedMessage, Message
+from viommu_actors.wire.codec import MAX_FRAME, Codec, Defect, MalformedMessage, Message
 from viommu_actors.wire.sockets import PeerGone
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
@@ -56,10 +56,13 @@ class GuardedChannel:
             peer.flush()
 
     def receive(self, flags: int = zmq.NOBLOCK) -> Message:
-        """Raises zmq.Again where there is none, MalformedMessage. What has been `lost` says nothing any more."""
+        """Raises zmq.Again where there is none, MalformedMessage. What has been `lost` says nothing any more.
+
+        Each further frame of a message that was malformed is so too, but not counted again: whoever drains this channel
+        has its say in between.
+        """
         try:
-            while (frame := self._peer.receive()) is None:
-                pass
+            frame = self._peer.receive()
         except BlockingIOError:
             raise zmq.Again from None
         except PeerLost as error:
@@ -68,6 +71,8 @@ class GuardedChannel:
         except MalformedMessage as error:
             self.tally.rejected[error.defect] += 1
             raise
+        if frame is None:
+            raise MalformedMessage(Defect.FRAMES, "a further frame")
         message = self._decode(frame)
         self.tally.received[type(message)] += 1
         return message
