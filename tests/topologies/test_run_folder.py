@@ -21,6 +21,7 @@ def test_a_folder_that_is_used_again_keeps_nothing_of_the_run_before(tmp_path: P
     folder = tmp_path / "run"
     assert launch(write(tmp_path, QUIET.replace("nic0", "nic9")), folder, "--json").status == 0
     (folder / "mine.log").write_text("")
+    (folder / "rogue-2.json").write_text("")
     with (folder / "events.jsonl").open("ab") as events:
         events.write(b'\xff{"event": "started", "actor": 1}\n1\n{"event": "started", "actor": "../secret"}\n')
     (tmp_path / "secret.log").write_text("")
