@@ -39,6 +39,7 @@ def test_the_examples_load() -> None:
         TOP + VM + "[vm.viommu]\ncachingmode = true\n",
         TOP + VM + "[vm.viommu]\ncaching_mode = false\n" + ASSIGN,
         TOP + VM + ASSIGN + '[[vm]]\nname = "vm1"\n' + ASSIGN,
+        TOP + VM + ASSIGN + '[[vm]]\nname = "vm1"\nparent = "vm0"\nmemory = "16M"\n' + ASSIGN,
         TOP + VM + 'memory = "4M"\n',
     ],
 )

@@ -8,35 +8,18 @@ beneath revoke the channel, and this one ask for another.
 from __future__ import annotations
 
 from errno import EFAULT
-from typing import NamedTuple, Protocol
 
 from viommu_actors.actors.kernel_service import Call
+from viommu_actors.actors.lending_on import Channels, renew
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.kernel.process import UserProcess, Vma
 from viommu_actors.kernel.sysfs import PciInfo, Sysfs
 from viommu_actors.kernel.uio import Uio, UioFile
 from viommu_actors.kernel.vfio.device import VfioDevice
 from viommu_actors.kernel.vfio.vfio import Vfio
-from viommu_actors.spec.pci import COMMAND, Command
 from viommu_actors.spec.privileges import Capability
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Message
-
-
-class Channel(NamedTuple):
-    """A BAR's physical addresses, from `first` to before `end`, and the token that leads there."""
-
-    first: int
-    end: int
-    token: bytes
-
-
-class Channels(Protocol):
-    """What the kernel's own CPU was lent."""
-
-    def channel(self, address: int) -> Channel:
-        """The one that an address lies in. Raises OSError(EFAULT) where there is none: an access would trap."""
-        ...
 
 
 class AppCalls:
@@ -64,9 +47,7 @@ class AppCalls:
         pci = _function(area)
         if pci in self._lent:
             self._lent.discard(pci)
-            command = pci.config_read(COMMAND, 2)
-            pci.set_command(0, Command.MEMORY)
-            pci.config_write(COMMAND, 2, command)
+            renew(pci)
 
     def _fault(self, process: UserProcess, request: m.PageFault) -> Message:
         area = process.area(request.vaddr, 1)

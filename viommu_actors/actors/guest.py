@@ -15,17 +15,20 @@ from typing import Any
 import zmq
 
 from viommu_actors.actors.app_calls import AppCalls
-from viommu_actors.actors.app_calls import Channel as Lent
 from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.hostile_kernel import HostileKernel
 from viommu_actors.actors.kernel_commands import KernelCommands
-from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.kernel_service import KernelService, kvm_calls
 from viommu_actors.actors.latency_commands import KernelLatency
+from viommu_actors.actors.lending_on import Channel as Lent
+from viommu_actors.actors.lending_on import LendingOn
 from viommu_actors.actors.outlet import Outlet
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
+from viommu_actors.actors.tenants import Tenants
 from viommu_actors.kernel.drivers.edu import EduDriver
 from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.sysfs import Sysfs
 from viommu_actors.kernel.uio import Uio
 from viommu_actors.kernel.vfio.vfio import Vfio
@@ -91,7 +94,7 @@ class GuestCpu:
             self._windows.clear()
 
     def channel(self, address: int) -> Lent:
-        """See `app_calls.Channels`."""
+        """See `lending_on.Channels`."""
         for window in self._windows:
             if window[0] <= address < window[1]:
                 return Lent(*window)
@@ -139,27 +142,30 @@ class GuestActor:
     """A kernel, the commands that reach it, and the CPU it runs on."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
-        name, hypervisor, parent = configuration["name"], configuration["hypervisor"], configuration["parent"]
+        name, hypervisor, fabric = configuration["name"], configuration["hypervisor"], configuration["fabric"]
         self._context = context = make_context()
         self._name, self._apps = name, configuration["apps"]
         self._inbox = inbox = Inbox(context, inbox_listener(configuration))
         inbox.socket.setsockopt(zmq.RCVTIMEO, _TICK_MS)
         tallies = [Tally(f"{wire}:{name}", name) for wire in ("trap", "direct", "inject")]
         self._trap = Channel(context, name, hypervisor["address"], m.TRAP, m.TRAP_ANSWER, tallies[0])
-        direct = Channel(context, name, parent["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
+        direct = Channel(context, name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
-        users = {app["name"].encode() for app in self._apps}
+        vms = configuration["vms"]
+        users = {app["name"].encode() for app in self._apps} | {vm["hypervisor"].encode() for vm in vms}
         self._cpu = GuestCpu(memory, self._trap, direct, inbox, tallies[2], users)
         self._tallies = tallies
         self._control = Control(inbox, name, tallies)
         self._vfio: Vfio | None = None
         self._service: KernelService | None = None
-        #: one-way messages to applications, by name
-        self._outlets: dict[str, Outlet] = {}
+        self._tenants = Tenants(context, name, vms)
+        #: one-way messages to user processes and guests, by name
+        self._outlets = self._tenants.outlets
         self._kernel = Kernel(self._cpu)
         self._commands = commands = KernelCommands(self._kernel)
         self._control.register(commands.handlers() | {"counters": lambda: commands.counters() | self._exits()})
         self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
+        self._control.register({"reclaim": self._reclaim})
         self._control.register({"boot": self._boot, "gone": self._gone, "taints": lambda: sorted(self._kernel.taints)})
         self._control.register(HostileKernel(self._kernel).handlers())
         self._control.register(KernelLatency(self._kernel).handlers() | {"interrupt_latency": self._interrupt_latency})
@@ -193,7 +199,10 @@ class GuestActor:
         kernel = self._kernel
         self._vfio, uio = Vfio(kernel), Uio(kernel)
         calls = AppCalls(self._vfio, uio, Sysfs(kernel, self._vfio, uio), self._cpu)
-        self._service = KernelService(self._inbox, self._vfio, calls.calls, self._notify)
+        lending = LendingOn(self._cpu, lambda: kernel.pci, self._tenants.inject)
+        system_calls = {**calls.calls, **kvm_calls(Kvm(lending))}
+        self._service = KernelService(self._inbox, self._vfio, system_calls, self._tenants.notify)
+        self._tallies += self._tenants.add_all(self._service, "gpa")
         for app in self._apps:
             name, slot = app["name"], app["hugepages"]
             tally, notify = Tally(f"vfio:{name}", self._name), Tally(f"notify:{name}", self._name)
@@ -205,14 +214,18 @@ class GuestActor:
             self._tallies += [tally, notify]
         return booted
 
-    def _notify(self, process: str, eventfd: int) -> None:
-        self._outlets[process].post(m.EventfdSignal(eventfd))
-
     def _gone(self, name: str) -> None:
-        """An application died and the rest goes on: the kernel takes back what it held."""
+        """A user process or a guest died and the rest goes on: the kernel takes back what it held."""
         if self._service is not None and self._service.serves(name.encode()):
             self._service.release(name.encode())
+        if name in self._outlets:
             self._outlets[name].close()
+
+    def _reclaim(self, bdf: str) -> None:
+        """Takes a device from vfio-pci, whose user is gone, for the kernel's own driver. Raises OSError(EBUSY)."""
+        assert self._vfio is not None, "nobody has a device before the boot"
+        self._vfio.unbind(pci.parse_bdf(bdf))
+        self._kernel.bind(pci.parse_bdf(bdf))
 
     def _interrupt_latency(self, bdf: str, count: int) -> list[int]:
         """Nanoseconds from the write that makes an edu raise its interrupt to its arrival, `count` times."""

@@ -22,8 +22,9 @@ from viommu_actors.actors.kernel_commands import KernelCommands
 from viommu_actors.actors.kernel_service import KernelService, kvm_calls
 from viommu_actors.actors.latency_commands import KernelLatency, PortClock
 from viommu_actors.actors.lending import Lending
-from viommu_actors.actors.outlet import Outlet, poll_with
+from viommu_actors.actors.outlet import poll_with
 from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, open_slots
+from viommu_actors.actors.tenants import Tenants
 from viommu_actors.apic import PendingInterrupts, accepted
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
 from viommu_actors.kernel.kernel import Kernel
@@ -36,7 +37,6 @@ from viommu_actors.spec.vtd_interrupts import Interrupt
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
-from viommu_actors.wire import messages as m
 from viommu_actors.wire.sockets import Inbox, make_context
 from viommu_actors.wire.tally import Tally
 
@@ -141,11 +141,11 @@ class HostActor:
         self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links)
         self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
         self._kernel = Kernel(self._machine)
-        self._lending = Lending(self._fabric, self._inbox, self._inject)
+        self._tenants = Tenants(self._context, name, configuration["vms"])
+        self._lending = Lending(self._fabric, self._inbox, self._tenants.inject)
         self._configuration = configuration
         #: one-way messages to guests and hypervisors, by name
-        self._outlets: dict[str, Outlet] = {}
-        self._guest_of = {vm["name"]: vm["guest"] for vm in configuration["vms"]}
+        self._outlets = self._tenants.outlets
         #: frames for the kernel, in order of arrival
         self._requests: deque[tuple[bytes, bytes]] = deque()
         self._tallies: list[Tally] = [*self._fabric.tallies]
@@ -243,32 +243,17 @@ class HostActor:
         """The unit's own interrupts are not remapped (VT-d section 7.4)."""
         self._machine.deliver(Interrupt.of_message(address, data), by_device=False)
 
-    def _inject(self, vm: str, vector: int) -> None:
-        self._outlets[self._guest_of[vm]].post(m.Inject(vector))
-
-    def _notify(self, process: str, eventfd: int) -> None:
-        self._outlets[process].post(m.EventfdSignal(eventfd))
-
     # --- commands
 
     def _boot(self) -> dict[str, Any]:
         booted = self._commands.boot()
         self._vfio = vfio = Vfio(self._kernel)
-        self._service = KernelService(self._inbox, vfio, kvm_calls(Kvm(self._lending)), self._notify)
+        self._service = KernelService(self._inbox, vfio, kvm_calls(Kvm(self._lending)), self._tenants.notify)
+        self._tallies += self._tenants.add_all(self._service, "hpa")
         for vm in self._configuration["vms"]:
-            hypervisor, guest = vm["hypervisor"], vm["guest"]
-            tally = Tally(f"vfio:{hypervisor}", "host")
-            ram = {slot["name"]: (slot["hpa"], slot["size"]) for slot in vm["ram"]}
-            self._service.add_process(hypervisor.encode(), tally, ram)
-            direct = Tally(f"direct:{guest}", "host")
-            self._lending.add_guest(guest.encode(), direct)
-            inject, notify = Tally(f"inject:{guest}", "host"), Tally(f"notify:{hypervisor}", "host")
-            self._outlets[guest] = Outlet(self._context, "host", vm["guest_address"], m.INJECT, inject)
-            self._outlets[hypervisor] = Outlet(self._context, "host", vm["hypervisor_address"], m.NOTIFY, notify)
-            self._tallies += [tally, inject, notify, direct]
-            for app in vm["apps"]:
-                direct = Tally(f"direct:{app}", "host")
-                self._lending.add_guest(app.encode(), direct)
+            for peer in (vm["guest"], *vm["deeper"]):
+                direct = Tally(f"direct:{peer}", "host")
+                self._lending.add_guest(peer.encode(), direct)
                 self._tallies.append(direct)
         return booted
 

@@ -147,6 +147,8 @@ class Kernel:
     def bind(self, bdf: int) -> None:
         """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""
         device = self.device(bdf)
+        # What the command line left to vfio-pci is so until somebody says otherwise.
+        self._reserved_for_vfio.discard(bdf)
         # A user who had it before has left it in no domain.
         self.claim(device)
         self._bind(device)

@@ -19,7 +19,7 @@ from viommu_actors.spec.vtd_interrupts import Interrupt
 
 
 class KvmPorts(Protocol):
-    """What the actor around a kernel does for KVM. None of these may block, but for `lend_bar`."""
+    """What the actor around a kernel does for KVM. `inject` may not block."""
 
     def lend_bar(self, physical_address: int, size: int) -> bytes:
         """A token for the channel to a BAR, at most 16 bytes."""

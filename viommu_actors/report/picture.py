@@ -98,7 +98,7 @@ class _Band:
 
     def _guest(self, vm: ResolvedVm, x: int, width: int) -> None:
         canvas = self._canvas
-        title = self._scene.titled(f"{vm.name}: guest", f"{vm.name}.guest")
+        title = self._scene.guest(vm)
         if vm.apps:
             canvas.box(x, -_USER_ROWS, width, _USER_ROWS + _GUEST_ROWS, title)
             canvas.put(x, 0, "├" + "─" * (width - 2) + "┤")
@@ -109,7 +109,7 @@ class _Band:
             canvas.box(x + 1, _VIOMMU, width - 2, 3, "vIOMMU")
         if vm.viommu is not None or vm.assign:
             canvas.put(x + WORDS, _VIOMMU + 1, self._scene.viommu(vm))
-        if not vm.assign:
+        if not self._scene.devices(vm):
             self._victim(vm, x)
         canvas.put(x, _HYPERVISOR, "├" + "─" * (width - 2) + "┤")
         canvas.put(x + 4, _HYPERVISOR, f" {self._scene.titled('hypervisor', f'{vm.name}.hypervisor')} ", "title")

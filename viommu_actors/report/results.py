@@ -28,8 +28,12 @@ class Process(Struct, kw_only=True, frozen=True, omit_defaults=True):
     sandbox_detail: str = ""
 
 
-class Verdict(Struct, kw_only=True, frozen=True):
-    """One attack of one device on one target: what was expected, what was observed, and the proofs."""
+class Verdict(Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """One attack of one device on one target: what was expected, what was observed, and the proofs.
+
+    `withheld_by` is told of blocked DMA of a device of a nested VM: the kernels, host or guest, in whose tables the way
+    to the target ends. The host's IOMMU is what blocks it at any level.
+    """
 
     device: str
     driver: Driver
@@ -39,6 +43,7 @@ class Verdict(Struct, kw_only=True, frozen=True):
     expected: Outcome
     observed: Observed
     evidence: Evidence
+    withheld_by: str = ""
 
     @property
     def ok(self) -> bool:
@@ -62,6 +67,13 @@ class Counts(Struct, kw_only=True, frozen=True):
     system_calls: int = 0
 
 
+class LevelCounts(Struct, kw_only=True, frozen=True):
+    """What a VM's hypervisor and kernel counted while a device below them, or of their own, worked."""
+
+    vm: str
+    counts: Counts
+
+
 class Io(Struct, kw_only=True, frozen=True):
     """Honest work of one device. The counts cover its steady state, `setup` the rest.
 
@@ -76,6 +88,7 @@ class Io(Struct, kw_only=True, frozen=True):
     `should_work` is False where the setting is expected to stop honest work too; `failed` says what then happened, and
     `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
+    `levels`, of a device of a nested VM: the same of each VM, from the one on the host down to its own.
     """
 
     device: str
@@ -102,6 +115,7 @@ class Io(Struct, kw_only=True, frozen=True):
     fault: Fault | None = None
     setup: Counts = field(default_factory=Counts)
     receiver: Counts | None = None
+    levels: tuple[LevelCounts, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -55,10 +55,10 @@ class Scene:
         self._pids = {process.name: process.pid for process in results.processes}
 
     def columns(self) -> list[Column]:
-        """One for each device beside its VM, one for each VM without any."""
+        """One for each device beside the VM that has it at last, one for each VM without any."""
         columns: list[Column] = []
         for vm in self.topology.vms:
-            columns += [(vm, self.topology.device(assign.device)) for assign in vm.assign] or [(vm, None)]
+            columns += [(vm, device) for device in self.devices(vm)] or [(vm, None)]
         return columns + [(None, device) for device in self.topology.devices if device.vm is None]
 
     def own(self, device: ResolvedDevice) -> Arrow:
@@ -86,6 +86,16 @@ class Scene:
         tries = ((each, self._arrow(each, "other guest", "host", Target.OTHER_GUEST)) for each in self.topology.devices)
         return [(device, arrow) for device, arrow in tries if arrow.verdicts and device.vm != vm.name]
 
+    def devices(self, vm: ResolvedVm) -> list[ResolvedDevice]:
+        """What a VM has, and does not hand on."""
+        devices = [self.topology.device(assign.device) for assign in vm.assign]
+        return [device for device in devices if device.vm == vm.name]
+
+    def guest(self, vm: ResolvedVm) -> str:
+        """The title of a guest, with the one that it runs in."""
+        where = ": guest" if vm.parent is None else f" in {vm.parent}"
+        return self.titled(f"{vm.name}{where}", f"{vm.name}.guest")
+
     def titled(self, title: str, actor: str) -> str:
         """With the process that plays it."""
         return f"{title}, pid {self._pids[actor]}" if actor in self._pids else title
@@ -94,9 +104,10 @@ class Scene:
         """What the vIOMMU of a VM does."""
         if vm.viommu is None:
             return "no vIOMMU"
-        behind = [assign.device for assign in vm.assign if not assign.bypass_iommu]
+        own = {device.name for device in self.devices(vm)}
+        behind = [assign.device for assign in vm.assign if assign.device in own and not assign.bypass_iommu]
         if not behind:
-            return "no device behind it"
+            return "for VMs in it" if len(vm.assign) > len(own) else "no device behind it"
         mode = self.topology.setting(behind[0])
         if mode == "passthrough" and any(self._is_shadowed(device) for device in behind):
             return "passes all but VFIO's"
@@ -106,7 +117,9 @@ class Scene:
         """What a hypervisor does for its guest's devices, "" without any."""
         if not vm.assign:
             return ""
-        shadowed = {self._is_shadowed(assign.device) for assign in vm.assign}
+        own = {device.name for device in self.devices(vm)}
+        # What is handed on is VFIO's in the guest, whose container's domain is translated.
+        shadowed = {assign.device not in own or self._is_shadowed(assign.device) for assign in vm.assign}
         if len(shadowed) == 2:
             return "shadow tables, or all RAM"
         return "shadow tables, by VFIO" if True in shadowed else "maps all RAM, by VFIO"

@@ -169,7 +169,7 @@ class _Band:
         there = vm.viommu is not None
         drawn = [
             _box(x + 2, top, width - 4, height, "machine"),
-            svg_text(left + 4, top + 18, scene.titled(f"{vm.name}: guest", f"{vm.name}.guest"), "title", inner - 8),
+            svg_text(left + 4, top + 18, scene.guest(vm), "title", inner - 8),
             _box(left, self._viommu, inner, _BAR, "unit" if there else "unit absent"),
             *_lines(x + width, self._viommu, "vIOMMU" if there else "", scene.viommu(vm)),
             _box(x + 2, self._hypervisor, width - 4, _STRIP, "strip"),
@@ -180,7 +180,7 @@ class _Band:
                 scene.hypervisor(vm),
             ),
         ]
-        if not vm.assign:
+        if not scene.devices(vm):
             drawn += self._victim(vm, left)
         return element("g", *drawn, class_="vm")
 

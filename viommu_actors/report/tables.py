@@ -256,6 +256,8 @@ def proofs(verdict: Verdict) -> str:
     changed = evidence.canary_before != evidence.canary_after
     said.append("canary CHANGED" if changed else "canary unchanged")
     said.append("legal DMA passed" if evidence.control else "legal DMA failed")
+    if verdict.withheld_by:
+        said.append(f"the mapping was withheld by {verdict.withheld_by}")
     return "; ".join(said)
 
 
@@ -343,6 +345,8 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
         lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
+    for vm in dict.fromkeys(level.vm for row in rows for level in row.levels):
+        lines += [(f"{vm}: {words}", [_of_level(row, vm, key) for row in rows]) for key, words in _MAIN_COUNTS]
     for key, words in _MAIN_COUNTS:
         lines.append((f"driver's set-up: {words}", [_set_up(row, key) for row in rows]))
     return Table(
@@ -364,6 +368,11 @@ def _set_up(row: Io, key: str) -> Line:
 
 def _receivers(row: Io, key: str) -> Line:
     return line("" if row.receiver is None else _each(getattr(row.receiver, key), row.operations))
+
+
+def _of_level(row: Io, vm: str, key: str) -> Line:
+    counts = next((level.counts for level in row.levels if level.vm == vm), None)
+    return line("" if counts is None else _each(getattr(counts, key), row.operations))
 
 
 def _machine_table(machines: tuple[Machine, ...]) -> Table:

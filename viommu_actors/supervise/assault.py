@@ -83,6 +83,8 @@ class Assault:
         evidence = _evidence(attack, struck, self._source(struck.mission), self._control(attack))
         cell = self._cell(attack, target)
         assert cell.verdict is not None
+        observed = observe(attack.access, evidence)
+        at_host = evidence.fault is not None and evidence.fault.kind == "remapping"
         return Verdict(
             device=self._device.name,
             driver=self._driver,
@@ -90,8 +92,9 @@ class Assault:
             target=target.value,
             setting=self._setting(attack),
             expected=cell.verdict,
-            observed=observe(attack.access, evidence),
+            observed=observed,
             evidence=evidence,
+            withheld_by=self._stage.withholder(target) if observed == "blocked" and at_host else "",
         )
 
     def play_early(self, target: Target) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -36,8 +36,8 @@ class ActorPlan:
     inbox: Listener
     configuration: dict[str, Any]
     fds: list[int]
-    #: the VM whose hypervisor, guest or application it is
-    vm: str | None = None
+    #: the VM whose hypervisor, guest or application it is, last, after those that it runs in; empty for others
+    vms: tuple[str, ...] = ()
 
 
 @dataclass
@@ -117,8 +117,8 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     slots = _place_memory(topology, plan)
     for device in topology.devices:
         plan.actors.append(_device(device, links[device.name], cables.get(device.name), topology.sandbox))
-    apps = [app for vm in topology.vms for app in _apps(vm, slots[vm.name], host.inbox)]
-    vms = [_vm(vm, slots[vm.name], host.inbox, [app for app in apps if app.vm == vm.name]) for vm in topology.vms]
+    apps = [app for vm in topology.vms for app in _apps(topology, vm, slots[vm.name], host.inbox)]
+    vms = _vms(topology, slots, host, apps)
     host.configuration |= {
         "low_memory": HOST_LOW_MEMORY,
         "high_base": HOST_HIGH_BASE,
@@ -130,20 +130,8 @@ def make_plan(topology: ResolvedTopology) -> Plan:
             {"name": device.link, "device": device.name, "address": links[device.name].address}
             for device in topology.devices
         ],
-        "vms": [
-            {
-                "name": vm.name,
-                "hypervisor": hypervisor.name,
-                "guest": guest.name,
-                "guest_address": guest.inbox.address,
-                "hypervisor_address": hypervisor.inbox.address,
-                "ram": [slot.as_dict() for slot in slots[vm.name]],
-                "apps": [app.name for app in apps if app.vm == vm.name],
-            }
-            for vm, (hypervisor, guest) in zip(topology.vms, vms, strict=True)
-        ],
     }
-    host.fds += [slot.fd for vm in topology.vms for slot in slots[vm.name]]
+    host.fds += [slot.fd for vm in topology.vms if vm.parent is None for slot in slots[vm.name]]
     plan.actors += [host, *(hypervisor for hypervisor, _ in vms), *(guest for _, guest in vms), *apps]
     available = sorted(os.sched_getaffinity(0))
     # Topologies that run at the same time start at different CPUs.
@@ -193,7 +181,7 @@ def _device(
     return actor
 
 
-def _apps(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> list[ActorPlan]:
+def _apps(topology: ResolvedTopology, vm: ResolvedVm, slots: list[_Slot], host: Listener) -> list[ActorPlan]:
     """The applications of a VM, each with its own slot and no other; the guest's address comes later."""
     by_name = {slot.name: slot for slot in slots}
     actors = []
@@ -206,20 +194,57 @@ def _apps(vm: ResolvedVm, slots: list[_Slot], host: Listener) -> list[ActorPlan]
             "root": app.root,
         }
         actor.fds.append(slot.fd)
-        actor.vm = vm.name
+        actor.vms = _line(topology, vm)
         actors.append(actor)
     return actors
 
 
+def _line(topology: ResolvedTopology, vm: ResolvedVm) -> tuple[str, ...]:
+    return tuple(each.name for each in topology.line(vm.name))
+
+
+def _vms(
+    topology: ResolvedTopology, slots: dict[str, list[_Slot]], host: ActorPlan, apps: list[ActorPlan]
+) -> list[tuple[ActorPlan, ActorPlan]]:
+    """Hypervisor and guest of each VM; each kernel is told of those that run on it."""
+    kernels: dict[str | None, ActorPlan] = {None: host}
+    host.configuration["vms"] = []
+    made = []
+    for vm in topology.vms:
+        own = [app for app in apps if app.vms[-1] == vm.name]
+        hypervisor, guest = _vm(vm, slots[vm.name], host.inbox, kernels[vm.parent], own)
+        kernels[vm.name] = guest
+        told = slots[vm.name]
+        if vm.parent is not None:
+            names = [slot.name for slot in told]
+            told = [slot for slot in slots[vm.parent] if slot.name in names]
+        row = {
+            "name": vm.name,
+            "hypervisor": hypervisor.name,
+            "guest": guest.name,
+            "guest_address": guest.inbox.address,
+            "hypervisor_address": hypervisor.inbox.address,
+            "ram": [slot.as_dict() for slot in told],
+        }
+        if vm.parent is None:
+            within = [guest_of(each.name) for each in topology.within(vm.name)]
+            row["deeper"] = within + [app.name for app in apps if vm.name in app.vms]
+        kernels[vm.parent].configuration["vms"].append(row)
+        for actor in (hypervisor, guest):
+            actor.vms = _line(topology, vm)
+        made.append((hypervisor, guest))
+    return made
+
+
 def _vm(
-    vm: ResolvedVm, slots: list[_Slot], host: Listener, apps: list[ActorPlan]
+    vm: ResolvedVm, slots: list[_Slot], host: Listener, kernel: ActorPlan, apps: list[ActorPlan]
 ) -> tuple[ActorPlan, ActorPlan]:
+    """`kernel` is the one that it runs on."""
     hypervisor, guest = _actor("hypervisor", hypervisor_of(vm.name)), _actor("guest", guest_of(vm.name))
     ram = [slot.as_dict() for slot in slots]
-    parent = {"name": "host", "address": host.address}
     viommu = vm.viommu
     hypervisor.configuration |= {
-        "parent": parent,
+        "parent": {"name": kernel.name, "address": kernel.inbox.address},
         "guest": guest.name,
         "ram": ram,
         "vm": {
@@ -252,9 +277,10 @@ def _vm(
         },
     }
     guest.configuration |= {
-        "parent": parent,
+        "fabric": {"name": "host", "address": host.address},
         "hypervisor": {"name": hypervisor.name, "address": hypervisor.inbox.address},
         "ram": ram,
+        "vms": [],
         "apps": [
             {
                 "name": app.name,
@@ -268,7 +294,6 @@ def _vm(
     for app in apps:
         app.configuration["kernel"] = {"name": guest.name, "address": guest.inbox.address}
     for actor in (hypervisor, guest):
-        actor.vm = vm.name
         actor.fds += [slot.fd for slot in slots]
     return hypervisor, guest
 
@@ -278,12 +303,12 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
     hpa = HOST_HIGH_BASE + _gib_up(topology.host.memory)
     placed: dict[str, list[_Slot]] = {}
     for vm in topology.vms:
-        low = min(vm.memory, platform.LOW_MEMORY_LIMIT)
-        parts = [("ram", 0, low), ("ram-high", platform.HIGH_MEMORY, vm.memory - low)]
-        parts = _with_hugepages([part for part in parts if part[2]], vm)
         slots = []
-        for name, gpa, size in parts:
-            if size:
+        there = {} if vm.parent is None else {slot.name: slot for slot in placed[vm.parent]}
+        for name, gpa, size in _parts(topology, vm):
+            if name in there:
+                slots.append(replace(there[name], gpa=gpa))
+            elif size:
                 fd = os.memfd_create(f"{vm.name}-{name}")
                 os.ftruncate(fd, size)
                 slots.append(_Slot(name, fd, size, gpa, hpa))
@@ -293,14 +318,22 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
     return placed
 
 
-def _with_hugepages(parts: list[tuple[str, int, int]], vm: ResolvedVm) -> list[tuple[str, int, int]]:
-    """(name, gpa, size) of the slots, with one for each application at the top, where its kernel reserves hugepages."""
+def _parts(topology: ResolvedTopology, vm: ResolvedVm) -> list[tuple[str, int, int]]:
+    """(name, gpa, size) of a VM's slots. At the top, where its kernel reserves hugepages, are those of each application
+    and of each VM in it; a slot has one name at all levels."""
+    own = "ram" if vm.parent is None else f"ram-{vm.name}"
+    low = min(vm.memory, platform.LOW_MEMORY_LIMIT)
+    parts = [part for part in [(own, 0, low), ("ram-high", platform.HIGH_MEMORY, vm.memory - low)] if part[2]]
     name, gpa, size = parts.pop()
     end = gpa + size
     top = []
     for app in vm.apps:
         end -= app.hugepages
         top.append((_hugepages_of(app.name), end, app.hugepages))
+    for nested in topology.vms:
+        if nested.parent == vm.name:
+            end -= nested.memory
+            top += [(part, end + at, length) for part, at, length in _parts(topology, nested)]
     return [*parts, (name, gpa, end - gpa), *top]
 
 

@@ -29,7 +29,7 @@ class Actor:
         self.role = plan.role
         #: by which the launcher knows it; its wires go by the plan's
         self.name = name
-        self.vm = plan.vm
+        self.vms = plan.vms
         self.last_did = "was started"
         #: how often it has said something unasked
         self.heard = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -28,12 +28,15 @@ from viommu_actors.supervise.applications import forward, start, works
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
-from viommu_actors.supervise.owner import Owner, owner_of
+from viommu_actors.supervise.owner import Owner, heir_of, owner_of
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.stage import remapping_fault
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work, read_counts
 from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
+
+#: Operations that a kernel does with a device that it has back.
+_RECLAIMED = 8
 
 
 class Scenario:
@@ -88,6 +91,7 @@ class Scenario:
                 with self._contained(app.name):
                     self._forward(vm, app)
         self._for_each_device(self._attack)
+        self._for_each_device(self._reclaim)
         self._done = True
 
     def _for_each_device(self, step: Callable[[ResolvedDevice], None]) -> None:
@@ -135,17 +139,18 @@ class Scenario:
         self._attack_early(Target.HOST_MEMORY)
         self._tell("host kernel boots")
         supervisor.command("host", "boot")
-        vms = [vm.name for vm in self._topology.vms]
-        if vms:
+        level = [vm.name for vm in self._topology.vms if vm.parent is None]
+        while level:
             self._tell("hypervisors build their guests' machines")
-            supervisor.living([hypervisor_of(vm) for vm in vms], "build")
-            built = self._counts()
-            self._attack_early(Target.GUEST_MEMORY)
+            supervisor.living([hypervisor_of(vm) for vm in level], "build")
+            built = self._counts(level)
+            self._attack_early(Target.GUEST_MEMORY, level)
             self._tell("guest kernels boot")
-            supervisor.living([guest_of(vm) for vm in vms], "boot")
-            for vm, counts in self._counts().items():
+            supervisor.living([guest_of(vm) for vm in level], "boot")
+            for vm, counts in self._counts(level).items():
                 counts.subtract(built[vm])
                 self._machines.append(Machine(vm=vm, build=Counts(**built[vm]), boot=Counts(**counts)))
+            level = [vm.name for vm in self._topology.vms if vm.parent in level]
 
     def _confined(self) -> None:
         """Before anything reaches a device: it is still what it was started as."""
@@ -159,12 +164,12 @@ class Scenario:
         for told in sandbox_words(self._processes):
             self._tell(told)
 
-    def _counts(self) -> dict[str, Counter[str]]:
-        """What each VM that is there has counted up to now."""
+    def _counts(self, vms: list[str]) -> dict[str, Counter[str]]:
+        """What each of these VMs that is there has counted up to now."""
         counts = {}
-        for vm in self._topology.vms:
+        for vm in vms:
             with suppress(ActorGone):
-                counts[vm.name] = read_counts(self._supervisor, guest_of(vm.name), hypervisor_of(vm.name))
+                counts[vm] = read_counts(self._supervisor, guest_of(vm), hypervisor_of(vm))
         return counts
 
     def _owner(self, device: ResolvedDevice) -> Owner:
@@ -173,7 +178,8 @@ class Scenario:
     def _inspect(self, device: ResolvedDevice) -> None:
         if device.vm is not None:
             self._tell(f"{device.name}: what the guest sees of it")
-            self._assignments.append(inspect(self._topology, self._supervisor, device))
+            for vm in self._topology.line(device.vm):
+                self._assignments.append(inspect(self._topology, self._supervisor, device, vm))
 
     def _work(self, device: ResolvedDevice) -> None:
         if not device.operations:
@@ -226,9 +232,20 @@ class Scenario:
         own = [record for record in told["records"] if record["source"] == device.bdf]
         return remapping_fault(own[0], len(own) + told["lost"]) if own else None
 
-    def _attack_early(self, target: Target) -> None:
-        for assault in self._assaults.values():
-            assault.play_early(target)
+    def _reclaim(self, device: ResolvedDevice) -> None:
+        """A device of a nested VM that is lost goes back to the kernel that had handed it on, which works with it."""
+        heir = heir_of(self._topology, device, self._supervisor.lost)
+        if heir is None or not device.operations:
+            return
+        self._tell(f"{device.name}: back with {heir.kernel}, its user is gone")
+        self._supervisor.command(heir.kernel, "reclaim", bdf=heir.bdf)
+        self._io.append(Work(self._supervisor, device, heir, self._tell).alone(_RECLAIMED))
+
+    def _attack_early(self, target: Target, vms: Collection[str | None] = ()) -> None:
+        """Those of all devices, or of those that these VMs have."""
+        for name, assault in self._assaults.items():
+            if not vms or self._topology.device(name).vm in vms:
+                assault.play_early(target)
 
     def _attack(self, device: ResolvedDevice) -> None:
         if not device.rogue:

@@ -194,6 +194,22 @@ class Stage:
             return self.other_guests()
         return (self.owner.kernel,)
 
+    def withholder(self, target: Target) -> str:
+        """Whose tables do not lead a device of a nested VM to a target's memory; nothing for other devices.
+
+        A map goes down through every kernel between: the last that both have in common did not make it.
+        """
+        if not self.owner.levels:
+            return ""
+        kernels = ("host", *(guest_of(vm) for vm in self.owner.levels))
+        found = []
+        for keeper in self.keepers(target):
+            above: tuple[str, ...] = ("host",)
+            if keeper != "host":
+                above += tuple(guest_of(vm.name) for vm in self.topology.line(keeper.removesuffix(".guest")))
+            found.append([each for each in kernels if each in above][-1])
+        return ", ".join(dict.fromkeys(found))
+
     def mapped(self) -> Ranges:
         """(IOVA, size) of what the device may reach lawfully by page tables: no address to probe foreign memory by."""
         port = self.topology.port(self.device.name)

@@ -343,16 +343,18 @@ class Supervisor:
         self._lose(actor, text)
 
     def _lose(self, actor: Actor, text: str) -> None:
-        """Goes on without an actor; a VM whose hypervisor or guest died is gone as a whole, its applications too."""
-        alone = actor.vm is None or actor.role == "app"
-        others = set() if alone else {other.name for other in self.actors.values() if other.vm == actor.vm}
+        """Goes on without an actor; a VM whose hypervisor or guest died is gone, and all that runs in it."""
+        alone = not actor.vms or actor.role == "app"
+        others = set() if alone else {other.name for other in self.actors.values() if actor.vms[-1] in other.vms}
         for name in {actor.name} | others:
             self.retire(name)
             self._plan.pull(name)
             self.lost[name] = text if name == actor.name else f"{name} ended with {actor.name}"
             self._send("host", "gone", {"name": name})
-        if actor.role == "app" and actor.vm is not None:
-            self._send(guest_of(actor.vm), "gone", {"name": actor.name})
+        # The guest kernel that it ran on, if it did not run on the host.
+        kernels = actor.vms if actor.role == "app" else actor.vms[:-1]
+        for name in sorted({actor.name} | others) if kernels else ():
+            self._send(guest_of(kernels[-1]), "gone", {"name": name})
 
     def _raise_if_lost(self, actor: str) -> None:
         how = self.lost.get(actor) or self.fallen.get(actor)

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from viommu_actors.report.results import Counts, Io
+from viommu_actors.report.results import Counts, Io, LevelCounts
 from viommu_actors.supervise.owner import Owner
+from viommu_actors.supervise.plan import guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice
 
@@ -75,7 +76,7 @@ class Work:
         """The driver's own traffic: an edu's copies, a nic's loopback."""
         # The first buffers build the upper levels of the page tables, which stay: that is no steady state.
         self._counted(self._setup, self._owner, "io", operations=_WARM_UP)
-        before = self._counts(self._owner)
+        before, beneath = self._counts(self._owner), self._levels()
         done = size = 0
         verified, mapping, seconds, failed = True, None, 0.0, ""
         for first in range(0, operations, _SLICE):
@@ -86,11 +87,15 @@ class Work:
             self._tell_of(done, operations, "operations")
         counts = self._counts(self._owner)
         counts.subtract(before)
+        levels = self._levels()
+        for vm, counted in levels.items():
+            counted.subtract(beneath[vm])
         rate = done / 2 / seconds if self._is_nic and done and seconds else None
         return msgspec.structs.replace(
             self._row(counts, done, size, verified, mapping),
             packets_per_second=rate and round(rate, 1),
             failed=failed,
+            levels=tuple(LevelCounts(vm=vm, counts=Counts(**counted)) for vm, counted in levels.items()),
         )
 
     def send_to(self, peer: Owner, frames: int) -> Io:
@@ -135,6 +140,9 @@ class Work:
         counts.update(self._counts(owner))
         counts.subtract(before)
         return result
+
+    def _levels(self) -> dict[str, Counter[str]]:
+        return {vm: read_counts(self._supervisor, guest_of(vm), hypervisor_of(vm)) for vm in self._owner.levels}
 
     def _counts(self, owner: Owner) -> Counter[str]:
         return read_counts(self._supervisor, owner.kernel, owner.hypervisor, owner.app)

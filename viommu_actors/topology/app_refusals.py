@@ -49,6 +49,13 @@ def check_apps(topology: Topology) -> None:
         _hugepages(v, vm)
 
 
+def room_for_hugepages(vm: Vm) -> int:
+    """How much of a VM's memory its kernel can leave to others, in bytes."""
+    memory = bytes_of(vm.memory)
+    high = max(0, memory - platform.LOW_MEMORY_LIMIT)
+    return (high or memory - _LEAST) // HUGEPAGE * HUGEPAGE
+
+
 def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]) -> None:
     devices = {device.name: device for device in topology.device}
     assigned = [assign.device for assign in vm.assign]
@@ -75,9 +82,7 @@ def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]
 def _hugepages(index: int, vm: Vm) -> None:
     if CommandLine(vm.cmdline).get("hugepages"):
         raise Refusal(f"vm[{index}].cmdline", "hugepages is filled in from the applications", "leave it out")
-    memory, wanted = bytes_of(vm.memory), 0
-    high = max(0, memory - platform.LOW_MEMORY_LIMIT)
-    room = (high or memory - _LEAST) // HUGEPAGE * HUGEPAGE
+    wanted, room = 0, room_for_hugepages(vm)
     for a, app in enumerate(vm.app):
         size = bytes_of(app.hugepages)
         if size % HUGEPAGE:

@@ -22,9 +22,10 @@ def check_groups(topology: Topology) -> None:
     The first as VFIO has it (drivers/vfio/group.c), the second as QEMU does (hw/vfio/common.c, vfio_get_group). Raises
     the first `Refusal`; assignments have been checked.
     """
-    owner = {assign.device: vm for vm in topology.vm for assign in vm.assign}
+    # In a guest each device stands alone.
+    owner = {assign.device: vm for vm in topology.vm if vm.parent is None for assign in vm.assign}
     for v, vm in enumerate(topology.vm):
-        for a, assign in enumerate(vm.assign):
+        for a, assign in enumerate(vm.assign if vm.parent is None else ()):
             for name, members, why in _groups(topology):
                 if assign.device in members:
                     _check_group(f"vm[{v}].assign[{a}].device", assign.device, vm, owner, name, members, why)

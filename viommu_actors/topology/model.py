@@ -280,7 +280,7 @@ class Edit(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class Assign(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A device given to a VM by the host's VFIO, exclusively."""
+    """A device given to a VM by VFIO of the kernel beneath, exclusively."""
 
     device: Annotated[Name, Meta(description="Name of the device.", examples=["nic0"])]
     slot: Annotated[
@@ -369,9 +369,22 @@ class Vm(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A virtual machine: a hypervisor process and a guest process."""
 
     name: Annotated[Name, Meta(description="Name of the VM: 1 to 32 of a-z, 0-9 and -, not - first.", examples=["vm0"])]
+    parent: Annotated[
+        Name | None,
+        Meta(
+            description=(
+                "The VM, further up in the file, that it runs in: nested, out of the other's memory, and given devices"
+                " that the other has. Absent: it runs on the host."
+            ),
+            examples=["vm0"],
+        ),
+    ] = None
     memory: Annotated[
         Size,
-        Meta(description="RAM of the guest, a multiple of 2 MiB.", examples=["64M"]),
+        Meta(
+            description="RAM of the guest, a multiple of 2 MiB; that of VMs and applications in it is part of it.",
+            examples=["64M"],
+        ),
     ] = "64M"
     cmdline: Annotated[
         CommandLineText,

@@ -14,6 +14,7 @@ from viommu_actors.topology.component_refusals import check_components, check_gr
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
 from viommu_actors.topology.model import CONFIG_SPACE, Device, Topology, Vm
+from viommu_actors.topology.nested_refusals import check_nested, check_parents
 from viommu_actors.topology.resolve import (
     EDU_DMA_MASK_BITS,
     bytes_of,
@@ -43,11 +44,13 @@ def check(topology: Topology) -> None:
         _memory(f"vm[{index}].memory", vm.name, vm.memory, MIN_GUEST_MEMORY)
     _devices(topology)
     check_components(topology)
+    check_parents(topology)
     _peers(topology)
     _assignments(topology)
     check_groups(topology)
     check_assign_drivers(topology)
     check_apps(topology)
+    check_nested(topology)
     _edits(topology)
     _viommus(topology)
     _host_kernel(topology)
@@ -119,7 +122,8 @@ def _peers(topology: Topology) -> None:
 
 def _assignments(topology: Topology) -> None:
     by_name = {device.name: device for device in topology.device}
-    owner: dict[str, str] = {}
+    #: by device, and by the VM that gives it away
+    owner: dict[tuple[str, str | None], str] = {}
     for v, vm in enumerate(topology.vm):
         slots: dict[int, str] = {}
         for a, assign in enumerate(vm.assign):
@@ -128,13 +132,13 @@ def _assignments(topology: Topology) -> None:
                 raise Refusal(
                     f"{key}.device", f'there is no device "{assign.device}"', _existing(assign.device, by_name)
                 )
-            if assign.device in owner:
+            if (assign.device, vm.parent) in owner:
                 raise Refusal(
                     f"{key}.device",
-                    f'"{assign.device}" is assigned to "{owner[assign.device]}" already',
+                    f'"{assign.device}" is assigned to "{owner[assign.device, vm.parent]}" already',
                     "a device has one user: assign it once",
                 )
-            owner[assign.device] = vm.name
+            owner[assign.device, vm.parent] = vm.name
             if assign.slot is not None:
                 if assign.slot in slots:
                     raise Refusal(

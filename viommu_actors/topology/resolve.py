@@ -72,7 +72,7 @@ class ResolvedComponent(Struct, kw_only=True, frozen=True):
 
 
 class ResolvedAssign(Struct, kw_only=True, frozen=True):
-    """`host_bdf` is the address on the host, `bdf` that in the guest."""
+    """`host_bdf` is the address in the kernel that gives it away, `bdf` that in the guest."""
 
     device: str
     host_bdf: str
@@ -100,9 +100,10 @@ class ResolvedApp(Struct, kw_only=True, frozen=True):
 
 
 class ResolvedVm(Struct, kw_only=True, frozen=True):
-    """`memory` is in bytes; `viommu` is None where the guest has none."""
+    """`memory` is in bytes; `viommu` is None where the guest has none; `parent` is the VM it runs in, if one is."""
 
     name: str
+    parent: str | None
     memory: int
     cmdline: str
     viommu: Viommu | None
@@ -146,6 +147,15 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     def vm(self, name: str) -> ResolvedVm:
         """Raises KeyError."""
         return {vm.name: vm for vm in self.vms}[name]
+
+    def line(self, vm: str) -> tuple[ResolvedVm, ...]:
+        """The VMs from the one on the host down to this one, each in the one before. Raises KeyError."""
+        own = self.vm(vm)
+        return (own,) if own.parent is None else (*self.line(own.parent), own)
+
+    def within(self, vm: str) -> tuple[ResolvedVm, ...]:
+        """The VMs that run in this one, at whatever depth, it not among them."""
+        return tuple(each for each in self.vms if each.name != vm and self.vm(vm) in self.line(each.name))
 
     def component(self, name: str) -> ResolvedComponent:
         """A switch or bridge. Raises KeyError."""
@@ -209,6 +219,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
         if component.kind == "bridge":
             aliases |= dict.fromkeys(component.devices, addresses[component.devices[0]])
         links |= {name: behind(component.name, number) for number, name in enumerate(component.devices)}
+    # A nested VM stands below the one that it has its devices from.
     owner = {assign.device: vm.name for vm in topology.vm for assign in vm.assign}
     apps = {port.device: app.name for vm in topology.vm for app in vm.app for port in app.port}
     masks = {device.name: _dma_mask_bits(device) for device in topology.device}
@@ -251,7 +262,7 @@ def resolve(topology: Topology) -> ResolvedTopology:
         ),
         devices=devices,
         components=components,
-        vms=tuple(_resolve_vm(vm, addresses, masks) for vm in topology.vm),
+        vms=_vms(topology, addresses, masks, owner),
     )
 
 
@@ -327,16 +338,42 @@ def _addresses(slots: dict[str, int], components: tuple[ResolvedComponent, ...])
     return {name: format_bdf(address) for name, address in addresses.items()}
 
 
-def _resolve_vm(vm: Vm, addresses: dict[str, str], masks: dict[str, int | None]) -> ResolvedVm:
+def lent(topology: Topology, vm: Vm) -> int:
+    """Bytes of a VM's memory that are not its kernel's: those of its applications, and of the VMs in it."""
+    apps = sum(bytes_of(app.hugepages) for app in vm.app)
+    return apps + sum(bytes_of(each.memory) for each in topology.vm if each.parent == vm.name)
+
+
+def handed_on(topology: Topology, vm: Vm) -> set[str]:
+    """Devices of a VM that it gives to VMs in it."""
+    return {assign.device for each in topology.vm if each.parent == vm.name for assign in each.assign}
+
+
+def _vms(
+    topology: Topology, addresses: dict[str, str], masks: dict[str, int | None], owner: dict[str, str]
+) -> tuple[ResolvedVm, ...]:
+    """`addresses` are those on the host."""
+    beneath: dict[str | None, dict[str, str]] = {None: addresses}
+    resolved = []
+    for vm in topology.vm:
+        resolved.append(_resolve_vm(topology, vm, beneath[vm.parent], masks, owner))
+        beneath[vm.name] = {assign.device: assign.bdf for assign in resolved[-1].assign}
+    return tuple(resolved)
+
+
+def _resolve_vm(
+    topology: Topology, vm: Vm, addresses: dict[str, str], masks: dict[str, int | None], owner: dict[str, str]
+) -> ResolvedVm:
     slots, bdfs = guest_slots(vm), guest_bdfs(vm)
     return ResolvedVm(
         name=vm.name,
+        parent=vm.parent,
         memory=bytes_of(vm.memory),
         cmdline=_with_parameters(
             vm.cmdline,
-            assigned=[],
-            masks=[masks[assign.device] for assign in vm.assign],
-            hugepages=sum(bytes_of(app.hugepages) for app in vm.app) // HUGEPAGE,
+            assigned=sorted(bdfs[name] for name in handed_on(topology, vm)),
+            masks=[masks[assign.device] for assign in vm.assign if owner[assign.device] == vm.name],
+            hugepages=lent(topology, vm) // HUGEPAGE,
             last_bus=platform.BYPASSING_BUS if any(assign.bypass_iommu for assign in vm.assign) else 0,
         ),
         viommu=vm.viommu,

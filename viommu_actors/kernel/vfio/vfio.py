@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from viommu_actors.kernel.pci import PciDevice
     from viommu_actors.kernel.vfio.type1 import Range, Type1
 
+#: What VFIO says of a device that no IOMMU is for.
+NO_GROUP = "has no IOMMU group"
+
 
 class ContainerInfo(NamedTuple):
     """VFIO_IOMMU_GET_INFO with its capabilities: IOVAs that may be mapped, and how many mappings are left."""
@@ -114,7 +117,7 @@ class Vfio:
         """The number of the IOMMU group of "0000:01:00.0". Raises ENODEV where there is no such device or group."""
         number = self.group_number(self._kernel.device(_address(device)).bdf)
         if number is None:
-            raise OSError(ENODEV, f"{device} has no IOMMU group")
+            raise OSError(ENODEV, f"{device} {NO_GROUP}")
         return number
 
     def group_number(self, bdf: int) -> int | None:
