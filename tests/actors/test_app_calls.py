@@ -10,8 +10,9 @@ import pytest
 
 from tests.actors.test_hostile_requests import Box, _frames, _malformed
 from tests.kernel.fake_machine import MIB, FakeMachine, endpoint
-from viommu_actors.actors.app_calls import AppCalls, Channel
+from viommu_actors.actors.app_calls import AppCalls
 from viommu_actors.actors.kernel_service import KernelService
+from viommu_actors.actors.lending_on import Channel
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.sysfs import Sysfs
 from viommu_actors.kernel.uio import Uio
