@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.topologies.launcher import CONFIGS, assert_gone, launch, launched, write
+from viommu_actors.spec.pci import COMMAND, Command
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.plan import make_plan
+from viommu_actors.supervise.scenario import Scenario
+from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.load import parse
+from viommu_actors.topology.resolve import resolve
 
 pytestmark = pytest.mark.topology
 
@@ -87,6 +97,61 @@ def test_a_third_level_by_configuration_alone(tmp_path: Path) -> None:
     }
 
 
+@contextmanager
+def _booted(text: str, folder: Path) -> Iterator[Supervisor]:
+    topology = resolve(parse(text))
+    run, plan = RunFolder(topology, folder / "run"), make_plan(topology)
+    with closing(run), Supervisor(plan, run, contain=topology.on_death == "contain") as supervisor:
+        Scenario(topology, plan, supervisor, lambda _: None).boot()
+        yield supervisor
+
+
+def _sized(l1: str, l2: str) -> str:
+    """A device in an L2 without a vIOMMU, of which all memory is mapped."""
+    text = (CONFIGS / "nested.toml").read_text().replace('rogue = ["A2", "A12"]', "")
+    return text.replace('memory = "64M"', f'memory = "{l1}"').replace('memory = "16M"', f'memory = "{l2}"')
+
+
+def _leaves(supervisor: Supervisor) -> int:
+    """Entries of the host's container that shadows L1's vIOMMU."""
+    [book] = supervisor.command("vm0.hypervisor", "books")
+    return int(book["live"])
+
+
+def test_large_pages_are_used_at_every_level(tmp_path: Path) -> None:
+    with _booted(_sized("64M", "16M"), tmp_path) as supervisor:
+        # L1's kernel maps L2's memory in 2 MiB pages, of which each is one entry for the host.
+        assert _leaves(supervisor) == 8
+        assert "Errno" not in (tmp_path / "run" / "vm0.hypervisor.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("l1", "l2", "entries"),
+    [
+        ("64M", "16M", 4096),
+        pytest.param("320M", "256M", 65536, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+    ],
+)
+def test_in_small_pages_l2_needs_one_entry_of_the_hosts_more_than_there_are(
+    tmp_path: Path, l1: str, l2: str, entries: int
+) -> None:
+    """A page for each leaf of L1's tables; of 256 MiB that is one more than VFIO's default limit."""
+    text = _sized(l1, l2).replace('cmdline = "intel_iommu=on"', 'cmdline = "intel_iommu=on,sp_off"')
+    limit = f"vfio_iommu_type1.dma_entry_limit={entries - 1}"
+    text = text.replace("[[device]]", f'[host]\ncmdline = "intel_iommu=on {limit}"\n[[device]]', 1)
+    with _booted(text, tmp_path) as supervisor:
+        assert _leaves(supervisor) == entries - 1
+        # The hypervisor beneath logs it; L1 is not told, and has mapped all of it.
+        assert f"+0x1000: [Errno {ENOSPC}]" in (tmp_path / "run" / "vm0.hypervisor.log").read_text()
+        [mappings] = [book for book in supervisor.command("vm0.guest", "books") if book["level"] == "VFIO, mappings"]
+        assert mappings["live"] == 1
+        supervisor.command("host", "faults")
+        last = entries * 4096 - 4096
+        supervisor.command("nic0", "attack", steps=[{"do": "read", "address": last, "length": 4}])
+        [record] = supervisor.command("host", "faults")["records"]
+        assert (record["source"], record["place"], record["write"]) == ("01:00.0", f"{last:#x}", False)
+
+
 def test_without_a_viommu_in_l1_its_vfio_refuses(tmp_path: Path) -> None:
     text = (CONFIGS / "nested.toml").read_text()
     before, _, after = text.partition("[vm.viommu]\n")
@@ -112,6 +177,32 @@ def test_when_l2_dies_l1_has_its_device_again(tmp_path: Path, victim: str) -> No
         assert row["verified"] and row["operations"] == 8
         assert (row["traps"], row["vfio_maps"], row["vfio_unmaps"]) == (16, 8, 8)
         assert_gone(pids)
+
+
+def test_what_a_dead_hypervisor_in_l1_held_is_unmapped_and_reset(tmp_path: Path) -> None:
+    text = _sized("64M", "16M").replace("[[device]]", 'on_death = "contain"\n[[device]]', 1)
+    with _booted(text, tmp_path) as supervisor:
+        command = supervisor.command
+        assert _leaves(supervisor) == 8
+        assert _command_register(supervisor) & Command.BUS_MASTER
+        os.kill(supervisor.actors["vm1.hypervisor"].pid, signal.SIGKILL)
+        while not supervisor.lost:
+            supervisor.poll(1)
+        assert set(supervisor.lost) == {"vm1.hypervisor", "vm1.guest"}
+        live = {book["level"]: book["live"] for book in command("vm0.guest", "books")}
+        assert live.pop("VFIO, mappings", 0) == 0 and set(live.values()) == {0}
+        assert _leaves(supervisor) == 0
+        assert not _command_register(supervisor) & Command.BUS_MASTER
+        # The group is L1's to give away again.
+        command("vm0.guest", "reclaim", bdf="00:03.0")
+        assert command("vm0.guest", "io", bdf="00:03.0", operations=4)["verified"]
+        assert supervisor.reconcile() == []
+
+
+def _command_register(supervisor: Supervisor) -> int:
+    """Of the device itself, as the host reads it."""
+    space = supervisor.command("host", "config_space", bdf="01:00.0")
+    return int.from_bytes(space[COMMAND : COMMAND + 2], "little")
 
 
 def test_when_l1_dies_all_in_it_ends(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ class CommandLine:
             return False
         return default
 
+    @property
+    def iommu(self) -> bool:
+        """Whether `intel_iommu=` switches the IOMMU on: the last of its on and off counts, in whatever company."""
+        return [word for word in self.values("intel_iommu") if word in ("on", "off")][-1:] == ["on"]
+
 
 def _normal(key: str) -> str:
     """Linux takes dashes and underscores of a parameter name as the same."""

@@ -56,9 +56,10 @@ class IntelIommu:
         physical_width: int,
         *,
         ats: bool = True,
+        large_pages: bool = True,
     ) -> None:
-        """`physical_width` is the machine's host address width in bits; without `ats` no device's ATS is switched on.
-        Raises OSError(ENODEV) for no usable unit."""
+        """`physical_width` is the machine's host address width in bits; without `ats` no device's ATS is switched on,
+        without `large_pages` tables have leaves of 4 KiB alone. Raises OSError(ENODEV) for no usable unit."""
         self._machine = machine
         self._memory = machine.memory
         self._unit = unit
@@ -79,6 +80,9 @@ class IntelIommu:
         if not self.capability.widths:
             raise OSError(ENODEV, "Cannot get a valid agaw for iommu (seq_id = 0)")
         self._groups = IommuGroups()
+        if not large_pages:
+            self._log("Disable supported super page")
+        self._large_pages = self.capability.large_pages if large_pages else 0
         self._allows_ats = ats and self.extended.device_iotlb
         self._ats = AddressTranslation()
         #: Devices that did not complete an invalidation, and the domain that each comes back to with its reset.
@@ -161,7 +165,7 @@ class IntelIommu:
                 self._counters,
                 self.invalidation,
                 physical_width=self._physical_width,
-                large_pages=capability.large_pages,
+                large_pages=self._large_pages,
                 max_mask=capability.max_address_mask if capability.page_selective else -1,
                 flush_maps=capability.caching_mode,
                 flush_device=self._flush_device,

@@ -204,13 +204,13 @@ class Kernel:
         log = self.machine.log
         dmar = tables.dmar()
         if dmar is None:
-            if self.cmdline.get("intel_iommu") == "on":
+            if self.cmdline.iommu:
                 log("DMAR: No DMAR table found; devices reach all memory")
             return None
         log(f"DMAR: Host address width {dmar.host_address_width}")
         for unit in dmar.units:
             log(f"DMAR: DRHD base: {unit.base:#016x} flags: {unit.flags:#x}")
-        if self.cmdline.get("intel_iommu") != "on":
+        if not self.cmdline.iommu:
             log("DMAR: IOMMU disabled; devices reach all memory")
             return None
         log("DMAR: IOMMU enabled")
@@ -246,6 +246,7 @@ class Kernel:
                 self.counters,
                 dmar.host_address_width,
                 ats="noats" not in self.cmdline.values("pci"),
+                large_pages="sp_off" not in self.cmdline.values("intel_iommu"),
             )
         except OSError as error:
             log(f"DMAR: {error.strerror}")

@@ -178,7 +178,7 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
     def interrupt_setting(self, device: str) -> Setting:
         """What stands between the device and the host's interrupt controller. Raises KeyError."""
         options = CommandLine(self.host.cmdline)
-        if not self.host.iommu.intremap or options.get("intremap") == "off" or options.get("intel_iommu") != "on":
+        if not self.host.iommu.intremap or options.get("intremap") == "off" or not options.iommu:
             return self.setting(device)
         return "ir-nosid" if options.get("intremap") == "nosid" else "ir"
 
@@ -301,7 +301,7 @@ def guest_bdfs(vm: Vm) -> dict[str, str]:
 def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
     """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
     options = CommandLine(cmdline)
-    if not has_iommu or options.get("intel_iommu") != "on":
+    if not has_iommu or not options.iommu:
         return "none"
     return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
 
