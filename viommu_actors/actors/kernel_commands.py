@@ -42,7 +42,6 @@ class KernelCommands:
             "rebind": self.rebind,
             "service": self.service,
             "reset": self.reset,
-            "bind": self.bind,
             "unbind": self.unbind,
             "counters": self.counters,
             "guard": self.guard,
@@ -105,8 +104,9 @@ class KernelCommands:
         }
 
     def rebind(self, bdf: str) -> None:
-        """Unbinds the driver of a device and binds it again: a tear-down and a set-up."""
-        self.unbind(bdf)
+        """Unbinds the driver of a device, where it has one, and binds it again: a tear-down and a set-up."""
+        if pci.parse_bdf(bdf) in self._kernel.drivers:
+            self.unbind(bdf)
         self.bind(bdf)
 
     def unbind(self, bdf: str) -> None:

@@ -55,6 +55,8 @@ class Assault:
         self._owner = owner
         self._setting_told = setting
         self._stage = Stage(topology, plan, supervisor, device, owner)
+        #: takes back what an attack has harmed that was broken off
+        self.undo = self._stage.undo
         port = topology.port(device.name)
         self._driver: Driver = port.driver if port is not None else "host" if device.vm is None else "guest"
         #: why the application does not have the device, where it does not
@@ -121,8 +123,7 @@ class Assault:
         for keep in mission.keeps:
             command(keep.actor, keep.restore)
         fault = self._fault(faults, seen, mission) if mission.record is None else mission.record()
-        if mission.after is not None:
-            mission.after()
+        self.undo()
         return _Struck(mission, seen, fault, after)
 
     def _source(self, mission: Mission) -> str:

@@ -111,8 +111,12 @@ class Attachments:
                 self._tell(f"{name}: whoever attached the rogue is gone")
             else:
                 continue
-            with suppress(CommandFailed, ActorGone):
+            try:
                 self._remove(name)
+            except (ActorDied, Interrupted):
+                raise
+            except Exception:  # the boundary, as of a job; what became of the device was told
+                self._folder.event("launcher", "removal failed", trace=traceback.format_exc())
 
     # --- coming and going
 
@@ -158,7 +162,7 @@ class Attachments:
         assault = Assault(self._places.topology, self._plan, self._supervisor, device, attached.owner)
         verdicts: list[Verdict] = []
         absent: list[Absent] = []
-        with self._revocable(attached, asked):
+        with self._revocable(attached, asked, assault.undo):
             for turn in range(job.repeat):
                 for attack, target, reason in assault.choices(job.attacks or tuple(CATALOGUE)):
                     if reason:
@@ -173,10 +177,11 @@ class Attachments:
     def _script(self, job: Script, asked: Asked) -> dict[str, Any]:
         attached = self._find(job.device)
         device = attached.device
-        scripted = Scripted(Stage(self._places.topology, self._plan, self._supervisor, device, attached.owner))
+        stage = Stage(self._places.topology, self._plan, self._supervisor, device, attached.owner)
+        scripted = Scripted(stage)
         verdicts: list[Verdict] = []
         reports: list[str] = []
-        with self._revocable(attached, asked):
+        with self._revocable(attached, asked, stage.undo):
             for turn in range(job.repeat):
                 again = f" ({turn + 1} of {job.repeat})" if job.repeat > 1 else ""
                 self._door.progress(asked, f"{device.name}: {job.name} runs{again}")
@@ -216,7 +221,7 @@ class Attachments:
         return plain
 
     @contextmanager
-    def _revocable(self, attached: Attached, asked: Asked) -> Iterator[None]:
+    def _revocable(self, attached: Attached, asked: Asked, undo: Callable[[], None]) -> Iterator[None]:
         """What is done meanwhile may be given up by whoever asked for it, or fail; what it harmed is mended."""
         self._door.revocable = asked.peer
         try:
@@ -225,12 +230,12 @@ class Attachments:
             raise
         except Exception:
             self._door.revocable = None
-            self._mend(attached)
+            self._mend(attached, undo)
             raise
         finally:
             self._door.revocable = None
 
-    def _mend(self, attached: Attached) -> None:
+    def _mend(self, attached: Attached, undo: Callable[[], None]) -> None:
         """After an attack that was broken off: what it harmed, and what was being watched."""
         command = self._supervisor.command
         kernels = {"host", *(name for name, actor in self._supervisor.actors.items() if actor.role == "guest")}
@@ -241,6 +246,8 @@ class Attachments:
         ]:
             with suppress(CommandFailed, ActorGone):
                 command(kernel, name, **arguments)
+        with suppress(CommandFailed, ActorGone):
+            undo()
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
         """A little honest work of every other device that a kernel drives, each byte verified."""
@@ -250,11 +257,15 @@ class Attachments:
             if not device.operations or not honest >= {device.name, device.peer or device.name}:
                 continue
             work = Work(self._supervisor, device, owner_of(topology, device), self._tell)
-            with suppress(ActorGone):
+            try:
                 if device.peer is None:
                     yield work.alone(OPERATIONS)
                 else:
                     yield work.send_to(owner_of(topology, topology.device(device.peer)), OPERATIONS)
+            except ActorGone:
+                continue
+            except CommandFailed as error:
+                yield work.failed(str(error))
 
     # ---
 

@@ -15,7 +15,7 @@ from viommu_actors.confine.level import Confinement
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import ActorPlan, Plan, newcomer
-from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
+from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor
 from viommu_actors.topology.guess import did_you_mean
 from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS, ResolvedDevice, ResolvedTopology
 
@@ -106,13 +106,15 @@ class Places:
         return self.plug(device.slot, model)
 
     def leave(self, attached: Attached) -> None:
-        """A rogue is taken away, dead or alive. Raises CommandFailed, ActorGone; then its device is gone."""
+        """A rogue is taken away, dead or alive. Whatever fails in it, its device is gone then."""
         try:
             if attached.state is None:
                 self._unplug(attached)
             else:
                 self._give_back(attached)
-        except (CommandFailed, ActorGone) as error:
+        except (ActorDied, Interrupted):
+            raise
+        except Exception as error:
             self._tell(f"{attached.device.name} is gone: {error}")
             self._supervisor.retire(attached.device.name)
             self._supervisor.fallen[attached.device.name] = str(error)
@@ -130,9 +132,17 @@ class Places:
             # What a rogue hands over may be anything; what it was given was not.
             attached.state = before
             self._replace(attached, expendable=False)
-        with suppress(CommandFailed, ActorGone):
-            supervisor.command(attached.owner.kernel, "rebind", bdf=attached.owner.bdf)
-        self._tell(f"{name}: its own firmware is back")
+        trouble = []
+        for kernel, what, bdf in (
+            # What the rogue left behind in it goes, and the quarantine that a silent device-TLB came to.
+            ("host", "reset", attached.device.bdf),
+            (attached.owner.kernel, "rebind", attached.owner.bdf),
+        ):
+            try:
+                supervisor.command(kernel, what, bdf=bdf)
+            except (CommandFailed, ActorGone) as error:
+                trouble.append(str(error))
+        self._tell("; ".join([f"{name}: its own firmware is back", *trouble]))
 
     def _unplug(self, attached: Attached) -> None:
         """The rogue's device is pulled out of its slot, which is free from then on."""

@@ -17,7 +17,7 @@ from viommu_actors.attacks.evidence import Fault
 from viommu_actors.pci.watch import Aim
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
-from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 
 PAGE = 4096
@@ -54,8 +54,8 @@ class Mission:
     `steps` is the rogue's plan (`devices.rogue_plan`). `aims` are the addresses that it has to try, None for whatever
     it sends, of which `least` must arrive. `guarded` are the host-physical pages that must stay out of its reach;
     `before` is what the keepers said of their state. `source` is the requester that a record must name, where the
-    rogue does not use its own. `meanwhile` is done while the rogue plays, `after` when all is judged; `record`
-    tells what blocked it, in place of a fault and the port's log of it.
+    rogue does not use its own. `meanwhile` is done while the rogue plays; `record` tells what blocked it, in place of a
+    fault and the port's log of it.
     """
 
     steps: Steps
@@ -66,7 +66,6 @@ class Mission:
     least: int = 0
     source: str = ""
     meanwhile: Callable[[], None] | None = None
-    after: Callable[[], None] | None = None
     record: Callable[[], Fault | None] | None = None
 
     @property
@@ -100,6 +99,7 @@ class Stage:
         self.device = device
         self.owner = owner
         self._memory = plan.memory
+        self._undo: list[Callable[[], Any]] = []
 
     # --- commands
 
@@ -114,6 +114,39 @@ class Stage:
     def rogue(self, steps: Steps) -> Any:
         """Has the rogue do something that is not judged; what it says of it decides nothing."""
         return self.command(self.device.name, "attack", steps=steps)
+
+    # --- what is harmed, and taken back
+
+    def undone_by(self, undo: Callable[[], Any]) -> None:
+        """To be said before something is harmed, so that a play may be broken off anywhere.
+
+        `undo` takes that back, or what of it came to be; it may be called twice.
+        """
+        self._undo.append(undo)
+
+    def undo(self) -> None:
+        """Takes back what was harmed, the last first; whatever cannot be taken back, the others are.
+
+        Raises the first CommandFailed or ActorGone at the end.
+        """
+        failed: list[Exception] = []
+        while self._undo:
+            try:
+                self._undo[-1]()
+            except (CommandFailed, ActorGone) as error:
+                failed.append(error)
+            self._undo.pop()
+        if failed:
+            raise failed[0]
+
+    def offer(self, kind: str, owner: Owner | None = None, avoid: Ranges | None = None) -> dict[str, Any]:
+        """A buffer of some kind (`attacks.offers`) for the rogue, or for the device of that owner."""
+        owner = owner or self.owner
+        self.undone_by(lambda: self.command(owner.kernel, "end_offer"))
+        offer: dict[str, Any] = self.command(owner.kernel, "offer", bdf=owner.bdf, kind=kind, avoid=avoid or [])
+        return offer
+
+    # --- who it is
 
     @property
     def bridged(self) -> bool:

@@ -113,6 +113,11 @@ class Work:
         mapping = self._do(self._owner, "mapping")
         return self._row(sender, frames, frames * _PAGE, verified, mapping, Counts(**receiver))
 
+    def failed(self, why: str) -> Io:
+        """The row of work that came to nothing."""
+        row = self._row(dict.fromkeys(_COUNTED, 0), 0, 0, False, "dynamic")
+        return msgspec.structs.replace(row, failed=why)
+
     def _row(
         self,
         counts: Mapping[str, Any],

@@ -33,7 +33,7 @@ def write_to(kind: str) -> Play:
     """A write into a buffer of this kind (`attacks.offers`)."""
 
     def play(stage: Stage, target: Target) -> Mission:
-        offer = _offer(stage, kind)
+        offer = stage.offer(kind)
         return _mission(stage, offer, [_write(offer["iova"])])
 
     return play
@@ -43,7 +43,7 @@ def read_of(kind: str, offset: int = 0) -> Play:
     """A read of a buffer of this kind."""
 
     def play(stage: Stage, target: Target) -> Mission:
-        offer = _offer(stage, kind)
+        offer = stage.offer(kind)
         return _mission(stage, offer, [_read(offer["iova"] + offset)])
 
     return play
@@ -51,7 +51,7 @@ def read_of(kind: str, offset: int = 0) -> Play:
 
 def without_invalidation(stage: Stage, target: Target) -> Mission:
     """The rogue uses its buffer, so that the translation is cached; the kernel clears the entry, and no more."""
-    offer = _offer(stage, "both ways")
+    offer = stage.offer("both ways")
     stage.rogue([_read(offer["iova"])])
     stage.own("clear_entry", iova=offer["iova"])
     return _mission(stage, offer | _as_it_stands(stage), [_read(offer["iova"])])
@@ -59,7 +59,7 @@ def without_invalidation(stage: Stage, target: Target) -> Mission:
 
 def race(stage: Stage, target: Target) -> Mission:
     """A stream of writes, under way while the kernel unmaps the buffer; what is guarded is the page after that."""
-    offer = _offer(stage, "both ways")
+    offer = stage.offer("both ways")
     stream = stage.supervisor.ask(stage.device.name, "attack", steps=[_write(offer["iova"]) | {"times": _STREAM}])
     stage.command(stage.owner.kernel, "take_back")
     return _mission(
@@ -73,15 +73,16 @@ def race(stage: Stage, target: Target) -> Mission:
 
 def detached(stage: Stage, target: Target) -> Mission:
     """The driver is taken away from the device, buffer and all; it comes back when all is judged."""
-    offer = _offer(stage, "both ways")
+    stage.undone_by(lambda: stage.own("rebind"))
+    offer = stage.offer("both ways")
     stage.command(stage.owner.kernel, "take_back")
     stage.own("unbind")
-    return _mission(stage, offer | _as_it_stands(stage), [_write(offer["iova"])], lambda: stage.own("bind"))
+    return _mission(stage, offer | _as_it_stands(stage), [_write(offer["iova"])])
 
 
 def across_page(stage: Stage, target: Target) -> Mission:
     """One transfer from the last bytes of a buffer into what lies behind it."""
-    offer = _offer(stage, "last of a range")
+    offer = stage.offer("last of a range")
     behind = offer["iova"] + PAGE
     step = {"do": "write", "address": behind - len(PATTERN), "data": PATTERN * 2}
     return _mission(stage, offer, [step], aims=[Aim(behind, behind, PAGE)])
@@ -89,7 +90,7 @@ def across_page(stage: Stage, target: Target) -> Mission:
 
 def byte_enables(stage: Stage, target: Target) -> Mission:
     """Odd sizes at odd addresses of a buffer; the kernel writes the same, and what it then has is what must stand."""
-    offer = _offer(stage, "both ways")
+    offer = stage.offer("both ways")
     pieces = [(at, size) for at, size in zip(range(1, 512, 37), range(1, 15), strict=False)]
     expected = stage.command(stage.owner.kernel, "expect", pieces=pieces, data=PATTERN)
     steps: Steps = [{"do": "write", "address": offer["iova"] + at, "data": PATTERN[:size]} for at, size in pieces]
@@ -99,7 +100,7 @@ def byte_enables(stage: Stage, target: Target) -> Mission:
 
 def atomics(stage: Stage, target: Target) -> Mission:
     """Each kind of AtomicOp on a buffer that may only be read."""
-    offer = _offer(stage, "read only")
+    offer = stage.offer("read only")
     operands = {AtomicKind.FETCH_ADD: PATTERN[:8], AtomicKind.SWAP: PATTERN[:8], AtomicKind.COMPARE_SWAP: PATTERN[:16]}
     steps: Steps = [
         {"do": "atomic", "kind": int(kind), "address": offer["iova"], "data": data} for kind, data in operands.items()
@@ -110,7 +111,7 @@ def atomics(stage: Stage, target: Target) -> Mission:
 def faulty(stage: Stage, target: Target) -> Mission:
     """Honest writes to a buffer, of which every other address has one bit wrong: at random within a block of pages, or
     beyond all memory."""
-    offer = _offer(stage, "among others")
+    offer = stage.offer("among others")
     iova, own = offer["iova"], stage.mapped()
     chance = random.Random(_SEED)
     addresses = [iova]
@@ -130,14 +131,14 @@ def neighbours(stage: Stage, target: Target) -> Mission:
 
 def read_other(stage: Stage, owner: Owner) -> Mission:
     """A read of a buffer that was given to the device of that owner, outside of what the rogue may reach itself."""
-    offer = stage.command(owner.kernel, "offer", bdf=owner.bdf, kind="both ways", avoid=stage.mapped())
+    offer = stage.offer("both ways", owner, avoid=stage.mapped())
     return _mission(stage, offer, [_read(offer["iova"])], keeper=owner.kernel)
 
 
 def spoofed(stage: Stage, target: Target) -> Mission:
     """A write with another device's requester ID, to a buffer of that one."""
     device, owner = _other(stage.stranger())
-    offer = stage.command(owner.kernel, "offer", bdf=owner.bdf, kind="both ways")
+    offer = stage.offer("both ways", owner)
     requester = pci.parse_bdf(device.bdf)
     step = _write(offer["iova"]) | {"requester": requester}
     return _mission(stage, offer, [step], keeper=owner.kernel, source=device.bdf)
@@ -145,7 +146,7 @@ def spoofed(stage: Stage, target: Target) -> Mission:
 
 def phantom(stage: Stage, target: Target) -> Mission:
     """Writes to its own buffer with the requester IDs of functions that the device does not have."""
-    offer = _offer(stage, "both ways")
+    offer = stage.offer("both ways")
     own = pci.parse_bdf(stage.device.bdf)
     phantoms = [own | function for function in range(1, 8)]
     steps: Steps = [_write(offer["iova"]) | {"requester": requester} for requester in phantoms]
@@ -153,11 +154,6 @@ def phantom(stage: Stage, target: Target) -> Mission:
 
 
 # --- what they are made of
-
-
-def _offer(stage: Stage, kind: str) -> dict[str, Any]:
-    offer: dict[str, Any] = stage.own("offer", kind=kind)
-    return offer
 
 
 def _as_it_stands(stage: Stage) -> dict[str, Any]:
@@ -182,20 +178,15 @@ def _mission(
     stage: Stage,
     offer: dict[str, Any],
     steps: Steps,
-    after: Callable[[], Any] = lambda: None,
     *,
     aims: list[Aim] | None = None,
     keeper: str = "",
     source: str = "",
     meanwhile: Callable[[], Any] | None = None,
 ) -> Mission:
-    """The offer's pages are guarded; it ends when all is judged. Without `aims`, the steps' addresses."""
+    """The offer's pages are guarded. Without `aims`, the steps' addresses."""
     kernel = keeper or stage.owner.kernel
     addresses = dict.fromkeys(step["address"] for step in steps)
-
-    def end() -> None:
-        stage.command(kernel, "end_offer")
-        after()
 
     return Mission(
         steps=steps,
@@ -205,7 +196,6 @@ def _mission(
         guarded=sorted(stage.physical(kernel, page) for page in offer["pages"]),
         source=source,
         meanwhile=meanwhile,
-        after=end,
     )
 
 

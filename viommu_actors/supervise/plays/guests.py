@@ -17,7 +17,7 @@ def foreign_tables(stage: Stage, target: Target) -> Mission:
     """The guest maps a canary page of the host by its host-physical address; the device writes there."""
     iova, told = _prepared(stage)
     stage.own("point_entry", iova=iova, target=told["pages"][0])
-    return _mission(stage, iova, told)
+    return _mission(iova, told)
 
 
 def double_fetch(stage: Stage, target: Target) -> Mission:
@@ -31,13 +31,14 @@ def double_fetch(stage: Stage, target: Target) -> Mission:
     stage.rogue([_write(iova) | {"times": _STREAM}])
     stage.supervisor.answer(racing)
     stage.own("point_entry", iova=iova, target=page)
-    return _mission(stage, iova, told)
+    return _mission(iova, told)
 
 
 def _prepared(stage: Stage) -> tuple[int, dict[str, Any]]:
     """A page that is lawfully mapped for the device, and what of the host's is guarded."""
     told: dict[str, Any] = stage.command("host", "guard", what="canaries")
-    iova: int = stage.own("offer", kind="both ways")["iova"]
+    iova: int = stage.offer("both ways")["iova"]
+    stage.undone_by(lambda: stage.own("mend_entry", iova=iova))
     return iova, told
 
 
@@ -45,18 +46,13 @@ def _write(iova: int) -> dict[str, Any]:
     return {"do": "write", "address": iova, "data": PATTERN}
 
 
-def _mission(stage: Stage, iova: int, told: dict[str, Any]) -> Mission:
-    def mend() -> None:
-        stage.own("mend_entry", iova=iova)
-        stage.command(stage.owner.kernel, "end_offer")
-
+def _mission(iova: int, told: dict[str, Any]) -> Mission:
     return Mission(
         steps=[_write(iova)],
         aims=[Aim(iova, iova, PAGE)],
         keeps=(Keep("host"),),
         before=told["digest"],
         guarded=list(told["pages"]),
-        after=mend,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.pci.watch import Aim
@@ -30,20 +32,13 @@ def stale(stage: Stage, target: Target) -> Mission:
     The rogue has said that it forgot the translation. What it was told it uses, and it is told the truth.
     """
     kernel = stage.owner.kernel
-    stage.rogue([{"do": "invalidations", "policy": "keep"}])
-    offer = stage.own("offer", kind="both ways")
+    offer = _held(stage, "keep")
     stage.rogue([{"do": "translate", "address": offer["iova"]}])
     stage.command(kernel, "take_back")
     pages = sorted(stage.physical(kernel, page) for page in offer["pages"])
 
-    def end() -> None:
-        stage.rogue([{"do": "invalidations", "policy": "honest"}])
-        stage.command(kernel, "end_offer")
-
     before = stage.command(kernel, "digest")
-    return Mission(
-        steps=_writes(pages), aims=_aims(pages), keeps=(Keep(kernel),), before=before, guarded=pages, after=end
-    )
+    return Mission(steps=_writes(pages), aims=_aims(pages), keeps=(Keep(kernel),), before=before, guarded=pages)
 
 
 def unanswered(stage: Stage, target: Target) -> Mission:
@@ -52,8 +47,9 @@ def unanswered(stage: Stage, target: Target) -> Mission:
     In the end a reset brings the rogue back from its quarantine, and its driver with it.
     """
     kernel = stage.owner.kernel
-    stage.rogue([{"do": "invalidations", "policy": "ignore"}])
-    offer = stage.own("offer", kind="both ways")
+    stage.undone_by(lambda: stage.own("rebind"))
+    stage.undone_by(lambda: stage.command("host", "reset", bdf=stage.device.bdf))
+    offer = _held(stage, "ignore")
     keeps = tuple(
         Keep(owner.kernel, "service", arguments={"bdf": owner.bdf, "operations": _WORK}) for _, owner in stage.others()
     )
@@ -82,12 +78,6 @@ def unanswered(stage: Stage, target: Target) -> Mission:
             count=count,
         )
 
-    def end() -> None:
-        stage.rogue([{"do": "invalidations", "policy": "honest"}])
-        stage.command(kernel, "end_offer")
-        stage.command("host", "reset", bdf=stage.device.bdf)
-        stage.own("rebind")
-
     return Mission(
         steps=[{"do": "read", "address": offer["iova"], "length": 4}],
         aims=None,
@@ -95,9 +85,16 @@ def unanswered(stage: Stage, target: Target) -> Mission:
         keeps=keeps,
         before=before,
         meanwhile=unmap,
-        after=end,
         record=record,
     )
+
+
+def _held(stage: Stage, policy: str) -> dict[str, Any]:
+    """A buffer of the rogue, which from here on deals with invalidations by that policy."""
+    offer = stage.offer("both ways")
+    stage.undone_by(lambda: stage.rogue([{"do": "invalidations", "policy": "honest"}]))
+    stage.rogue([{"do": "invalidations", "policy": policy}])
+    return offer
 
 
 def _timeouts(stage: Stage) -> int:
