@@ -197,3 +197,13 @@ def test_ctrl_c_frees_a_slot(tmp_path: Path, place: tuple[str, ...]) -> None:
         again = attack(run, "--slot", str(attached["slot"]), "--attacks", "A24", "--json")
         assert again.status == 0, again.stderr
         assert all(row["verified"] for row in again.results["io"]) and again.results["io"]
+
+
+def test_a_device_that_does_not_work_is_told_of_beside_the_verdicts(tmp_path: Path) -> None:
+    """What another device's driver meets is a row of the report; the rogue's verdicts are not lost for it."""
+    with staying(tmp_path, TRANSLATING) as running:
+        os.kill(running.pids()["edu0"], signal.SIGSTOP)
+        finished = attack(running.folder, "--as", "nic0", "--attacks", "A2", "--json")
+        assert finished.status == 1 and finished.results["verdicts"], finished.stderr
+        rows = {row["device"]: row for row in finished.results["io"]}
+        assert rows["nic1"]["verified"] and not rows["edu0"]["verified"] and rows["edu0"]["failed"]
