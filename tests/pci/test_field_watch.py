@@ -9,6 +9,7 @@ from viommu_actors.pci.link import LogEntry, Outcome
 
 GUEST = Field("guest", ((0, 0x10000),), (0x10_5000,), ((0x10_0000, 0x10000),))
 HOST = Field("host", ((0x80_0000, 0x10000),), (0x80_3000,), ())
+BORROWED = Field("borrowed", (), (), (), (0x200,))
 SPARED = 0x10_7000
 
 
@@ -18,7 +19,7 @@ def _entry(address: int, outcome: Outcome, physical: int | None = None, **more: 
 
 
 def _watch(*entries: LogEntry) -> FieldWatch:
-    watch = FieldWatch([GUEST, HOST], SPARED)
+    watch = FieldWatch([BORROWED, GUEST, HOST], SPARED)
     for entry in entries:
         watch.add(entry)
     return watch
@@ -44,3 +45,22 @@ def test_exposed_memory_is_reached_as_a_whole_but_for_the_own_page() -> None:
 def test_what_passed_to_lent_memory_is_no_reach() -> None:
     watch = _watch(_entry(0x80_0100, Outcome.OK, 0x80_9000))
     assert watch.seen["host", "read"].reached == 0 and watch.seen["host", "read"].outcomes == {Outcome.OK: 1}
+
+
+def test_what_is_reached_counts_before_what_is_aimed_at() -> None:
+    watch = _watch(_entry(0x20, Outcome.OK, 0x80_3010))
+    assert watch.seen["host", "read"].reached == 1 and not watch.seen["guest", "read"].tried
+
+
+def test_whatever_memory_is_reached_in_the_name_of_another() -> None:
+    named = {"requester": 0x200, "write": True, "kind": "write"}
+    watch = _watch(
+        _entry(0xFFFF_0000, Outcome.OK, 0x7777_0000, **named),
+        _entry(0xFFFF_0000, Outcome.OK, 0x7777_0000),
+        _entry(0x20, Outcome.FAULT, **named),
+        _entry(0xFEE0_0000, Outcome.OK, **named | {"kind": "msi"}),
+        _entry(0xC000_0000, Outcome.OK, 0xC000_0000, **named | {"kind": "peer write"}),
+    )
+    assert watch.seen["borrowed", "write"].reached == watch.seen["borrowed", "write"].tried == 1
+    assert watch.seen["guest", "write"].outcomes == {Outcome.FAULT: 1}
+    assert not watch.seen["borrowed", "read"].tried

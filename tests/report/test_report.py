@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.samples import sample, topology
 from viommu_actors.attacks.evidence import Fault
-from viommu_actors.report.report import coloured, render, uncoloured
+from viommu_actors.report.report import coloured, render, render_rogue, uncoloured
 from viommu_actors.report.results import (
     AppPort,
     Assignment,
@@ -20,11 +20,12 @@ from viommu_actors.report.results import (
     Forwarded,
     Machine,
     Results,
+    RogueResults,
     as_expected,
     read_results,
     to_json,
 )
-from viommu_actors.report.tables import MAX_FAULTS, fault_table, summary
+from viommu_actors.report.tables import MAX_FAULTS, fault_table, proofs, summary
 from viommu_actors.report.text import Table, line, plain
 
 NAMES = ("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests", "dpdk")
@@ -184,6 +185,35 @@ def test_unverified_io_is_not_as_expected() -> None:
     assert not as_expected(results.verdicts, (row,))
     bad = msgspec.structs.replace(results, ok=False, io=(row,))
     assert plain(summary(bad)) == "NOT as expected: I/O of nic0 not verified."
+
+
+@pytest.mark.parametrize(
+    ("judged", "ok", "told"),
+    [
+        (1, True, "As expected: 1 verdict, 64 operations verified."),
+        (0, True, "Nothing was tried that is judged: no verdict, 64 operations verified."),
+        (0, False, "NOT as expected: see the log of the run."),
+    ],
+)
+def test_a_rogue_that_tried_nothing_is_not_told_to_be_as_expected(judged: int, ok: bool, told: str) -> None:
+    resolved, results = sample("assigned-viommu")
+    rogue = RogueResults(
+        device="nic0",
+        process=results.processes[-1],
+        ok=ok,
+        verdicts=results.verdicts[:judged],
+        absent=(),
+        io=tuple(row for row in results.io if row.device == "nic0")[:1],
+        reports=(),
+    )
+    assert render_rogue(resolved, rogue, io.StringIO()).splitlines()[-1] == told
+
+
+def test_a_verdict_without_canaries_tells_of_none() -> None:
+    verdict = sample("assigned-viommu")[1].verdicts[0]
+    evidence = msgspec.structs.replace(verdict.evidence, canary_before="", canary_after="", reached=1)
+    bare = msgspec.structs.replace(verdict, observed="corrupted", evidence=evidence)
+    assert "canary unchanged" in proofs(verdict) and "canary unchanged" not in proofs(bare)
 
 
 def test_many_faults_are_cut_and_it_says_so() -> None:

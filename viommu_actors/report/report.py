@@ -18,6 +18,7 @@ from viommu_actors.report.tables import (
     interrupt_note,
     io_tables,
     modelled_table,
+    rogue_summary,
     sandbox_note,
     summary,
     verdict_tables,
@@ -62,7 +63,7 @@ def render_rogue(topology: ResolvedTopology, rogue: RogueResults, stream: TextIO
         *(table.lines() for table in tables if table),
         *([said] if said else []),
         *sandbox_note(results.processes),
-        [summary(results)],
+        [rogue_summary(results)],
     ]
     return shown([each for block in blocks for each in (*block, ())][:-1], stream)
 

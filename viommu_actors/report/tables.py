@@ -190,10 +190,8 @@ def summary(results: Results) -> Line:
     """Whether all is as expected, in one line."""
     wrong = [verdict for verdict in results.verdicts if not verdict.ok]
     bad = [row.device for row in results.io if not row.ok]
-    operations = sum(row.operations for row in results.io)
     if results.ok:
-        told = f"As expected: {_many(len(results.verdicts), 'verdict')}, {_many(operations, 'operation')} verified."
-        return line(Span(told, "safe"))
+        return line(Span(f"As expected: {_many(len(results.verdicts), 'verdict')}, {_work(results)}.", "safe"))
     reasons = [f"{v.device} {v.attack} on {v.target} {v.observed}, expected {v.expected}" for v in wrong]
     reasons += [
         f"assignment of {each.device} not exclusive or not faithful" for each in results.assignments if not each.ok
@@ -207,6 +205,17 @@ def summary(results: Results) -> Line:
     ]
     reasons += [f"forwarding of {app.name} not verified" for app in results.apps if app.forwarded and not app.ok]
     return line(Span("NOT as expected: " + ("; ".join(reasons) or "see the log of the run") + ".", "unsafe"))
+
+
+def rogue_summary(results: Results) -> Line:
+    """The same of one rogue, which came to try something."""
+    if results.verdicts or not results.ok:
+        return summary(results)
+    return line(Span(f"Nothing was tried that is judged: no verdict, {_work(results)}.", "unknown"))
+
+
+def _work(results: Results) -> str:
+    return f"{_many(sum(row.operations for row in results.io), 'operation')} verified"
 
 
 def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verdict, ...]) -> Table:
@@ -254,7 +263,8 @@ def proofs(verdict: Verdict) -> str:
     if evidence.fault is not None:
         said.append(fault_words(evidence.fault))
     changed = evidence.canary_before != evidence.canary_after
-    said.append("canary CHANGED" if changed else "canary unchanged")
+    if evidence.canary_before:
+        said.append("canary CHANGED" if changed else "canary unchanged")
     said.append("legal DMA passed" if evidence.control else "legal DMA failed")
     if verdict.withheld_by:
         said.append(f"the mapping was withheld by {verdict.withheld_by}")

@@ -1,7 +1,8 @@
 """Plays a user's script on a rogue device, and judges it as an attack: by what everybody but the rogue saw.
 
 Reads and writes of each target are judged apart. What is expected is what is expected of the catalogue's attacks of the
-same kind: A1 (reads), A2 (writes), A12 (another guest), A22 (interrupt messages).
+same kind: A1 (reads), A2 (writes), A12 (another guest), A13 (in another device's name), A22 (interrupt messages), A25
+(reads where those go).
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from viommu_actors.attacks.expected import Driver, Outcome, expected
 from viommu_actors.attacks.guard import SIGNATURE
 from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Verdict
+from viommu_actors.spec import pci
 from viommu_actors.spec.tlp import INTERRUPT_FIRST
-from viommu_actors.spec.vtd import FaultReason
-from viommu_actors.supervise.stage import PAGE, Ranges, Stage, digest_of
+from viommu_actors.supervise.stage import PAGE, Ranges, Stage, digest_of, remapping_fault
 from viommu_actors.supervise.supervisor import CommandFailed
 from viommu_actors.text import printable
 
 _WINDOW = 1 << 20
 _MEMORY = (Target.GUEST_MEMORY, Target.HOST_MEMORY, Target.OTHER_GUEST)
 _INTERRUPTS = Target.HOST_VECTOR
+#: Of a device in whose name the rogue got at memory: its domain lends it nothing else.
+_BORROWED = Target.OTHER_BUFFER
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,11 @@ class Scripted:
         vector = stage.command("host", "guard_vector")
         own = stage.driver("offer_control")
         stage.command("host", "faults")
-        fields = [self._field(each) for each in watched]
-        fields.append((_INTERRUPTS.value, [(INTERRUPT_FIRST, _WINDOW)], [], []))
+        fields = [
+            (_BORROWED.value, [], [], [], self._others()),
+            *(self._field(each) for each in watched),
+            (_INTERRUPTS.value, [(INTERRUPT_FIRST, _WINDOW)], [], []),
+        ]
         spared = stage.physical(stage.owner.kernel, own["paddr"])
         stage.command("host", "watch_fields", link=link, fields=fields, spared=spared)
         told = self._targets(watched, vector, own["iova"])
@@ -73,8 +79,9 @@ class Scripted:
         control = stage.control_passes(own, stage.device.name)
         seen = stage.command("host", "field_evidence", link=link)
         stage.command("host", "unwatch", link=link)
-        faults = stage.command("host", "faults")["records"]
+        faults = stage.command("host", "faults")
         verdicts = [verdict for each in watched for verdict in self._verdicts(each, seen, faults, control)]
+        verdicts += self._borrowed(seen, control)
         verdicts += self._interrupts(vector, seen, faults, control)
         for keeper in {keeper for each in watched for keeper in each.keepers}:
             stage.command(keeper, "restore")
@@ -100,6 +107,11 @@ class Scripted:
         exposed = [] if lent else [piece for keeper in watched.keepers for piece in stage.physical_of(keeper)]
         return watched.target.value, watched.addresses, watched.guarded, exposed
 
+    def _others(self) -> list[int]:
+        """IDs that no request of this device may bear; behind a bridge there is one for all."""
+        others = {device.requester for device in self._stage.topology.devices} - {self._stage.source}
+        return sorted(pci.parse_bdf(requester) for requester in others)
+
     def _targets(self, watched: list[_Watched], vector: dict[str, Any], own_page: int) -> dict[str, Any]:
         others = [device.bdf for device in self._stage.topology.devices if device.name != self._stage.device.name]
         return {
@@ -114,28 +126,33 @@ class Scripted:
     # --- after
 
     def _verdicts(
-        self, watched: _Watched, seen: list[dict[str, Any]], faults: list[dict[str, Any]], control: bool
+        self, watched: _Watched, seen: list[dict[str, Any]], faults: dict[str, Any], control: bool
     ) -> Iterator[Verdict]:
-        after = " ".join(self._stage.command(keeper, "digest") for keeper in watched.keepers)
-        rows = {row["way"]: row for row in seen if row["field"] == watched.target.value}
-        for way in ("read", "write"):
-            row = rows[way]
-            if not row["tried"]:
-                continue
-            # What writes have changed, no read has.
-            changed = after if way == "write" or not rows["write"]["reached"] else watched.digest
-            evidence = self._evidence(row, watched.digest, changed, self._fault(row, faults), control)
-            yield self._verdict(way, watched.target, evidence)
+        digest = " ".join(self._stage.command(keeper, "digest") for keeper in watched.keepers)
+        for row in _of(seen, watched.target):
+            # What has changed, no read has changed.
+            after = digest if row["way"] == "write" else watched.digest
+            if row["tried"] or after != watched.digest:
+                evidence = self._evidence(row, watched.digest, after, self._fault(row, faults), control)
+                yield self._verdict(row["way"], watched.target, evidence)
+
+    def _borrowed(self, seen: list[dict[str, Any]], control: bool) -> Iterator[Verdict]:
+        for row in _of(seen, _BORROWED):
+            if row["tried"]:
+                yield self._verdict(row["way"], _BORROWED, self._evidence(row, "", "", None, control))
 
     def _interrupts(
-        self, vector: dict[str, Any], seen: list[dict[str, Any]], faults: list[dict[str, Any]], control: bool
+        self, vector: dict[str, Any], seen: list[dict[str, Any]], faults: dict[str, Any], control: bool
     ) -> Iterator[Verdict]:
-        row = next(row for row in seen if row["field"] == _INTERRUPTS.value and row["way"] == "write")
-        if row["tried"]:
-            after = self._stage.command("host", "interrupt_digest")
-            fault = self._fault(row, faults, interrupt=True)
-            evidence = self._evidence(row, vector["digest"], after, fault, control, interrupt=True)
-            yield self._verdict("interrupt", _INTERRUPTS, evidence)
+        before, digest = vector["digest"], self._stage.command("host", "interrupt_digest")
+        for row in _of(seen, _INTERRUPTS):
+            access: Access = "interrupt" if row["way"] == "write" else "read"
+            after = digest if access == "interrupt" else before
+            if row["tried"] or after != before:
+                interrupt = access == "interrupt"
+                fault = self._fault(row, faults, interrupt)
+                evidence = self._evidence(row, before, after, fault, control, interrupt)
+                yield self._verdict(access, _INTERRUPTS, evidence)
 
     def _evidence(
         self, row: dict[str, Any], before: str, after: str, fault: Fault | None, control: bool, interrupt: bool = False
@@ -156,18 +173,22 @@ class Scripted:
             refused=row["tried"] - passed,
         )
 
-    def _fault(self, row: dict[str, Any], faults: list[dict[str, Any]], interrupt: bool = False) -> Fault | None:
-        """The unit's record of the first refusal in a field; where it ran out of them, what it told the root port."""
+    def _fault(self, row: dict[str, Any], faults: dict[str, Any], interrupt: bool = False) -> Fault | None:
+        """The unit's record of the first refusal in a field, else the port's log of it.
+
+        Of what the unit refused, the port's log stands in only where the record may be missing: several of them were
+        lost, or it was collapsed into another of the same requester.
+        """
         refusal = row["first_refusal"]
         if refusal is None:
             return None
-        for record in faults:
-            told = record["source"] == refusal["source"] and record["reason"] == refusal["reason"]
+        told = [record for record in faults["records"] if record["source"] == refusal["source"]]
+        for record in told:
             place = interrupt or int(record["place"], 16) == refusal["address"] & -PAGE
-            if told and place and (interrupt or record["write"] == refusal["write"]):
-                return _remapping(refusal, record["place"])
-        if refusal["reason"] is not None:
-            return _remapping(refusal, f"{refusal['address']:#x}")
+            if record["reason"] == refusal["reason"] and place and (interrupt or record["write"] == refusal["write"]):
+                return remapping_fault(record, row["outcomes"][refusal["outcome"]])
+        if refusal["reason"] is not None and not told and not faults["lost"]:
+            return None
         return self._stage.port_fault(refusal, row["outcomes"])
 
     def _verdict(self, access: Access, target: Target, evidence: Evidence) -> Verdict:
@@ -189,25 +210,20 @@ class Scripted:
         )
 
 
+def _of(seen: list[dict[str, Any]], target: Target) -> list[dict[str, Any]]:
+    """What was seen of reads, and of writes."""
+    return [row for row in seen if row["field"] == target.value]
+
+
 def _like(access: Access, target: Target) -> str:
     """The attack of the catalogue that does the same."""
-    if access == "interrupt":
-        return "A22"
+    if target is _INTERRUPTS:
+        return "A22" if access == "interrupt" else "A25"
+    if target is _BORROWED:
+        return "A13"
     if target is Target.OTHER_GUEST:
         return "A12"
     return "A1" if access == "read" else "A2"
-
-
-def _remapping(refusal: dict[str, Any], place: str) -> Fault:
-    return Fault(
-        kind="remapping",
-        unit="host iommu",
-        source=refusal["source"],
-        address=place,
-        write=refusal["write"],
-        reason=f"{refusal['reason']:#x}",
-        text=FaultReason(refusal["reason"]).text,
-    )
 
 
 def _own_words(said: Any) -> dict[str, Any]:
