@@ -152,6 +152,22 @@ def test_in_small_pages_l2_needs_one_entry_of_the_hosts_more_than_there_are(
         assert (record["source"], record["place"], record["write"]) == ("01:00.0", f"{last:#x}", False)
 
 
+def test_the_same_map_at_three_depths(tmp_path: Path) -> None:
+    results = _run("nested-depths", tmp_path)
+    rows = {row["device"]: row for row in results["io"]}
+    found = {
+        device: {level["vm"]: (level["counts"]["traps"], level["counts"]["vfio_maps"]) for level in row["levels"]}
+        for device, row in rows.items()
+    }
+    assert found == {
+        "nic1": {},
+        "nic2": {"vm0": (128, 64), "vm1": (128, 64)},
+        "nic3": {"vm0": (128, 64), "vm1": (128, 64), "vm2": (128, 64)},
+    }
+    assert {(row["traps"], row["vfio_maps"], row["vfio_unmaps"]) for row in rows.values()} == {(128, 64, 64)}
+    assert all(row["verified"] and row["map_unmap_us"] > 0 for row in rows.values())
+
+
 def test_without_a_viommu_in_l1_its_vfio_refuses(tmp_path: Path) -> None:
     text = (CONFIGS / "nested.toml").read_text()
     before, _, after = text.partition("[vm.viommu]\n")

@@ -89,6 +89,8 @@ class Io(Struct, kw_only=True, frozen=True):
     `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
     `levels`, of a device of a nested VM: the same of each VM, from the one on the host down to its own.
+    `map_unmap_us`, where VMs are nested: what a page's map and unmap take the kernel that drives the device, the median
+    by the wall clock in microseconds.
     """
 
     device: str
@@ -116,6 +118,7 @@ class Io(Struct, kw_only=True, frozen=True):
     setup: Counts = field(default_factory=Counts)
     receiver: Counts | None = None
     levels: tuple[LevelCounts, ...] = ()
+    map_unmap_us: float | None = None
 
     @property
     def ok(self) -> bool:

@@ -355,6 +355,8 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
         lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
+    if any(row.map_unmap_us is not None for row in rows):
+        lines.append(("map and unmap of a page, µs", [line(_told(row.map_unmap_us)) for row in rows]))
     for vm in dict.fromkeys(level.vm for row in rows for level in row.levels):
         lines += [(f"{vm}: {words}", [_of_level(row, vm, key) for row in rows]) for key, words in _MAIN_COUNTS]
     for key, words in _MAIN_COUNTS:
@@ -378,6 +380,10 @@ def _set_up(row: Io, key: str) -> Line:
 
 def _receivers(row: Io, key: str) -> Line:
     return line("" if row.receiver is None else _each(getattr(row.receiver, key), row.operations))
+
+
+def _told(number: float | None) -> str:
+    return "" if number is None else f"{number:,.0f}"
 
 
 def _of_level(row: Io, vm: str, key: str) -> Line:

@@ -190,7 +190,10 @@ class Scenario:
         work.set_up()
         if device.peer is None:
             self._tell(f"{device.name}: {device.operations} operations")
-            self._io.append(work.alone(device.operations))
+            row = work.alone(device.operations)
+            if any(vm.parent is not None for vm in self._topology.vms):
+                row = msgspec.structs.replace(row, map_unmap_us=work.time_maps())
+            self._io.append(row)
         else:
             self._tell(f"{device.name}: {device.operations} frames to {device.peer}")
             peer = self._topology.device(device.peer)
