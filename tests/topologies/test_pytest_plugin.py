@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.topologies.launcher import ROOT, SMALL
-from viommu_actors.actors.script import _rogue_of
+from viommu_actors.devices.script import _rogue_of
 from viommu_actors.running import to_toml
 from viommu_actors.topology.load import parse
 

@@ -16,13 +16,13 @@ from viommu_actors.actors.control import LATER, Control, Later
 from viommu_actors.actors.device_latency import DeviceLatency
 from viommu_actors.actors.hostile_link import HostileLink
 from viommu_actors.actors.runtime import inbox_listener, log
-from viommu_actors.actors.script import Script
 from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.devices.edu import Edu
 from viommu_actors.devices.endpoint import Endpoint, FunctionState
 from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
+from viommu_actors.devices.script import Script
 from viommu_actors.wire.codec import Defect, MalformedMessage, Message
 from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
 from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame, send_frame

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from viommu_actors.devices.device_tlb import DeviceTlb
 from viommu_actors.devices.dma_engine import DmaEngine, Transfer
@@ -52,6 +52,16 @@ def _dwords(vectors: Any) -> bool:
     )
 
 
+class Interposer(Protocol):
+    """Stands between a driver and the registers of a function, its interrupt table aside."""
+
+    def read(self, bar: int, offset: int, size: int) -> int | None:
+        """What the driver is to see; None: what the register holds."""
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> bool:
+        """Whether it keeps a write from the register."""
+
+
 class Endpoint:
     """Type 0 function behind a link. `send` takes what goes upstream; `log` a line for the operator.
 
@@ -68,6 +78,7 @@ class Endpoint:
         self.counters: Counter[str] = Counter()
         self.engine = DmaEngine(send, self.counters)
         self.requester = 0
+        self.interposer: Interposer | None = None
         #: how many answers are still to be withheld, and those that are
         self._withholding = 0
         self._withheld: list[Completion] = []
@@ -259,13 +270,14 @@ class Endpoint:
         value = int.from_bytes(data, "little")
         if self._msix is not None and bar == self._msix.bar:
             self._msix.write(offset, len(data), value)
-        else:
+        elif self.interposer is None or not self.interposer.write(bar, offset, len(data), value):
             self.bar_write(bar, offset, len(data), value)
 
     def _read_register(self, bar: int, offset: int, size: int) -> int | None:
         if self._msix is not None and bar == self._msix.bar:
             return self._msix.read(offset, size)
-        return self.bar_read(bar, offset, size)
+        shown = None if self.interposer is None else self.interposer.read(bar, offset, size)
+        return self.bar_read(bar, offset, size) if shown is None else shown
 
     def _decode(self, address: int, size: int) -> tuple[int, int] | None:
         """(BAR, offset) of an access; None where memory decoding is off or no BAR holds it."""

@@ -1,4 +1,4 @@
-"""A user's rogue inside the device process: its script, its port, and the loop that goes on while it waits."""
+"""A user's rogue on an endpoint: its script, its port, and what its driver sees of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from viommu_actors.actors.runtime import log
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.rogue import Rogue, Targets
 
@@ -17,7 +16,7 @@ _LONGEST = 200
 
 
 class Script:
-    """Runs scripts on an endpoint; `turn` is one wake of the device's loop."""
+    """Runs scripts on an endpoint; `turn` is one wake of the device's loop, which goes on while a script waits."""
 
     def __init__(self, endpoint: Endpoint, turn: Callable[[], None]) -> None:
         self._endpoint = endpoint
@@ -25,7 +24,6 @@ class Script:
         self._running = False
         self._logged = 0
         self._reports: list[str] = []
-        self._honest = endpoint.bar_read, endpoint.bar_write
 
     def run(self, text: str, name: str, targets: dict[str, Any], seed: int) -> dict[str, Any]:
         """Runs the one rogue that the script defines, to its end: what it reported, and the error that ended it.
@@ -43,7 +41,8 @@ class Script:
             rogue._port = self
             rogue.targets = Targets(**targets)
             rogue.random = random.Random(seed)
-            self._hook(rogue)
+            # From here on its driver sees what the rogue lets it see.
+            self._endpoint.interposer = _Hooks(rogue, self.log)
             rogue.run()
         except BaseException as problem:  # whatever ends a script, it ends the script alone
             error = _words(problem, name)
@@ -69,37 +68,34 @@ class Script:
     def log(self, text: str) -> None:
         self._logged += 1
         if self._logged <= _LINES_LOGGED:
-            log(f"script: {text[:_LONGEST]}")
+            self._endpoint.log(f"script: {text[:_LONGEST]}")
 
     def report(self, text: str) -> None:
         if len(self._reports) < _REPORTS:
             self._reports.append(text[:_LONGEST])
 
-    # --- hooks
 
-    def _hook(self, rogue: Rogue) -> None:
-        """From here on its driver sees what the rogue lets it see; where a hook fails, the honest device."""
-        read, write = self._honest
+class _Hooks:
+    """The hooks of a rogue; where one fails, its driver sees the honest device."""
 
-        def hooked_read(bar: int, offset: int, size: int) -> int | None:
-            try:
-                value = rogue.on_mmio_read(bar, offset, size)
-            except Exception as problem:
-                self.log(f"on_mmio_read: {problem!r}")
-                value = None
-            return read(bar, offset, size) if type(value) is not int else value
+    def __init__(self, rogue: Rogue, log: Callable[[str], None]) -> None:
+        self._rogue = rogue
+        self._log = log
 
-        def hooked_write(bar: int, offset: int, size: int, value: int) -> None:
-            try:
-                taken = rogue.on_mmio_write(bar, offset, size, value)
-            except Exception as problem:
-                self.log(f"on_mmio_write: {problem!r}")
-                taken = False
-            if not taken:
-                write(bar, offset, size, value)
+    def read(self, bar: int, offset: int, size: int) -> int | None:
+        try:
+            value = self._rogue.on_mmio_read(bar, offset, size)
+        except Exception as problem:
+            self._log(f"on_mmio_read: {problem!r}")
+            return None
+        return value if type(value) is int else None
 
-        self._endpoint.bar_read = hooked_read  # type: ignore[method-assign]
-        self._endpoint.bar_write = hooked_write  # type: ignore[method-assign]
+    def write(self, bar: int, offset: int, size: int, value: int) -> bool:
+        try:
+            return bool(self._rogue.on_mmio_write(bar, offset, size, value))
+        except Exception as problem:
+            self._log(f"on_mmio_write: {problem!r}")
+            return False
 
 
 def _rogue_of(text: str, name: str) -> Rogue:
@@ -116,7 +112,8 @@ def _rogue_of(text: str, name: str) -> Rogue:
 
 def _words(problem: BaseException, name: str) -> str:
     """`my_rogue.py, line 3: ValueError: …`, where the script is to blame for it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == name]
+    steps = traceback.walk_tb(problem.__traceback__)
+    lines: list[int | None] = [line for frame, line in steps if frame.f_code.co_filename == name]
     if isinstance(problem, SyntaxError) and problem.filename == name:
         lines = [problem.lineno]
     try:

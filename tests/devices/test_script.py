@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.devices.bench import Bench
-from viommu_actors.actors.script import Script
 from viommu_actors.devices.nic import Nic
+from viommu_actors.devices.script import Script
 from viommu_actors.spec import nic, tlp
 
 HEAD = "from viommu_actors.rogue import Rogue\nclass Mine(Rogue):\n"
