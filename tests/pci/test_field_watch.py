@@ -10,6 +10,7 @@ from viommu_actors.pci.link import LogEntry, Outcome
 GUEST = Field("guest", ((0, 0x10000),), (0x10_5000,), ((0x10_0000, 0x10000),))
 HOST = Field("host", ((0x80_0000, 0x10000),), (0x80_3000,), ())
 BORROWED = Field("borrowed", (), (), (), (0x200,))
+PEERS = Field("peers", (), (), (), peers=True)
 SPARED = 0x10_7000
 
 
@@ -19,7 +20,7 @@ def _entry(address: int, outcome: Outcome, physical: int | None = None, **more: 
 
 
 def _watch(*entries: LogEntry) -> FieldWatch:
-    watch = FieldWatch([BORROWED, GUEST, HOST], SPARED)
+    watch = FieldWatch([BORROWED, PEERS, GUEST, HOST], SPARED)
     for entry in entries:
         watch.add(entry)
     return watch
@@ -62,5 +63,6 @@ def test_whatever_memory_is_reached_in_the_name_of_another() -> None:
         _entry(0xC000_0000, Outcome.OK, 0xC000_0000, **named | {"kind": "peer write"}),
     )
     assert watch.seen["borrowed", "write"].reached == watch.seen["borrowed", "write"].tried == 1
+    assert watch.seen["peers", "write"].reached == watch.seen["peers", "write"].tried == 1
     assert watch.seen["guest", "write"].outcomes == {Outcome.FAULT: 1}
     assert not watch.seen["borrowed", "read"].tried

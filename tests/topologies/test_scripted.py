@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from viommu_actors.report.results import Verdict
+from viommu_actors.spec import pci
 from viommu_actors.spec.nic import Reg
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.owner import owner_of
@@ -39,13 +40,18 @@ name = "nic1"
 model = "nic"
 operations = 4
 """
+SWITCH = """
+[[switch]]
+name = "sw0"
+acs = {acs}
+"""
 HEAD = "from viommu_actors.rogue import Rogue\nclass Mine(Rogue):\n"
 
 
 @contextmanager
-def _staged(folder: Path, options: str = "") -> Iterator[Stage]:
+def _staged(folder: Path, text: str) -> Iterator[Stage]:
     """A nic of the host that is to run scripts, beside another."""
-    topology = resolve(parse(PAIR.format(options=options)))
+    topology = resolve(parse(text))
     kept, plan = RunFolder(topology, folder), make_plan(topology)
     with closing(kept), Supervisor(plan, kept) as supervisor:
         Scenario(topology, plan, supervisor, lambda _: None).run()
@@ -60,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stage(folder: Path) -> Iterator[Stage]:
-    with _staged(folder) as stage:
+    with _staged(folder, PAIR.format(options="")) as stage:
         yield stage
 
 
@@ -140,8 +146,30 @@ def test_a_driver_sees_what_the_hooks_show_and_nothing_of_it_harms_the_others(st
 def test_what_changed_is_judged_whoever_it_was_charged_to(tmp_path: Path) -> None:
     """The neighbour passes its IOMMU: in its name the rogue gets at memory that nobody gave to either."""
     body = f"with self.spoof('{NEIGHBOUR}'):\n    self.dma_write(self.targets.canaries['host memory'][0] + 64, b'mine')"
-    with _staged(tmp_path / "run", "iommu=pt") as stage:
+    with _staged(tmp_path / "run", PAIR.format(options="iommu=pt")) as stage:
         assert _told(_played(stage, body)) == {
             ("script-write", "host memory"): ("corrupted", "corrupted"),
             ("script-write", "another device's buffer"): ("corrupted", "corrupted"),
         }
+
+
+def _below_a_switch(acs: str) -> str:
+    return PAIR.format(options="").replace('model = "nic"', 'model = "nic"\nbehind = "sw0"') + SWITCH.format(acs=acs)
+
+
+def test_registers_of_a_neighbour_below_a_switch(tmp_path: Path) -> None:
+    with _staged(tmp_path / "run", _below_a_switch("false")) as stage:
+        bdf = stage.topology.device("nic1").bdf
+        space: bytes = stage.command("host", "config_space", bdf=bdf)
+        bar = int.from_bytes(space[pci.BAR0 : pci.BAR0 + 4], "little") & pci.BAR_MEMORY_MASK
+        verdicts = _played(stage, f"self.dma_read({bar + Reg.MAC_LOW}, 4)")
+        assert _told(verdicts) == {("script-read", "another device's registers"): ("leaked", "leaked")}
+
+
+def test_the_port_that_refused_is_named(tmp_path: Path) -> None:
+    with _staged(tmp_path / "run", _below_a_switch("true")) as stage:
+        bdf = stage.topology.device("nic1").bdf
+        body = f"with self.spoof('{bdf}'):\n    self.dma_write(self.targets.canaries['host memory'][0], b'mine')"
+        [verdict] = _played(stage, body)
+        fault = verdict.evidence.fault
+        assert fault is not None and (fault.kind, fault.unit, fault.source) == ("acs", "switch sw0", bdf)

@@ -11,6 +11,8 @@ from viommu_actors.pci.watch import Watch
 _PAGE = ~0xFFF
 #: Kinds of transactions that get to memory.
 _TO_MEMORY = frozenset({"read", "write", "atomic"})
+#: Kinds that get to another device, and not by way of the root complex.
+_TO_PEERS = frozenset({"peer read", "peer write"})
 
 Ranges = tuple[tuple[int, int], ...]
 Way = Literal["read", "write"]
@@ -22,7 +24,7 @@ class Field(NamedTuple):
 
     `addresses` are (base, size) as the device puts them on the bus; `guarded` physical pages; `exposed` (base, size) of
     physical memory of which the device was given nothing but the page `spared`; `requesters` IDs of others, in whose
-    name any memory at all is none of the device's.
+    name any memory at all is none of the device's; `peers` whether it is the registers of others.
     """
 
     name: str
@@ -30,9 +32,12 @@ class Field(NamedTuple):
     guarded: Collection[int]
     exposed: Ranges
     requesters: Collection[int] = ()
+    peers: bool = False
 
     def holds(self, entry: LogEntry, physical: int) -> bool:
         """Whether that access, which got to `physical`, is one to this."""
+        if entry.kind in _TO_PEERS:
+            return self.peers
         borrowed = entry.requester in self.requesters and entry.kind in _TO_MEMORY
         return borrowed or physical & _PAGE in self.guarded or _within(physical, self.exposed)
 

@@ -2,7 +2,7 @@
 
 Reads and writes of each target are judged apart. What is expected is what is expected of the catalogue's attacks of the
 same kind: A1 (reads), A2 (writes), A12 (another guest), A13 (in another device's name), A22 (interrupt messages), A25
-(reads where those go).
+(reads where those go), A28 (another device's registers).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from viommu_actors.text import printable
 _WINDOW = 1 << 20
 _MEMORY = (Target.GUEST_MEMORY, Target.HOST_MEMORY, Target.OTHER_GUEST)
 _INTERRUPTS = Target.HOST_VECTOR
-#: Of a device in whose name the rogue got at memory: its domain lends it nothing else.
-_BORROWED = Target.OTHER_BUFFER
+#: Of others, judged by what got there alone: memory reached in the name of one, registers without the root complex.
+_OTHERS = (Target.OTHER_BUFFER, Target.OTHER_REGISTERS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Scripted:
         own = stage.driver("offer_control")
         stage.command("host", "faults")
         fields = [
-            (_BORROWED.value, [], [], [], self._others()),
+            (Target.OTHER_BUFFER.value, [], [], [], self._others()),
+            (Target.OTHER_REGISTERS.value, [], [], [], [], True),
             *(self._field(each) for each in watched),
             (_INTERRUPTS.value, [(INTERRUPT_FIRST, _WINDOW)], [], []),
         ]
@@ -81,7 +82,7 @@ class Scripted:
         stage.command("host", "unwatch", link=link)
         faults = stage.command("host", "faults")
         verdicts = [verdict for each in watched for verdict in self._verdicts(each, seen, faults, control)]
-        verdicts += self._borrowed(seen, control)
+        verdicts += self._reached(seen, control)
         verdicts += self._interrupts(vector, seen, faults, control)
         for keeper in {keeper for each in watched for keeper in each.keepers}:
             stage.command(keeper, "restore")
@@ -136,10 +137,11 @@ class Scripted:
                 evidence = self._evidence(row, watched.digest, after, self._fault(row, faults), control)
                 yield self._verdict(row["way"], watched.target, evidence)
 
-    def _borrowed(self, seen: list[dict[str, Any]], control: bool) -> Iterator[Verdict]:
-        for row in _of(seen, _BORROWED):
-            if row["tried"]:
-                yield self._verdict(row["way"], _BORROWED, self._evidence(row, "", "", None, control))
+    def _reached(self, seen: list[dict[str, Any]], control: bool) -> Iterator[Verdict]:
+        for target in _OTHERS:
+            for row in _of(seen, target):
+                if row["tried"]:
+                    yield self._verdict(row["way"], target, self._evidence(row, "", "", None, control))
 
     def _interrupts(
         self, vector: dict[str, Any], seen: list[dict[str, Any]], faults: dict[str, Any], control: bool
@@ -219,8 +221,8 @@ def _like(access: Access, target: Target) -> str:
     """The attack of the catalogue that does the same."""
     if target is _INTERRUPTS:
         return "A22" if access == "interrupt" else "A25"
-    if target is _BORROWED:
-        return "A13"
+    if target in _OTHERS:
+        return "A13" if target is Target.OTHER_BUFFER else "A28"
     if target is Target.OTHER_GUEST:
         return "A12"
     return "A1" if access == "read" else "A2"
