@@ -31,8 +31,8 @@ class Process(Struct, kw_only=True, frozen=True, omit_defaults=True):
 class Verdict(Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One attack of one device on one target: what was expected, what was observed, and the proofs.
 
-    `withheld_by` is told of blocked DMA of a device of a nested VM: the kernels, host or guest, in whose tables the way
-    to the target ends. The host's IOMMU is what blocks it at any level.
+    `withheld_by` is told of a nested VM's device whose DMA was blocked for want of a mapping: the kernels, host or
+    guest, in whose tables the way to the target ends. The host's IOMMU is what blocks it at any level.
     """
 
     device: str

@@ -14,6 +14,7 @@ from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import Cell, Driver, expected
 from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Absent, Verdict
+from viommu_actors.spec.vtd_faults import FaultReason
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.plays import PLAYS, missing
@@ -25,6 +26,8 @@ from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
 EARLY = "A47"
 #: Accesses a second that a rogue makes at least, on the slowest machine that this runs on.
 _SLOWEST = 2000
+#: As a fault's record tells the reasons that mean a missing mapping.
+_UNMAPPED = tuple(f"{reason:#x}" for reason in (FaultReason.WRITE_DENIED, FaultReason.READ_DENIED))
 
 
 class _Struck(NamedTuple):
@@ -86,7 +89,7 @@ class Assault:
         cell = self._cell(attack, target)
         assert cell.verdict is not None
         observed = observe(attack.access, evidence)
-        at_host = evidence.fault is not None and evidence.fault.kind == "remapping"
+        unmapped = evidence.fault is not None and evidence.fault.reason in _UNMAPPED
         return Verdict(
             device=self._device.name,
             driver=self._driver,
@@ -96,7 +99,7 @@ class Assault:
             expected=cell.verdict,
             observed=observed,
             evidence=evidence,
-            withheld_by=self._stage.withholder(target) if observed == "blocked" and at_host else "",
+            withheld_by=self._stage.withholder(target) if observed == "blocked" and unmapped else "",
         )
 
     def play_early(self, target: Target) -> None:

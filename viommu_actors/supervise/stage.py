@@ -228,11 +228,15 @@ class Stage:
         return (self.owner.kernel,)
 
     def withholder(self, target: Target) -> str:
-        """Whose tables do not lead a device of a nested VM to a target's memory; nothing for other devices.
+        """Whose tables do not lead a device of a nested VM to a target's memory; nothing for other devices and targets.
 
         A map goes down through every kernel between: the last that both have in common did not make it.
         """
         if not self.owner.levels:
+            return ""
+        if target in (Target.GUEST_MEMORY, Target.BUFFER, Target.PAGE_TABLES):
+            return self.owner.kernel if self.topology.setting(self.device.name) == "strict" else ""
+        if target not in (Target.HOST_MEMORY, Target.OTHER_GUEST):
             return ""
         kernels = ("host", *(guest_of(vm) for vm in self.owner.levels))
         found = []
