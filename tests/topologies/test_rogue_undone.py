@@ -207,3 +207,24 @@ def test_a_device_that_does_not_work_is_told_of_beside_the_verdicts(tmp_path: Pa
         assert finished.status == 1 and finished.results["verdicts"], finished.stderr
         rows = {row["device"]: row for row in finished.results["io"]}
         assert rows["nic1"]["verified"] and not rows["edu0"]["verified"] and rows["edu0"]["failed"]
+
+
+def test_a_device_that_takes_no_commands_holds_nobody_up(run: Path) -> None:
+    """A device that has stopped is told more than its socket takes; when it goes on, it gets all of it."""
+    text = f"from viommu_actors.rogue import Rogue\n\n\nclass Long(Rogue):\n    pass\n\n\n#{60_000 * 'x'}\n"
+    with asking(run) as asker:
+        asker.say("device_add", place="as", device="nic1")
+        assert "result" in asker.hear("result", "error")
+        [attached] = status(run)["attached"]
+        os.kill(attached["pid"], signal.SIGSTOP)
+        for number in range(1, 9):
+            watched = _times(run, "watch_fields")
+            asker.say("script", device="nic1", text=text, id=number)
+            _wait_for(run, "watch_fields", watched)
+            asker.say("cancel")
+            assert asker.hear("error")["how"] == "interrupted"
+        os.kill(attached["pid"], signal.SIGCONT)
+        asker.say("attack", device="nic1", attacks=["A2"], id=9)
+        assert asker.hear("result", "error")["result"]["ok"]
+    wait_for_attached(run, 0)
+    _works(run, "nic1")

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import os
 import select
-import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import zmq
 
-from viommu_actors.wire import guarded
 from viommu_actors.wire.codec import MAX_FRAME, Defect, MalformedMessage
 from viommu_actors.wire.guarded import GuardedChannel
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
-from viommu_actors.wire.sockets import Inbox, Listener, PeerGone, make_context
+from viommu_actors.wire.sockets import Inbox, Listener, make_context
 from viommu_actors.wire.tally import Tally, disagreements
 
 
 class Ends:
-    """A listener, the channel to it, and the end of the process that would own it."""
+    """A listener, and the channel to it."""
 
     def __init__(self) -> None:
         self.listener = Listener.create()
-        self.ended, self._process = os.pipe()
         self.tally = Tally("control:nic0", "launcher")
-        self.channel = GuardedChannel(
-            "launcher", self.listener.address, CONTROL, CONTROL_ANSWER, self.tally, self.ended
-        )
+        self.channel = GuardedChannel("launcher", self.listener.address, CONTROL, CONTROL_ANSWER, self.tally)
         self._context: zmq.Context[Any] = make_context()
         self._inboxes: list[Inbox] = []
 
@@ -37,14 +33,19 @@ class Ends:
         self._inboxes.append(made)
         return made
 
-    def end_process(self) -> None:
-        os.write(self._process, b"x")
+    def received(self, inbox: Inbox) -> tuple[bytes, bytes]:
+        """The next message at the inbox, while the channel is flushed as who polls it does."""
+        deadline = time.monotonic() + 10
+        while not inbox.ready:
+            assert time.monotonic() < deadline
+            select.select([self.channel.socket], [self.channel.socket] if self.channel.wants_room else [], [], 0.01)
+            self.channel.flush()
+        return inbox.receive()
 
     def close(self) -> None:
         self.channel.close()
         self._context.destroy(linger=0)
-        for fd in (self.listener.fd, self.ended, self._process):
-            os.close(fd)
+        os.close(self.listener.fd)
 
 
 @pytest.fixture
@@ -57,10 +58,8 @@ def ends() -> Iterator[Ends]:
 def test_an_inbox_knows_it_by_name_and_answers(ends: Ends) -> None:
     inbox, far = ends.inbox(), Tally("control:nic0", "nic0")
     command = Command(1, "attack", {"steps": (bytes(MAX_FRAME // 2),)})
-    sending = threading.Thread(target=ends.channel.post, args=(command,))
-    sending.start()
-    peer, frame = inbox.receive()
-    sending.join(10)
+    ends.channel.post(command)
+    peer, frame = ends.received(inbox)
     assert (peer, CONTROL.decode(frame)) == (b"launcher", command)
     far.received[Command] += 1
     assert inbox.send(peer, Reply(1, "", bytes(MAX_FRAME // 2)), CONTROL_ANSWER, far)
@@ -73,22 +72,24 @@ def test_an_inbox_knows_it_by_name_and_answers(ends: Ends) -> None:
     assert disagreements([ends.tally.as_dict(), far.as_dict()]) == []
 
 
-def test_to_a_process_that_has_ended_nothing_is_posted(ends: Ends) -> None:
-    ends.end_process()
-    ends.channel.post(Command(1, "ping", None))
-    assert not ends.tally.as_dict()["sent"]
-
-
-def test_who_never_shakes_hands_is_not_waited_for_without_end(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded, "_PATIENCE", 0.05)
-    with pytest.raises(PeerGone):
-        ends.channel.post(Command(1, "ping", None))
+def test_what_nobody_takes_waits_and_holds_nobody_up(ends: Ends) -> None:
+    """Before the peer shakes hands, and while it reads nothing; then it gets all, in order."""
+    commands = [Command(number, "attack", {"steps": (bytes(MAX_FRAME // 2),)}) for number in range(4)]
+    for command in commands[:2]:
+        ends.channel.post(command)
+    assert not ends.tally.as_dict()["sent"] and not ends.channel.wants_room
+    inbox = ends.inbox()
+    assert CONTROL.decode(ends.received(inbox)[1]) == commands[0]
+    for command in commands[2:]:
+        ends.channel.post(command)
+    assert [CONTROL.decode(ends.received(inbox)[1]) for _ in range(3)] == commands[1:]
+    assert ends.tally.as_dict()["sent"] == {"Command": 4}
 
 
 def test_several_frames_are_malformed_and_a_message_without_an_end_is_the_end(ends: Ends) -> None:
     inbox = ends.inbox()
     ends.channel.post(Command(1, "ping", None))
-    peer, _ = inbox.receive()
+    peer, _ = ends.received(inbox)
     inbox.socket.send_multipart([peer, b"a", b"b"])
     inbox.socket.send_multipart([peer, *[b""] * 5000])
     seen: list[Defect] = []

@@ -41,7 +41,7 @@ class Actor:
         self.channel: Channel | GuardedChannel
         made_of = ("launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
         if plan.role == "device":
-            self.channel = GuardedChannel(*made_of, self.pidfd)
+            self.channel = GuardedChannel(*made_of)
         else:
             self.channel = Channel(context, *made_of)
 

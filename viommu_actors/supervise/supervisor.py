@@ -277,10 +277,16 @@ class Supervisor:
         seconds = max(0.0, min(seconds, self.door.patience))
         if any(actor.channel.behind for actor in self.actors.values()):
             seconds = 0.0
+        slow = [actor.channel.socket for actor in self.actors.values() if actor.channel.wants_room]
+        for channel in slow:
+            self._poller.modify(channel, zmq.POLLIN | zmq.POLLOUT)
         ready = {source for source, _ in self._poller.poll(int(seconds * 1000))}
+        for channel in slow:
+            self._poller.modify(channel, zmq.POLLIN)
         for actor in list(self.actors.values()):
             if actor.channel.socket in ready or actor.channel.behind:
                 self._drain(actor)
+                actor.channel.flush()
             if actor.channel.lost is not None:
                 # A device that hangs up, or sends messages without an end, is not to be commanded any more.
                 actor.kill()

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import select
-import time
-from typing import Final
+from collections import deque
 
 import zmq
 
 from viommu_actors.wire.codec import MAX_FRAME, Codec, Defect, MalformedMessage, Message
-from viommu_actors.wire.sockets import PeerGone
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
-
-#: Seconds that a peer may take to come up, and to take what it is sent.
-_PATIENCE: Final = 30.0
 
 
 class GuardedChannel:
     """As a `sockets.Channel`, but that nothing the peer sends makes it grow."""
 
-    def __init__(self, name: str, address: str, out: Codec, answer: Codec, tally: Tally, ended: int) -> None:
-        """`ended` is a descriptor that becomes readable when the peer's process has ended. Raises PeerLost."""
+    def __init__(self, name: str, address: str, out: Codec, answer: Codec, tally: Tally) -> None:
+        """Raises PeerLost where nobody listens."""
         self._peer = ZmtpPeer(address, MAX_FRAME, name.encode())
         #: To be polled.
         self.socket = self._peer.fileno()
         self.tally = tally
         #: Why nothing comes any more.
         self.lost: PeerLost | None = None
-        self._ended = ended
+        #: what the peer could not be sent yet
+        self._waiting: deque[Message] = deque()
         self._encode = out.encode
         self._decode = answer.decode
 
@@ -37,23 +32,28 @@ class GuardedChannel:
         """Whether there may be a message that no poll will tell of."""
         return self.lost is None and self._peer.behind
 
-    def post(self, message: Message) -> None:
-        """Sends and goes on; waits while the peer takes no more. To a process that has ended it is lost.
+    @property
+    def wants_room(self) -> bool:
+        """Whether there is something to be flushed as soon as the socket is writable."""
+        return self._peer.up and self._peer.waits
 
-        Raises PeerGone where it takes nothing for too long.
-        """
-        peer, deadline = self._peer, time.monotonic() + _PATIENCE
+    def post(self, message: Message) -> None:
+        """Sends now, or once the peer is up and takes it; never blocks."""
+        self._waiting.append(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what waits, as far as the peer takes it. To be called when something has happened at the socket."""
+        peer, waiting = self._peer, self._waiting
         try:
-            while not peer.shake_hands():
-                if not self._wait(deadline, for_room=False):
-                    return
+            if not peer.shake_hands():
+                return
         except PeerLost as error:
             self.lost = error
             return
-        if peer.send(self._encode(message)):
-            self.tally.sent[type(message)] += 1
-        while peer.waits and self._wait(deadline, for_room=True):
-            peer.flush()
+        peer.flush()
+        while waiting and peer.send(self._encode(waiting[0])):
+            self.tally.sent[type(waiting.popleft())] += 1
 
     def receive(self, flags: int = zmq.NOBLOCK) -> Message:
         """Raises zmq.Again where there is none, MalformedMessage. What has been `lost` says nothing any more.
@@ -80,13 +80,3 @@ class GuardedChannel:
     def close(self) -> None:
         """Lets go of the connection."""
         self._peer.close()
-
-    def _wait(self, deadline: float, for_room: bool) -> bool:
-        """Until something happens at the socket; False where the process has ended first."""
-        poller = select.poll()
-        poller.register(self._ended, select.POLLIN)
-        poller.register(self.socket, select.POLLOUT if for_room else select.POLLIN)
-        ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not ready:
-            raise PeerGone("the peer takes no messages")
-        return self._ended not in (descriptor for descriptor, _ in ready)

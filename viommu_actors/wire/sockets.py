@@ -153,8 +153,9 @@ class Inbox:
 class Channel:
     """A DEALER towards one peer's inbox: synchronous calls, or one-way posts. The peer is trusted."""
 
-    #: A poll tells of every message.
+    #: A poll tells of every message, and libzmq sends what waits.
     behind = False
+    wants_room = False
     lost = None
 
     def __init__(
@@ -184,6 +185,9 @@ class Channel:
     def offer(self, message: Message) -> bool:
         """Sends if there is room, never blocks; False where there is none."""
         return offer(self.socket, message, self._encode, self.tally)
+
+    def flush(self) -> None:
+        """Nothing of ours waits."""
 
     def receive(self, flags: int = 0) -> Message:
         """Raises PeerGone on a timeout; with NOBLOCK, zmq.Again."""
