@@ -111,3 +111,15 @@ def test_what_was_reserved_for_vfio_was_the_one_that_is_gone() -> None:
     _unplug(rig, NIC)
     _plug(rig, NIC, a_nic())
     assert _works(rig, NIC)
+
+
+def test_a_device_that_a_user_keeps_is_no_matter_of_other_slots() -> None:
+    rig = _rig()
+    kept = rig.bdf(NIC)
+    rig.kernel.in_use = lambda device: device.bdf == kept
+    _unplug(rig, NIC)
+    assert not rig.kernel.slot_settled(NIC) and rig.kernel.slot_settled(EDU)
+    _unplug(rig, EDU)
+    assert rig.kernel.slot_settled(EDU) and not rig.kernel.slot_settled(NIC)
+    rig.kernel.in_use = lambda device: False
+    assert rig.kernel.hotplug() == [] and rig.kernel.slot_settled(NIC)

@@ -114,6 +114,23 @@ def test_a_connection_that_ends_is_noticed(door: Door, client: Client) -> None:
     assert gone == {asked.peer}
 
 
+def test_who_does_not_listen_hears_later_how_its_job_ended(door: Door, client: Client) -> None:
+    """As a client that was stopped, and goes on."""
+    client.ask(JOB)
+    asked = door.next_job()
+    assert asked is not None
+    for number in range(20_000):
+        door.progress(asked, f"{number} " + 4096 * "x")
+    door.answer(asked, {"result": {}})
+    answers = []
+    while {"result": {}, "id": 7} not in answers:
+        heard = client.heard()
+        assert heard or door.patience < float("inf"), "the last word was lost"
+        answers += heard
+        door.departed()
+    assert len(answers) < 20_000 and door.patience == float("inf")
+
+
 def test_what_is_too_long_is_not_even_heard(door: Door, client: Client) -> None:
     client.socket.send(b" " * (MAX_REQUEST + 1))
     assert not door.socket.poll(300)

@@ -168,7 +168,7 @@ class HostActor:
         self._control.register({"books": lambda: kernel_books(self._kernel, self._vfio)})
         self._control.register({"train": self._fabric.train, "boot": self._boot})
         self._control.register({"counters": self._counters, "gone": self._gone})
-        self._control.register({"plug": self._plug, "pull": self._pull, "settle_slots": self._settle_slots})
+        self._control.register({"plug": self._plug, "pull": self._pull, "settle_slot": self._settle_slot})
 
     def run(self) -> None:
         """Serves until the process ends."""
@@ -279,16 +279,16 @@ class HostActor:
             for driver in [self._kernel.drivers.get(found.bdf)]
         ]
 
-    def _pull(self, link: str) -> bool:
+    def _pull(self, link: str) -> None:
         """A device is pulled out of its slot; the kernel lets go of it, as soon as its user has."""
         self._tallies.remove(self._fabric.tally(link))
         self._fabric.pull(link)
-        return self._settle_slots()
-
-    def _settle_slots(self) -> bool:
-        """Whether the kernel has let go of every device that was pulled out."""
         self._kernel.hotplug()
-        return self._kernel.slots_settled
+
+    def _settle_slot(self, slot: int) -> bool:
+        """Whether the kernel has let go of the device that was pulled out of a slot."""
+        self._kernel.hotplug()
+        return self._kernel.slot_settled(slot)
 
     def _counters(self) -> dict[str, int]:
         counters: Counter[str] = Counter(self._commands.counters())

@@ -36,16 +36,15 @@ class HotPlug:
         for port in self._ports():
             self._take_events(port)
 
-    @property
-    def settled(self) -> bool:
-        """Whether every device that is gone has been let go of."""
-        return not self._going
+    def settled(self, slot: int) -> bool:
+        """Whether a device that is gone from this slot, if there is one, has been let go of."""
+        return all(port.hotplug_slot != slot for port in self._going)
 
     def service(self) -> list[PciDevice]:
-        """The interrupt thread of every slot, which cares for what has changed; the functions that were found.
+        """Does for each slot what its interrupt thread would, and tells what functions were found.
 
-        Where somebody still has a device that is gone, it stays known, and nothing is looked for in its slot: to be
-        called again.
+        No port interrupts here: to be called whenever a slot may have changed. Where somebody still has a device that
+        is gone, it stays known, and nothing is looked for in its slot: to be called again.
         """
         came = False
         for port in self._ports():

@@ -139,10 +139,9 @@ class Kernel:
         """Cares for slots whose device has come or gone; the functions that were found. See `kernel.hotplug`."""
         return self._hotplug.service()
 
-    @property
-    def slots_settled(self) -> bool:
-        """Whether nobody has anything any more of devices that are gone; else `hotplug` has more to do."""
-        return self._hotplug.settled
+    def slot_settled(self, slot: int) -> bool:
+        """Whether nobody has anything any more of a device that is gone from a slot; else `hotplug` has more to do."""
+        return self._hotplug.settled(slot)
 
     def bind(self, bdf: int) -> None:
         """Probes the drivers for a function, as a write to sysfs's `bind` does. Raises OSError(ENODEV) for none."""

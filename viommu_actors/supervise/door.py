@@ -22,6 +22,8 @@ from viommu_actors.supervise.requests import MAX_REQUEST, Cancel, Request, Statu
 #: Seconds after which a connection that is served has to prove that it is there.
 ALIVE_EVERY = 0.2
 _MOST_WAITING = 16
+#: Last words to connections that take nothing at the moment, of all together.
+_MOST_LATE = 64
 NO_STAY = "this run ends by itself; start one that stays: launch/topology --stay"
 
 
@@ -55,6 +57,8 @@ class Door:
         #: connections that something here depends on
         self.held: set[bytes] = set()
         self._looked = 0.0
+        #: how jobs ended whose askers do not take it yet
+        self._late: deque[tuple[bytes, dict[str, Any]]] = deque(maxlen=_MOST_LATE)
 
     def serve(self, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bool:
         """Answers what has come; whether the job that is being done, and may be, was given up by its asker."""
@@ -100,21 +104,27 @@ class Door:
         self.answer(asked, {"error": text, "how": how})
 
     def answer(self, asked: Asked, answer: dict[str, Any]) -> None:
-        """Of a connection that does not read what it is told, or has ended, the answer is lost."""
+        """To a connection that does not read what it is told, the answer is told later, but for mere progress.
+
+        Of one that has ended it is lost.
+        """
         number = asked.request.id
-        self._send(asked.peer, answer | {"id": number} if number else answer)
+        answer = answer | {"id": number} if number else answer
+        if self._send(asked.peer, answer) is None and "progress" not in answer:
+            self._late.append((asked.peer, answer))
 
     @property
     def patience(self) -> float:
         """Seconds after which `departed` is to be asked again."""
-        return max(0.0, self._looked + ALIVE_EVERY - time.monotonic()) if self._served() else float("inf")
+        return max(0.0, self._looked + ALIVE_EVERY - time.monotonic()) if self._served() or self._late else float("inf")
 
     def departed(self) -> set[bytes]:
         """Connections that have ended, of those that are held or wait; their waiting jobs are dropped."""
         if time.monotonic() < self._looked + ALIVE_EVERY:
             return set()
         self._looked = time.monotonic()
-        gone = {peer for peer in self._served() if not self._send(peer, {"alive": True})}
+        self._tell_late()
+        gone = {peer for peer in self._served() if self._send(peer, {"alive": True}) is False}
         for peer in gone:
             self._drop(peer)
         return gone
@@ -141,12 +151,18 @@ class Door:
         busy = set() if self.revocable is None else {self.revocable}
         return self.held | {asked.peer for asked in self._waiting} | busy
 
-    def _send(self, peer: bytes, answer: dict[str, Any]) -> bool:
-        """False where the connection has ended."""
+    def _tell_late(self) -> None:
+        for _ in range(len(self._late)):
+            peer, answer = self._late.popleft()
+            if self._send(peer, answer) is None:
+                self._late.append((peer, answer))
+
+    def _send(self, peer: bytes, answer: dict[str, Any]) -> bool | None:
+        """False where the connection has ended, None where it takes nothing at the moment."""
         try:
             self.socket.send_multipart([peer, json.dumps(answer).encode()], zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            return error.errno != errno.EHOSTUNREACH
+            return False if error.errno == errno.EHOSTUNREACH else None
         return True
 
     def _drop(self, peer: bytes) -> None:

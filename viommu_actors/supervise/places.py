@@ -158,13 +158,12 @@ class Places:
         self.topology = replace(
             self.topology, devices=tuple(each for each in self.topology.devices if each.name != device.name)
         )
-        done = self._supervisor.command("host", "pull", link=device.link)
+        self._supervisor.command("host", "pull", link=device.link)
         deadline = time.monotonic() + _LET_GO
-        while not done:
+        while not self._supervisor.command("host", "settle_slot", slot=device.slot):
             if time.monotonic() > deadline:
                 raise CommandFailed(f"{device.name} is out of its slot, but still in use after {_LET_GO:g} s")
             self._supervisor.poll(0.01)
-            done = self._supervisor.command("host", "settle_slots")
 
     def _newcomer(self, slot: int | None, model: Model) -> ResolvedDevice:
         """A device for a free slot."""
