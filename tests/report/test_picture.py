@@ -126,3 +126,11 @@ def test_a_crowd_comes_in_bands_that_fit() -> None:
     assert max(len(each) for each in text.splitlines()) <= 100
     assert all(f" nic{i}: nic at" in text for i in range(16))
     assert len(drawn(crowded(), empty, width=10).splitlines()[0].rstrip()) == COLUMN
+
+
+def test_a_device_that_is_handed_on_stands_with_the_vm_that_has_it_at_last() -> None:
+    text = drawn(*sample("nested"))
+    assert "vm0: guest" in text and "vm1 in vm0" in text
+    assert text.count("nic0: nic at 01:00.0") == 1
+    # L1's vIOMMU is there for L2, which has none of its own.
+    assert "for VMs in it" in text and "no vIOMMU" in text and "shadow tables, by VFIO" in text
