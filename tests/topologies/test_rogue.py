@@ -289,6 +289,39 @@ def test_a_swap_leaves_the_newcomer_nothing_and_the_others_at_work(tmp_path: Pat
             assert f"0000:0{slot}:00.0 is gone" in (run / f"{hypervisor}.hypervisor.log").read_text()
 
 
+PROBE = """
+from viommu_actors.rogue import Rogue
+
+
+class Probe(Rogue):
+    def run(self):
+        for page in {pages}:
+            if page != self.targets.own_page and self.dma_read(page, 64) is not None:
+                self.report(f"{{page:#x}}")
+"""
+
+
+@pytest.mark.parametrize("device", ["nic0", "nic1"])
+def test_what_was_mapped_before_stays_with_the_link_and_goes_with_the_device(tmp_path: Path, device: str) -> None:
+    """A nic's driver maps its rings when it starts, the first addresses from the top of 4 GiB. Firmware that turns
+    hostile has them; what is plugged in at the same place has not, by the same requester ID."""
+    script = tmp_path / "probe.py"
+    with staying(tmp_path) as running:
+        run = running.folder
+        script.write_text(PROBE.format(pages=range((1 << 32) - (8 << 12), 1 << 32, 1 << 12)))
+        kept = attack(run, "--as", device, "--script", str(script), "--json")
+        assert kept.status == 0, kept.stderr
+        reached = kept.results["reports"]
+        assert len(reached) >= 2
+        script.write_text(PROBE.format(pages=f"[{', '.join(reached)}]"))
+        swapped = attack(run, "--swap", device, "--model", "edu", "--script", str(script), "--json")
+        assert swapped.status == 0 and swapped.results["reports"] == [], swapped.stderr
+        faults = [line for line in (run / "host.log").read_text().splitlines() if "fault addr" in line]
+        slot = {"nic0": 1, "nic1": 3}[device]
+        for page, fault in zip(reached, faults[-len(reached) :], strict=True):
+            assert f"Request device [0{slot}:00.0] fault addr {page} " in fault
+
+
 # --- devices that are not alone
 
 CABLED = """
