@@ -15,6 +15,7 @@ from viommu_actors.report.results import (
     Counts,
     Forwarded,
     Io,
+    LevelCounts,
     Process,
     Results,
     Role,
@@ -123,6 +124,9 @@ def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         if assign.device == device.name
     )
     each = 0 if static else device.operations
+    line = () if device.vm is None else resolved.line(device.vm)
+    nested = any(vm.parent is not None for vm in resolved.vms)
+    climbing = Counts(traps=2 * each, vfio_maps=each, vfio_unmaps=each)
     return Io(
         device=device.name,
         mapping="static" if static else "dynamic",
@@ -135,7 +139,11 @@ def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         pte_writes=2 * each,
         invalidations=2 * each,
         queue_tail_writes=2 * each,
+        dma_maps=each,
+        dma_unmaps=each,
         setup=Counts(traps=12, vfio_maps=6, vfio_unmaps=4),
+        levels=tuple(LevelCounts(vm=vm.name, counts=climbing) for vm in line) if len(line) > 1 else (),
+        map_unmap_us=250.0 * len(line) if nested else None,
     )
 
 

@@ -43,6 +43,12 @@ ASTRAY = """[...document.querySelectorAll("svg text")].filter(text => {
   return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
     || box.bottom > frame.bottom + 1;
 }).map(text => text.textContent)"""
+#: The bars of the two charts of one map, by depth.
+TOWER = """[...document.querySelectorAll("svg")].filter(
+  svg => svg.querySelector("title")?.textContent.endsWith(": one map with its unmap")
+).map(svg => [...svg.querySelectorAll(".bar")].map(
+  bar => ({colour: getComputedStyle(bar).fill, width: bar.getBoundingClientRect().width})
+))"""
 TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 
 
@@ -97,6 +103,20 @@ def test_latencies_and_proofs_show(browser: Browser, tmp_path: Path) -> None:
         for state in ("false", "true")
     )
     assert opened > closed + 50
+
+
+def test_the_tower_is_as_high_as_its_figures(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(html(*sample("nested-depths")))
+    browser.open(page)
+    shows_well(browser, page)
+    messages, latencies = browser.ask(TOWER)
+    colours = [bar["colour"] for bar in messages[-3:]]
+    # Each level in a colour of its own, the same at each depth, and as long as at each other level.
+    assert len(set(colours)) == 3
+    assert [bar["colour"] for bar in messages] == [*colours[:1], *colours[:2], *colours]
+    assert {round(bar["width"] / messages[0]["width"], 1) for bar in messages} == {1.0}
+    assert [round(bar["width"] / latencies[0]["width"], 1) for bar in latencies] == [1.0, 2.0, 3.0]
 
 
 def test_what_a_text_smuggles_in_is_neither_run_nor_fetched(browser: Browser, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from viommu_actors.topology.resolve import ResolvedTopology
 
 NAMES = (
     *("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests", "switch", "bridge"),
-    *("interrupts-protected", "interrupts-unprotected", "dpdk", "dpdk-noiommu"),
+    *("interrupts-protected", "interrupts-unprotected", "dpdk", "dpdk-noiommu", "nested-depths"),
 )
 EVIL = '<b onclick="x()">&amp;\'\x00\x1b[31m</b></script><!--'
 

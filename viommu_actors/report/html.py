@@ -32,6 +32,7 @@ from viommu_actors.report.tables import (
     verdict_tables,
 )
 from viommu_actors.report.text import Line, Span, Table, line
+from viommu_actors.report.tower import tower_chart
 from viommu_actors.topology.resolve import ResolvedTopology
 
 _STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def html(
     sections = (
         _section("picture", "Topology, as observed", *_picture(topology, seen)),
         _section("verdicts", "What rogue devices tried", *(_verdicts(topology, results) if results else ())),
-        _section("io", "I/O, and what it cost", *_io(seen)),
+        _section("io", "I/O, and what it cost", *_io(topology, seen)),
         _section("latency", "Latency", *_latency(latencies)),
         _section("assignments", "Assignments", *_tables(assignment_table(seen))),
         _section("applications", "Applications", *_tables(app_table(seen))),
@@ -161,7 +162,7 @@ def _reason(verdict: Verdict) -> str:
     return f"{cell.reason} ({cell.source})"
 
 
-def _io(results: Results) -> list[Markup]:
+def _io(topology: ResolvedTopology, results: Results) -> list[Markup]:
     if not results.io:
         return []
     panels = []
@@ -189,7 +190,8 @@ def _io(results: Results) -> list[Markup]:
     )
     intro = element("p", "In the steady state, for each operation: a single-page buffer transferred and verified.")
     figures = _tables(*io_tables(results), modelled_table(results))
-    return [intro, key_of, element("div", *panels, class_="panels"), *figures]
+    tower = tower_chart(topology, results)
+    return [intro, key_of, element("div", *panels, class_="panels"), *((tower,) if tower else ()), *figures]
 
 
 def _faults(results: Results) -> list[Markup]:

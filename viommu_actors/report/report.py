@@ -24,6 +24,7 @@ from viommu_actors.report.tables import (
     verdict_tables,
 )
 from viommu_actors.report.text import Line, Style, line, plain
+from viommu_actors.report.tower import tower_table
 from viommu_actors.topology.resolve import ResolvedTopology
 
 PLAIN_WIDTH = 100
@@ -116,6 +117,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         assignment_table(results),
         app_table(results),
         *io_tables(results),
+        tower_table(topology, results),
         modelled_table(results),
         fault_table(results),
         absent_table(results),
