@@ -228,3 +228,17 @@ def test_a_device_that_takes_no_commands_holds_nobody_up(run: Path) -> None:
         assert asker.hear("result", "error")["result"]["ok"]
     wait_for_attached(run, 0)
     _works(run, "nic1")
+
+
+def test_a_removal_that_fails_ends_nothing_but_the_device(tmp_path: Path) -> None:
+    """There is no place for the log of the process that is to be the device's own firmware again."""
+    with staying(tmp_path, TRANSLATING) as running:
+        run = running.folder
+        with asking(run) as asker:
+            asker.say("device_add", place="as", device="nic0")
+            assert "result" in asker.hear("result", "error")
+            (run / "nic0.2.log").mkdir()
+        wait_for_attached(run, 0)
+        assert attack(run, "--as", "nic0").status == 2
+        finished = attack(run, "--as", "edu0", "--attacks", "A24", "--json")
+        assert finished.status == 0 and [row["device"] for row in finished.results["io"]] == ["nic1"]

@@ -250,9 +250,10 @@ class Attachments:
             undo()
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
-        """A little honest work of every other device that a kernel drives, each byte verified."""
+        """A little honest work of every other device that is there and that a kernel drives, each byte verified."""
         topology = self._places.topology
-        honest = {device.name for device in topology.devices if device.app is None} - {rogue, *self._attached}
+        there = {device.name for device in topology.devices if device.app is None} & self._supervisor.actors.keys()
+        honest = there - {rogue, *self._attached}
         for device in topology.devices:
             if not device.operations or not honest >= {device.name, device.peer or device.name}:
                 continue
