@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from errno import ENOSPC
+from errno import ENODEV, ENOSPC, EPERM
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.topologies.launcher import CONFIGS, assert_gone, launch, launched, write
+from viommu_actors.kernel.vfio.type1 import UNSAFE_INTERRUPTS
+from viommu_actors.kernel.vfio.vfio import NO_GROUP
 from viommu_actors.spec.pci import COMMAND, Command
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
-from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.load import parse
-from viommu_actors.topology.resolve import resolve
+from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
+from viommu_actors.topology.load import convert, parse
+from viommu_actors.topology.model import Topology
+from viommu_actors.topology.resolve import ResolvedTopology, resolve
 
 pytestmark = pytest.mark.topology
 
@@ -99,11 +103,16 @@ def test_a_third_level_by_configuration_alone(tmp_path: Path) -> None:
 
 @contextmanager
 def _booted(text: str, folder: Path) -> Iterator[Supervisor]:
-    topology = resolve(parse(text))
+    with _booting(resolve(parse(text)), folder) as (supervisor, scenario):
+        scenario.boot()
+        yield supervisor
+
+
+@contextmanager
+def _booting(topology: ResolvedTopology, folder: Path) -> Iterator[tuple[Supervisor, Scenario]]:
     run, plan = RunFolder(topology, folder / "run"), make_plan(topology)
     with closing(run), Supervisor(plan, run, contain=topology.on_death == "contain") as supervisor:
-        Scenario(topology, plan, supervisor, lambda _: None).boot()
-        yield supervisor
+        yield supervisor, Scenario(topology, plan, supervisor, lambda _: None)
 
 
 def _sized(l1: str, l2: str) -> str:
@@ -174,6 +183,36 @@ def test_without_a_viommu_in_l1_its_vfio_refuses(tmp_path: Path) -> None:
     finished = launch(write(tmp_path, before + after.partition("\n")[2]), tmp_path / "run")
     assert finished.status == 2 and not finished.folder.exists()
     assert 'VFIO in "vm0" says: 0000:00:03.0 has no IOMMU group' in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("viommu", "code", "says"),
+    [("[vm.viommu]\nintremap = false", EPERM, UNSAFE_INTERRUPTS), ("", ENODEV, f"0000:00:03.0 {NO_GROUP}")],
+    ids=["no interrupt remapping", "no vIOMMU"],
+)
+def test_what_is_refused_before_a_start_l1s_own_kernel_refuses(
+    tmp_path: Path, viommu: str, code: int, says: str
+) -> None:
+    """Of a topology that nobody checked, so that L1's hypervisor gets as far as to ask."""
+    text = (CONFIGS / "nested.toml").read_text()
+    text, found = re.subn(r"\n\[vm\.viommu\]\nintremap = true.*", f"\n{viommu}", text)
+    assert found == 1
+    with _booting(resolve(convert(text, Topology, "")), tmp_path) as (_, scenario):
+        with pytest.raises(CommandFailed) as caught:
+            scenario.boot()
+        assert str(caught.value).startswith("vm1.hypervisor: build: ")
+        assert str(caught.value).endswith(f"[Errno {code}] {says}")
+    # Linux prints the one, on the level where it happens, and is silent about the other.
+    logs = {name: (tmp_path / "run" / f"{name}.log").read_text() for name in ("host", "vm0.guest")}
+    printed = {name: UNSAFE_INTERRUPTS in log for name, log in logs.items()}
+    assert printed == {"host": False, "vm0.guest": code == EPERM}
+
+
+def test_l1_may_accept_forged_interrupts(tmp_path: Path) -> None:
+    text = _sized("64M", "16M").replace("intremap = true", "intremap = false")
+    unsafe = 'cmdline = "intel_iommu=on vfio_iommu_type1.allow_unsafe_interrupts=1"'
+    with _booted(text.replace('cmdline = "intel_iommu=on"', unsafe), tmp_path) as supervisor:
+        assert _leaves(supervisor) == 8
 
 
 @pytest.mark.parametrize("victim", ["vm1.hypervisor", "vm1.guest"])
