@@ -99,6 +99,14 @@ def test_what_is_not_as_expected_is_marked_and_fails() -> None:
     assert not Ways([]).ok
 
 
+def test_what_proved_nothing_or_was_not_run_is_not_as_expected() -> None:
+    unproven = Ways([("strict", "vfio", run("vfio", None))])
+    assert not unproven.ok and unproven.cells[0].words == "unproven !"
+    missing = Ways([("strict", "vfio", run("vfio", "blocked"))], whole=False)
+    assert not missing.ok and json.loads(missing.as_json())["ok"] is False
+    assert plain(missing.summary()) == "NOT as expected: 0 of 1 combinations; not all of it was run."
+
+
 def test_the_shipped_topology_has_one_device_of_one_application() -> None:
     resolved = topology("dpdk-matrix")
     assert [port.device for vm in resolved.vms for app in vm.apps for port in app.ports] == ["nic0"]

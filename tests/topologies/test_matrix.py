@@ -123,3 +123,24 @@ def test_ways_that_cannot_be_run_are_refused(tmp_path: Path, options: tuple[str,
     finished = _matrix(tmp_path / "matrix", *options)
     assert finished.returncode == 2 and finished.stdout == ""
     assert finished.stderr.count("\n") == 1 and told in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("shipped", "instead", "told"),
+    [
+        ("[[vm.assign]]\n", "[[vm.assign]]\nbypass_iommu = true\n", "bypass_iommu"),
+        ("[vm.viommu]\n", "", "under none, not strict"),
+        ('rogue = ["A54", "A2"]\n', "", '"nic0" plays no attack on guest memory'),
+        ('rogue = ["A54", "A2"]\n', 'rogue = ["A15"]\n', '"nic0" plays no attack on guest memory'),
+    ],
+)
+def test_ways_whose_cells_would_be_of_something_else_are_refused(
+    tmp_path: Path, shipped: str, instead: str, told: str
+) -> None:
+    text = (CONFIGS / "dpdk-matrix.toml").read_text()
+    assert shipped in text
+    config = tmp_path / "mine.toml"
+    config.write_text(text.replace(shipped, instead))
+    finished = _matrix(tmp_path / "matrix", "--dpdk", str(config))
+    assert finished.returncode == 2 and finished.stdout == "" and not (tmp_path / "matrix").exists()
+    assert finished.stderr.count("\n") == 1 and told in finished.stderr, finished.stderr

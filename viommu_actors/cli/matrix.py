@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     runs: list[tuple[Setting, Driver, Results]] = []
     try:
         status = _play(chosen, folder, runs)
-        matrix = Ways(runs) if options.dpdk else Matrix(settings, runs, len(runs) == len(chosen))
+        whole = len(runs) == len(chosen)
+        matrix = Ways(runs, whole) if options.dpdk else Matrix(settings, runs, whole)
         (folder / "matrix.json").write_text(matrix.as_json() + "\n")
         (folder / "matrix.md").write_text(matrix.markdown())
     except OSError as error:

@@ -39,14 +39,16 @@ class Cell(NamedTuple):
 class Ways:
     """`runs` are the results of each setting and way, of one device each."""
 
-    def __init__(self, runs: Sequence[tuple[Setting, Driver, Results]]) -> None:
+    def __init__(self, runs: Sequence[tuple[Setting, Driver, Results]], whole: bool = True) -> None:
+        """`whole`: every column has been run to its end."""
+        self._whole = whole
         self.cells = [_cell(*run) for run in runs]
         self._processes = [process for _, _, results in runs for process in results.processes]
 
     @property
     def ok(self) -> bool:
-        """Whether each run went as expected, and there is one at all."""
-        return bool(self.cells) and all(cell.ok for cell in self.cells)
+        """Whether all was run, each run went as expected and proved something, and there is one at all."""
+        return self._whole and bool(self.cells) and all(cell.ok for cell in self.cells)
 
     def as_json(self) -> str:
         value: dict[str, Any] = {"ok": self.ok, "cells": [cell._asdict() for cell in self.cells]}
@@ -73,9 +75,10 @@ class Ways:
     def summary(self) -> Line:
         """How many combinations there are, and how many are not as expected."""
         wrong = [cell for cell in self.cells if not cell.ok]
-        if not wrong:
+        if self.ok:
             return line(Span(f"As expected: {len(self.cells)} combinations.", "safe"))
-        return line(Span(f"NOT as expected: {len(wrong)} of {len(self.cells)} combinations.", "unsafe"))
+        rest = "" if self._whole else "; not all of it was run"
+        return line(Span(f"NOT as expected: {len(wrong)} of {len(self.cells)} combinations{rest}.", "unsafe"))
 
     @property
     def _settings(self) -> list[Setting]:
@@ -136,4 +139,4 @@ def _cell(setting: Setting, driver: Driver, results: Results) -> Cell:
     elif observed == {"blocked"}:
         outcome = "safe"
     stood = [f"{verdict.attack} {verdict.observed}: {proofs(verdict)}" for verdict in aimed]
-    return Cell(driver, setting, outcome, results.ok, "", (*stood, reason))
+    return Cell(driver, setting, outcome, results.ok and outcome != "unproven", "", (*stood, reason))

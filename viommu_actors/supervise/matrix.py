@@ -12,8 +12,8 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from viommu_actors.app.pci import UserDriver
-from viommu_actors.attacks.catalogue import Setting
-from viommu_actors.attacks.expected import BASE_SETTINGS, Driver, KernelDriver
+from viommu_actors.attacks.catalogue import Setting, Target
+from viommu_actors.attacks.expected import BASE_SETTINGS, Driver, KernelDriver, expected
 from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import Topology
@@ -55,11 +55,17 @@ def columns_of_applications(topology: Topology) -> list[Column]:
     """Those of each way to a device under each setting of the guest. Raises `Refusal` for one that cannot be."""
     if not any(vm.app for vm in topology.vm):
         raise Refusal("vm", "no VM has an application", "add a [[vm.app]] to one, as configs/dpdk-matrix.toml has")
+    _refuse_unjudged(topology)
     made = []
     for driver, setting in product(get_args(UserDriver), BASE_SETTINGS):
         changed = for_applications(topology, setting, driver)
         check(changed)
-        made.append(Column(setting, driver, resolve(changed)))
+        resolved = resolve(changed)
+        for name in _given_to_applications(topology):
+            if (really := resolved.setting(name)) != setting:
+                why = f'"{name}" would be under {really}, not {setting}'
+                raise Refusal("vm", why, "give its VM a viommu, and no bypass_iommu")
+        made.append(Column(setting, driver, resolved))
     return made
 
 
@@ -73,6 +79,20 @@ def play(chosen: Sequence[Column], folder: Path, tell: Callable[[str], None]) ->
 
 def _tell_of(tell: Callable[[str], None], column: str, text: str) -> None:
     tell(f"{column}: {text}")
+
+
+def _given_to_applications(topology: Topology) -> list[str]:
+    return [port.device for vm in topology.vm for app in vm.app for port in app.port]
+
+
+def _refuse_unjudged(topology: Topology) -> None:
+    """Raises `Refusal` for an application's device that nothing is tried with of which a verdict could come."""
+    attacks = {device.name: device.rogue for device in topology.device}
+    for name in _given_to_applications(topology):
+        cells = (expected(attack, "vfio", Target.GUEST_MEMORY, "strict") for attack in attacks[name])
+        if all(cell.verdict is None for cell in cells):
+            why = f'"{name}" plays no attack on guest memory that an application\'s device is judged by'
+            raise Refusal("device", why, 'give it rogue = ["A54", "A2"], as configs/dpdk-matrix.toml does')
 
 
 def _only_rogues_of(
