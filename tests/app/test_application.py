@@ -136,6 +136,15 @@ def test_statistics_count_every_packet() -> None:
     assert total == {"ipackets": 333, "ibytes": 333 * 4096}
 
 
+@pytest.mark.parametrize("ports", [1, 2])
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_a_receive_ring_is_never_short_of_buffers(ports: int, seed: int | None) -> None:
+    system = LocalSystem(seed=seed)
+    application = started(system, dict(list(BOTH.items())[:ports]))
+    Forwarding(system, list(application.ports.values())).run(1000)
+    assert [port.statistics["rx_nombuf"] for port in application.ports.values()] == [0] * ports
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_in_whatever_order_messages_arrive(seed: int) -> None:
     system = LocalSystem(seed=seed)

@@ -24,8 +24,12 @@ class Refused(NamedTuple):
 
 
 def buffers_for(ports: int) -> int:
-    """Packet buffers in the pool of so many devices: their receive rings full, and a burst of each on its way."""
-    return ports * (RING_SIZE + BURST)
+    """Packet buffers in the pool of so many devices: their receive rings full, and a burst of each on its way.
+
+    A packet on its way is in two buffers: the one that it came into, and until that is cleaned up the one that it was
+    sent from.
+    """
+    return ports * (RING_SIZE + 2 * BURST)
 
 
 def hugepages_for(ports: int) -> int:

@@ -99,11 +99,10 @@ class Forwarding:
         return not frames
 
     def _flush(self, waiting: dict[int, list[Mbuf]]) -> None:
-        """Sends what waits for each port, as far as there is room."""
+        """Sends what waits for each port, as far as there is room; what was sent is cleaned up where nothing waits."""
         for port in self._ports:
             queue = waiting[id(port)]
-            if queue:
-                del queue[: port.tx_burst(queue)]
+            del queue[: port.tx_burst(queue)]
 
 
 class _Idle:
