@@ -135,10 +135,9 @@ class Assault:
 
     def _fault(self, faults: dict[str, Any], seen: dict[str, Any], mission: Mission) -> Fault | None:
         """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port."""
-        source = self._source(mission)
-        for record in faults["records"]:
-            if record["source"] == source and _is_aimed(record, mission):
-                return remapping_fault(record, len(faults["records"]) + faults["lost"])
+        fault = fault_of(self._source(mission), faults, mission)
+        if fault is not None:
+            return fault
         refusal = seen["first_refusal"]
         if refusal is None or refusal["outcome"] == "fault":
             return None
@@ -213,6 +212,13 @@ def _evidence(attack: Attack, struck: _Struck, source: str, control: bool) -> Ev
         elsewhere=0 if interrupt else max(0, passed - seen["reached"]),
         refused=refused,
     )
+
+
+def fault_of(source: str, faults: dict[str, Any], mission: Mission) -> Fault | None:
+    """The first record of `source` of what was aimed at; it stands for all of that source, and for what was lost."""
+    own = [record for record in faults["records"] if record["source"] == source]
+    first = next((record for record in own if _is_aimed(record, mission)), None)
+    return None if first is None else remapping_fault(first, len(own) + faults["lost"])
 
 
 def _is_aimed(record: dict[str, Any], mission: Mission) -> bool:
