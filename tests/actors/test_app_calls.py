@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EFAULT
+from errno import EACCES, EFAULT, EMFILE
 from random import Random
 from typing import Any
 
@@ -14,6 +14,7 @@ from viommu_actors.actors.app_calls import AppCalls
 from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.lending_on import Channel
 from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.kernel.process import DESCRIPTOR_LIMIT
 from viommu_actors.kernel.sysfs import Sysfs
 from viommu_actors.kernel.uio import Uio
 from viommu_actors.kernel.vfio.vfio import Vfio
@@ -106,8 +107,34 @@ def test_memory_does_not_fault_and_has_physical_addresses_for_root_alone() -> No
     assert guest.ask(m.PageFault(vaddr)).errno == EFAULT
     assert guest.done(m.Pagemap(vaddr + 0x1234)) == HUGEPAGES[0] + 0x1234
     other = Guest(root=False)
-    refused = other.ask(m.Pagemap(other.done(m.MmapRam("hugepages-app"))))
-    assert isinstance(refused, m.Failed) and "CAP_SYS_ADMIN" in refused.reason
+    assert other.done(m.Pagemap(other.done(m.MmapRam("hugepages-app")))) == 0
+    assert other.ask(m.Pagemap(0)).errno == EFAULT
+
+
+def test_a_slot_that_is_mapped_again_is_where_it_was() -> None:
+    guest = Guest()
+    vaddr = guest.done(m.MmapRam("hugepages-app"))
+    assert guest.done(m.MmapRam("hugepages-app")) == vaddr
+
+
+def test_an_application_has_so_many_descriptors_and_no_more() -> None:
+    guest = Guest()
+    opened = [guest.done(m.OpenContainer()) for _ in range(3, DESCRIPTOR_LIMIT)]
+    for request in (m.OpenContainer(), m.Eventfd()):
+        assert guest.ask(request).errno == EMFILE
+    guest.done(m.BindDriver(NAME, "vfio-pci"))
+    group = guest.done(m.IommuGroup(NAME))
+    assert guest.ask(m.OpenGroup(group)).errno == EMFILE
+    guest.done(m.CloseHandle(opened[0]))
+    # What found no descriptor is open to nobody.
+    assert guest.done(m.OpenGroup(group)) == opened[0]
+
+
+def test_a_group_is_roots() -> None:
+    guest = Guest(root=False)
+    guest.vfio.bind(NIC)
+    refused = guest.ask(m.OpenGroup(guest.done(m.IommuGroup(NAME))))
+    assert isinstance(refused, m.Failed) and refused.errno == EACCES and "CAP_DAC_OVERRIDE" in refused.reason
 
 
 def test_the_hugepages_of_a_slot_are_those_that_its_kernel_reserved() -> None:

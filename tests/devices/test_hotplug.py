@@ -8,6 +8,9 @@ import pytest
 
 from tests.devices.rig import Rig
 from tests.devices.test_remapped import EDU, NIC, a_nic, an_edu
+from tests.kernel.users import ROOT
+from viommu_actors.kernel.process import UserProcess
+from viommu_actors.kernel.uio import Uio
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec import pci, tlp
 
@@ -85,6 +88,23 @@ def test_surprise_removal_of_a_device_at_work() -> None:
     assert _works(rig, NIC) and _works(rig, EDU)
 
 
+def test_a_device_of_uio_is_let_go_of_once_its_process_has_closed_it() -> None:
+    """Whoever stands there next is not UIO's."""
+    rig = _rig()
+    kernel, uio, bdf = rig.kernel, Uio(rig.kernel), rig.bdf(NIC)
+    kernel.unbind(bdf)
+    uio.bind(bdf)
+    process = UserProcess("app", capabilities=ROOT)
+    opened = uio.open(process, kernel.device(bdf).name)
+    _unplug(rig, NIC)
+    assert not kernel.slot_settled(NIC) and uio.is_bound(bdf)
+    process.close(opened)
+    assert kernel.hotplug() == [] and kernel.slot_settled(NIC)
+    assert not uio.is_bound(bdf) and not kernel.uio_devices
+    _plug(rig, NIC, a_nic())
+    assert _works(rig, NIC)
+
+
 def test_a_dead_device_answers_with_ones_alone() -> None:
     rig = _rig()
     bar = rig.kernel.device(rig.bdf(NIC)).bars[0].address
@@ -116,10 +136,10 @@ def test_what_was_reserved_for_vfio_was_the_one_that_is_gone() -> None:
 def test_a_device_that_a_user_keeps_is_no_matter_of_other_slots() -> None:
     rig = _rig()
     kept = rig.bdf(NIC)
-    rig.kernel.in_use = lambda device: device.bdf == kept
+    rig.kernel.holders.append(lambda device: device.bdf == kept)
     _unplug(rig, NIC)
     assert not rig.kernel.slot_settled(NIC) and rig.kernel.slot_settled(EDU)
     _unplug(rig, EDU)
     assert rig.kernel.slot_settled(EDU) and not rig.kernel.slot_settled(NIC)
-    rig.kernel.in_use = lambda device: False
+    rig.kernel.holders.clear()
     assert rig.kernel.hotplug() == [] and rig.kernel.slot_settled(NIC)

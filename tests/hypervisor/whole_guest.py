@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.kernel.fake_machine import MIB, FakeFunction, FakeMachine, endpoint, root_port
+from tests.kernel.users import ROOT
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
@@ -99,7 +100,7 @@ class WholeGuest:
         self.kernel = Kernel(self.host, drivers=())
         self.kernel.boot(self.host.boot_params)
         self.lines: list[str] = []
-        process = UserProcess("hypervisor", lambda _, eventfd: self.machine.eventfd_signalled(eventfd))
+        process = UserProcess("hypervisor", lambda _, eventfd: self.machine.eventfd_signalled(eventfd), ROOT)
         self.beneath = Beneath(self.kernel, process)
         self.ram = next(slot.view for slot in self.host.memory.slots if slot.base == LENT)
         config = VmConfig(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.devices.rig import Rig
+from tests.kernel import users
 from tests.kernel.test_drivers import PAGE, a_nic, an_edu
 from viommu_actors.devices.rogue import Rogue, parse_plan
 from viommu_actors.kernel.dma import Direction
@@ -176,7 +177,7 @@ def test_an_alias_follows_the_one_that_was_attached_last() -> None:
 
 def test_a_group_of_a_user_gets_no_driver_and_one_with_a_driver_no_user() -> None:
     machine = with_bridge("intel_iommu=on vfio-pci.ids=02:00.0", intremap=True)
-    kernel, vfio, process = machine.kernel, Vfio(machine.kernel), UserProcess("vm")
+    kernel, vfio, process = machine.kernel, Vfio(machine.kernel), UserProcess("vm", capabilities=users.ROOT)
     group, container = vfio.open_group(process, vfio.group_of("0000:02:00.0")), vfio.open_container(process)
     with pytest.raises(OSError, match=r"not viable: kernel drivers have 02:01\.0"):
         vfio.set_container(process, group, container)
@@ -192,7 +193,7 @@ def test_a_group_of_a_user_gets_no_driver_and_one_with_a_driver_no_user() -> Non
 @pytest.mark.parametrize("link", ["br0.0", "br0.1"])
 def test_a_user_maps_for_all_that_share_the_alias(link: str) -> None:
     machine = with_bridge("intel_iommu=on vfio-pci.ids=02:00.0,02:01.0", intremap=True)
-    vfio, process = Vfio(machine.kernel), UserProcess("vm")
+    vfio, process = Vfio(machine.kernel), UserProcess("vm", capabilities=users.ROOT)
     group, container = vfio.open_group(process, vfio.group_of("0000:02:01.0")), vfio.open_container(process)
     vfio.set_container(process, group, container)
     vfio.set_iommu(process, container)

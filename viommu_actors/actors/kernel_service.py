@@ -38,6 +38,8 @@ class KernelService:
         self._notify = notify
         self._processes: dict[bytes, UserProcess] = {}
         self._ram: dict[bytes, dict[str, tuple[int, int]]] = {}
+        #: by process the user address of each slot that it has mapped
+        self._mapped: dict[bytes, dict[str, int]] = {}
         self.tallies: dict[bytes, Tally] = {}
         self._calls = {**_vfio_calls(vfio), **others}
 
@@ -50,7 +52,7 @@ class KernelService:
     ) -> UserProcess:
         """A user process and the memory slots that are its own: name -> (physical address, size)."""
         process = self._processes[peer] = UserProcess(peer.decode(), self._notify, capabilities)
-        self._ram[peer] = ram
+        self._ram[peer], self._mapped[peer] = ram, {}
         self.tallies[peer] = tally
         return process
 
@@ -76,7 +78,7 @@ class KernelService:
             if call is not None:
                 answer = call(process, request) or _DONE
             elif type(request) is m.MmapRam:
-                answer = m.Done(process.map_memory(*self._ram[peer][request.slot]))
+                answer = m.Done(self._mmap_ram(peer, request.slot))
             else:
                 answer = m.Failed(ENOSYS, f"this kernel has no {kind.__name__}")
         except OSError as error:
@@ -84,6 +86,13 @@ class KernelService:
         except KeyError as error:
             answer = m.Failed(2, f"no such slot {error}")
         self._inbox.send(peer, answer, m.VFIO_ANSWER, tally)
+
+    def _mmap_ram(self, peer: bytes, slot: str) -> int:
+        """User address of a slot, which stays the same. Raises KeyError for none of the process's."""
+        mapped = self._mapped[peer]
+        if slot not in mapped:
+            mapped[slot] = self._processes[peer].map_memory(*self._ram[peer][slot])
+        return mapped[slot]
 
     def release(self, peer: bytes) -> None:
         """The process is gone: the kernel takes back all that it held."""

@@ -9,8 +9,12 @@ import zmq
 
 from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.outlet import Outlet
+from viommu_actors.spec.privileges import Capability
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.tally import Tally
+
+#: They open /dev/vfio/N, which is root's.
+_OF_HYPERVISORS = frozenset({Capability.DAC_OVERRIDE})
 
 
 class Tenants:
@@ -31,7 +35,7 @@ class Tenants:
             hypervisor, guest = vm["hypervisor"], vm["guest"]
             vfio = Tally(f"vfio:{hypervisor}", self._kernel)
             ram = {slot["name"]: (slot[address], slot["size"]) for slot in vm["ram"]}
-            service.add_process(hypervisor.encode(), vfio, ram)
+            service.add_process(hypervisor.encode(), vfio, ram, _OF_HYPERVISORS)
             inject, notify = Tally(f"inject:{guest}", self._kernel), Tally(f"notify:{hypervisor}", self._kernel)
             self.outlets[guest] = Outlet(self._context, self._kernel, vm["guest_address"], m.INJECT, inject)
             self.outlets[hypervisor] = Outlet(self._context, self._kernel, vm["hypervisor_address"], m.NOTIFY, notify)

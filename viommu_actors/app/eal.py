@@ -26,10 +26,10 @@ class Eal:
             raise OSError(ENODEV, f"no such device: {', '.join(missing)}")
         self._infos: dict[str, PciInfo] = {name: there[name] for name in allowed}
         start = system.mmap_hugepages()
-        #: Why physical addresses are unknown; None where they are known.
-        self._unphysical = self._try_pagemap(start)
+        #: Whether physical addresses may be known; pagemap tells 0 instead where they may not.
+        self._physical = system.pagemap(start) != 0
         self.iova_mode = choose_iova_mode(
-            list(self._infos.values()), noiommu_mode=system.noiommu_mode(), physical=self._unphysical is None
+            list(self._infos.values()), noiommu_mode=system.noiommu_mode(), physical=self._physical
         )
         log(f"EAL: Selected IOVA mode '{self.iova_mode}'")
         hugepages = [
@@ -57,16 +57,9 @@ class Eal:
         """Gives every function back, then the mappings."""
         self._open.close()
 
-    def _try_pagemap(self, vaddr: int) -> OSError | None:
-        try:
-            self._system.pagemap(vaddr)
-        except PermissionError as error:
-            return error
-        return None
-
     def _iova(self, vaddr: int) -> int:
         if self.iova_mode is IovaMode.VA:
             return vaddr
-        if self._unphysical is not None:
+        if not self._physical:
             raise OSError(EINVAL, "Cannot use IOVA as 'PA' since physical addresses are not available")
         return self._system.pagemap(vaddr)

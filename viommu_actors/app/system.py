@@ -34,7 +34,7 @@ class System(VfioCalls, Protocol):
         ...
 
     def pagemap(self, vaddr: int) -> int:
-        """Physical address behind a user address (/proc/self/pagemap). EPERM without CAP_SYS_ADMIN, EFAULT."""
+        """Physical address behind a user address (/proc/self/pagemap); 0 without CAP_SYS_ADMIN. EFAULT."""
         ...
 
     # --- sysfs
@@ -72,7 +72,7 @@ class System(VfioCalls, Protocol):
         ...
 
     def uio_mmap(self, uio: int, bar: int) -> int:
-        """User address of a BAR (sysfs's `resourceN`). EINVAL where there is none."""
+        """User address of a BAR (sysfs's `resourceN`). ENOENT where there is none."""
         ...
 
     # --- the process itself

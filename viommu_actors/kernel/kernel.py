@@ -49,8 +49,9 @@ class Kernel:
         self.machine = machine
         self.counters: Counter[str] = Counter()
         self.iommu: IntelIommu | None = None
-        #: Whether somebody other than a driver has a function that is gone, who is then asked to let go of it.
-        self.in_use: Callable[[PciDevice], bool] = lambda device: False
+        #: Each says whether somebody has a function that is gone, who is then asked to let go of it: of the drivers
+        #: that give functions to user processes.
+        self.holders: list[Callable[[PciDevice], bool]] = []
         #: Bound drivers by the device's bdf.
         self.drivers: dict[int, Driver] = {}
         #: (address, size) of what was reserved for applications.
@@ -159,10 +160,10 @@ class Kernel:
     def remove(self, bdf: int) -> None:
         """Lets go of an unplugged function: driver, domain, addresses.
 
-        Raises OSError: ENODEV for none, EBUSY where it is `in_use`.
+        Raises OSError: ENODEV for none, EBUSY where somebody has it.
         """
         device = self.device(bdf)
-        if self.in_use(device):
+        if any(holds(device) for holds in self.holders):
             raise OSError(EBUSY, f"{device.name} is in use")
         # Whoever is there next was not what was reserved.
         self._reserved_for_vfio.discard(bdf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from errno import EBADF, EFAULT, EINVAL, ENOMEM, ENOTTY, EPERM
+from errno import EBADF, EFAULT, EINVAL, EMFILE, ENOMEM, ENOTTY, EPERM
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ T = TypeVar("T")
 _new = tuple.__new__
 
 _FIRST_DESCRIPTOR = 3
+#: RLIMIT_NOFILE: descriptors are below it (INR_OPEN_MAX, include/uapi/linux/fs.h).
+DESCRIPTOR_LIMIT = 4096
 #: User addresses: from here to the end of the lower half of a 48-bit address space.
 _FIRST_ADDRESS = 0x1000_0000_0000
 _LAST_ADDRESS = 0x7FFF_FFFF_FFFF
@@ -103,10 +105,12 @@ class UserProcess:
     # --- descriptors
 
     def install(self, file: File) -> int:
-        """The lowest free descriptor, now naming `file`."""
-        descriptor = _FIRST_DESCRIPTOR
-        while descriptor in self.files:
-            descriptor += 1
+        """The lowest free descriptor, now naming `file`. Raises EMFILE where there is none; `file` is closed then."""
+        free = (number for number in range(_FIRST_DESCRIPTOR, DESCRIPTOR_LIMIT) if number not in self.files)
+        descriptor = next(free, None)
+        if descriptor is None:
+            file.close(self)
+            raise OSError(EMFILE, f"{self.name}: {DESCRIPTOR_LIMIT} descriptors are the limit")
         self.files[descriptor] = file
         return descriptor
 
@@ -121,7 +125,7 @@ class UserProcess:
         return file
 
     def eventfd(self) -> int:
-        """A new eventfd."""
+        """A new eventfd. Raises EMFILE."""
         file = EventFd()
         descriptor = self.install(file)
         if self._notify is not None:
@@ -143,9 +147,13 @@ class UserProcess:
         while self._starts:
             self.unmap_memory(self._starts[-1])
 
+    def capable(self, capability: Capability) -> bool:
+        """Whether the process has the capability."""
+        return capability in self._capabilities
+
     def require(self, capability: Capability, error: int = EPERM) -> None:
         """Raises `error` where the process lacks the capability."""
-        if capability not in self._capabilities:
+        if not self.capable(capability):
             raise OSError(error, f"{self.name} has no CAP_{capability.name}")
 
     # --- addresses

@@ -7,7 +7,7 @@ MSI. Its one interrupt is INTx, which no device here has.
 from __future__ import annotations
 
 from collections import Counter
-from errno import EACCES, EBUSY, EINVAL, ENODEV
+from errno import EACCES, EBUSY, EINVAL, ENODEV, ENOENT
 from typing import TYPE_CHECKING, Final
 
 from viommu_actors.kernel.vfio.config import aligned
@@ -45,6 +45,7 @@ class Uio:
         self._kernel = kernel
         self._bound = kernel.uio_devices
         self._opens: Counter[int] = Counter()
+        kernel.holders.append(self.holds)
 
     def bind(self, bdf: int) -> None:
         """Binds the driver. ENODEV: no such function; EBUSY: it has a driver, or a user process its IOMMU group."""
@@ -68,6 +69,17 @@ class Uio:
     def is_bound(self, bdf: int) -> bool:
         """Whether uio_pci_generic has the function."""
         return bdf in self._bound
+
+    def holds(self, device: PciDevice) -> bool:
+        """Whether a process has a function open that is gone; after the last, it is not bound any more.
+
+        UIO has no way to ask for it back. Linux does not wait either, and fails the calls that follow; here they come
+        to nothing, and the function's address is nobody else's until the process closes it.
+        """
+        if self._opens[device.bdf]:
+            return True
+        self._bound.discard(device.bdf)
+        return False
 
     def open(self, process: UserProcess, device: str) -> int:
         """Opens the /dev/uioN of "0000:00:03.0". ENODEV: it is not bound; EACCES: the process is not root."""
@@ -95,11 +107,11 @@ class Uio:
             pci.config_write(at, length, int.from_bytes(data[at - offset : at - offset + length], "little"))
 
     def mmap(self, process: UserProcess, uio: int, bar: int) -> int:
-        """User address of a BAR until the device is closed. EINVAL: there is none."""
+        """User address of a BAR until the device is closed. ENOENT: sysfs has no `resourceN` for it."""
         file = process.file(uio, UioFile)
         window = file.pci.bars.get(bar)
         if window is None:
-            raise OSError(EINVAL, f"{file.pci.name} has no BAR {bar}")
+            raise OSError(ENOENT, f"{file.pci.name} has no BAR {bar}")
         return process.map_bar(window.address, window.size, file)
 
 

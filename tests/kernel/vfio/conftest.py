@@ -8,6 +8,7 @@ from errno import EEXIST, ENODEV
 
 import pytest
 
+from tests.kernel.users import ROOT
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.irq import Interrupts
 from viommu_actors.kernel.pci import Bar, PciDevice
@@ -129,6 +130,7 @@ class Kernel:
         self.drivers: dict[int, object] = {}
         self.user_groups: set[int] = set()
         self.uio_devices: set[int] = set()
+        self.holders: list[Callable[[PciDevice], bool]] = []
         self.taints: set[str] = set()
         self.irq = Interrupts(self.counters, self.machine.log)
         self.pci = [self._function(bdf, flr) for bdf, flr in ((EDU, True), (NIC, True), (MATE, False))]
@@ -177,7 +179,7 @@ class User:
 
     def __init__(self, kernel: Kernel) -> None:
         self.vfio = Vfio(kernel)
-        self.process = UserProcess("user")
+        self.process = UserProcess("user", capabilities=ROOT)
         self.vaddr = self.process.map_memory(RAM, 4 << 30)
         self.container = self.vfio.open_container(self.process)
         self.group = self.vfio.open_group(self.process, 1)

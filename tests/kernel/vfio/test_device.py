@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.users import ROOT
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.spec import pci
 from viommu_actors.spec.vfio import DeviceFlags, IrqFlags, RegionFlags
@@ -233,7 +234,7 @@ def test_payload_is_virtual_and_read_request_has_a_floor(device: Open) -> None:
 
 
 def test_device_without_flr(user: Any, kernel: Any) -> None:
-    vfio, process = user.vfio, UserProcess("other")
+    vfio, process = user.vfio, UserProcess("other", capabilities=ROOT)
     container, group = vfio.open_container(process), vfio.open_group(process, 2)
     vfio.set_container(process, group, container)
     vfio.set_iommu(process, container)

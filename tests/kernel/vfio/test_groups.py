@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.users import ROOT
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.spec import pci
@@ -24,7 +25,8 @@ def refused(code: int, call: Callable[..., object], *args: Any) -> str:
 
 
 def test_second_open_of_a_group_is_ebusy(kernel: Any) -> None:
-    vfio, first, second = Vfio(kernel), UserProcess("first"), UserProcess("second")
+    vfio = Vfio(kernel)
+    first, second = UserProcess("first", capabilities=ROOT), UserProcess("second", capabilities=ROOT)
     group = vfio.open_group(first, 1)
     refused(EBUSY, vfio.open_group, second, 1)
     refused(EBUSY, vfio.open_group, first, 1)
@@ -34,7 +36,7 @@ def test_second_open_of_a_group_is_ebusy(kernel: Any) -> None:
 
 def test_group_without_a_vfio_device_is_enoent(boot: Any) -> None:
     kernel = boot("vfio-pci.ids=01:00.0")
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     refused(ENOENT, vfio.open_group, process, 2)
     refused(ENOENT, vfio.open_group, process, 99)
     vfio.bind(0x200)
@@ -46,14 +48,14 @@ def test_group_without_a_vfio_device_is_enoent(boot: Any) -> None:
 
 def test_without_an_iommu_there_are_no_groups(kernel: Any) -> None:
     kernel.iommu = None
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     refused(ENOENT, vfio.open_group, process, 1)
     refused(ENODEV, vfio.group_of, "0000:01:00.0")
 
 
 def test_kernel_driver_in_the_group_makes_it_not_viable(kernel: Any) -> None:
     kernel.drivers[0x201] = object()
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     refused(EBUSY, vfio.bind, 0x201)
     refused(ENODEV, vfio.bind, 0x500)
     group, container = vfio.open_group(process, 2), vfio.open_container(process)
@@ -66,7 +68,7 @@ def test_kernel_driver_in_the_group_makes_it_not_viable(kernel: Any) -> None:
 
 
 def test_set_iommu_order(kernel: Any) -> None:
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     container, group = vfio.open_container(process), vfio.open_group(process, 1)
     refused(EINVAL, vfio.set_iommu, process, container)
     refused(EINVAL, vfio.map_dma, process, container, 3, 0, 0, PAGE)
@@ -84,7 +86,7 @@ def test_set_iommu_order(kernel: Any) -> None:
 
 
 def test_descriptors_of_the_wrong_kind(kernel: Any) -> None:
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     container, group, event = vfio.open_container(process), vfio.open_group(process, 1), vfio.eventfd(process)
     refused(EBADF, vfio.set_container, process, 77, container)
     refused(EBADF, vfio.close, process, 77)
@@ -100,11 +102,11 @@ def test_a_group_lasts_as_long_as_its_devices(user: Any, kernel: Any) -> None:
     refused(EBUSY, user.vfio.unset_container, user.process, user.group)
     user.vfio.close(user.process, user.group)
     user.vfio.close(user.process, user.container)
-    refused(EBUSY, user.vfio.open_group, UserProcess("second"), 1)
+    refused(EBUSY, user.vfio.open_group, UserProcess("second", capabilities=ROOT), 1)
     assert kernel.iommu.domains[0].pages
     user.vfio.close(user.process, device)
     assert not kernel.iommu.domains
-    user.vfio.open_group(UserProcess("second"), 1)
+    user.vfio.open_group(UserProcess("second", capabilities=ROOT), 1)
 
 
 def test_release_stops_dma_resets_then_detaches(user: Any, kernel: Any) -> None:
@@ -122,7 +124,7 @@ def test_release_stops_dma_resets_then_detaches(user: Any, kernel: Any) -> None:
     assert not kernel.iommu.domains
     assert not user.process.files
     refused(14, user.process.translate, user.vaddr, PAGE)
-    user.vfio.open_group(UserProcess("second"), 1)
+    user.vfio.open_group(UserProcess("second", capabilities=ROOT), 1)
 
 
 def test_release_of_a_function_that_is_gone(user: Any, kernel: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.devices.rig import Rig
+from tests.kernel.users import ROOT
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.nic import Nic
 from viommu_actors.kernel.process import EventFd, UserProcess
@@ -45,7 +46,7 @@ class User:
         self.endpoint = self.rig.endpoints[SLOT]
         self.function = self.rig.kernel.device(FUNCTION)
         self.woken: list[int] = []
-        self.process = UserProcess("user", lambda name, descriptor: self.woken.append(descriptor))
+        self.process = UserProcess("user", lambda name, descriptor: self.woken.append(descriptor), ROOT)
         self._vfio = Vfio(self.rig.kernel)
         container = self._vfio.open_container(self.process)
         group = self._vfio.open_group(self.process, self._vfio.group_of("0000:01:00.0"))

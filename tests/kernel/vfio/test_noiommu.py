@@ -166,7 +166,7 @@ def test_uio_gives_registers_and_no_more(boot: Any) -> None:
     assert user.kernel.pci[0].config_read(pci.COMMAND, 2) & pci.Command.BUS_MASTER
     for offset, size in ((-1, 1), (4095, 2), (0, 0)):
         refused(EINVAL, user.uio.config_read, process, uio, offset, size)
-    refused(EINVAL, user.uio.mmap, process, uio, 1)
+    refused(ENOENT, user.uio.mmap, process, uio, 1)
     vaddr = user.uio.mmap(process, uio, 0)
     assert process.area(vaddr, BAR_SIZE).physical == BAR_ADDRESS
     refused(EBUSY, user.bind, "vfio-pci")
@@ -186,6 +186,23 @@ def test_sysfs_is_roots_and_knows_its_drivers(boot: Any) -> None:
     info = user.sysfs.devices()[0]
     assert info[:6] == (NAME, 0x1234, 0x11E8, "", None, None)
     assert info.bars == (BAR_SIZE, 0, 0, 0, 0, 0)
+
+
+def test_a_function_that_vfio_does_not_have_is_no_part_of_what_a_process_has_open(boot: Any) -> None:
+    kernel = boot("intel_iommu=on vfio-pci.ids=02:00.0")
+    vfio, uio, process = Vfio(kernel), Uio(kernel), root()
+    uio.bind(0x201)
+    vfio.open_group(process, 2)
+    Sysfs(kernel, vfio, uio).bind(process, "0000:02:00.1", "")
+    assert not uio.is_bound(0x201)
+    refused(EBUSY, Sysfs(kernel, vfio, uio).bind, process, "0000:02:00.0", "")
+
+
+def test_a_group_is_roots(kernel: Any) -> None:
+    vfio, nobody = Vfio(kernel), UserProcess("nobody")
+    refused(ENOENT, vfio.open_group, nobody, 7)
+    assert "CAP_DAC_OVERRIDE" in refused(EACCES, vfio.open_group, nobody, 1)
+    vfio.open_group(UserProcess("owner", capabilities=frozenset({Capability.DAC_OVERRIDE})), 1)
 
 
 def test_uio_makes_a_group_not_viable_and_is_kept_out_of_a_users(kernel: Any) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.kernel.fake_machine import MIB, FakeMachine, endpoint, root_port
+from tests.kernel.users import ROOT
 from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.process import UserProcess
@@ -35,7 +36,7 @@ class Host:
         self.kernel = Kernel(self.machine, drivers=())
         self.kernel.boot(self.machine.boot_params)
         self.vfio = Vfio(self.kernel)
-        self.process = UserProcess("hypervisor")
+        self.process = UserProcess("hypervisor", capabilities=ROOT)
         self.vaddr = self.process.map_memory(LENT, 16 * MIB)
         self.container = self.vfio.open_container(self.process)
         self.group = self.vfio.open_group(self.process, self.vfio.group_of("0000:01:00.0"))
@@ -105,7 +106,7 @@ def test_release_takes_everything_back(host: Host) -> None:
     assert not host.machine.dma_write(FIRST, 0, b"rogue")
     assert not host.kernel.device(FIRST).config_read(pci.COMMAND, 2) & pci.Command.BUS_MASTER
     assert host.kernel.pages.free_pages > pages
-    other = UserProcess("other")
+    other = UserProcess("other", capabilities=ROOT)
     host.vfio.open_group(other, host.vfio.group_of("0000:01:00.0"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.users import ROOT
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.spec.vtd import Access
@@ -190,7 +191,7 @@ def test_the_last_group_takes_the_mappings_along(user: Any, kernel: Any) -> None
 
 
 def _attach(kernel: Any) -> tuple[UserProcess, Vfio, int]:
-    vfio, process = Vfio(kernel), UserProcess("user")
+    vfio, process = Vfio(kernel), UserProcess("user", capabilities=ROOT)
     container = vfio.open_container(process)
     vfio.set_container(process, vfio.open_group(process, 1), container)
     vfio.set_iommu(process, container)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADFD, EBUSY, EINVAL, ENODEV, ENOENT
+from errno import EACCES, EBADFD, EBUSY, EINVAL, ENODEV, ENOENT
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
@@ -77,7 +77,7 @@ class Vfio:
         self._kernel = kernel
         self._bound = {parse_bdf(name) for name in kernel.cmdline.values("vfio-pci.ids")}
         self._open_groups: dict[int, Group] = {}
-        kernel.in_use = self.holds
+        kernel.holders.append(self.holds)
         self._containers: WeakSet[Container] = WeakSet()
         self._noiommu = NoIommuGroups(kernel)
         if self._noiommu.enabled:
@@ -103,7 +103,9 @@ class Vfio:
         self._bound.add(bdf)
 
     def unbind(self, bdf: int) -> None:
-        """Takes vfio-pci away from a function. EBUSY: a process has its group open."""
+        """Takes vfio-pci away from a function, if it has it. EBUSY: a process has its group open."""
+        if bdf not in self._bound:
+            return
         if self.group_number(bdf) in self._open_groups:
             raise OSError(EBUSY, f"{format_bdf(bdf)}: a process has its group open")
         self._bound.discard(bdf)
@@ -168,11 +170,12 @@ class Vfio:
     # --- groups
 
     def open_group(self, process: UserProcess, number: int) -> int:
-        """ENOENT: no device of the group is bound to vfio-pci; EBUSY: the group is open."""
+        """ENOENT: no device of the group is bound to vfio-pci; EACCES: not root, whose /dev/vfio/N is; EBUSY: open."""
         iommu = self._kernel.iommu
         devices = [] if iommu is None else iommu.groups.get(number, [])
         if not any(device.bdf in self._bound for device in devices):
             raise OSError(ENOENT, f"/dev/vfio/{number}: no such group")
+        process.require(Capability.DAC_OVERRIDE, EACCES)
         return self._open_group(process, Group(self._kernel, number, list(devices)), f"/dev/vfio/{number}")
 
     def open_noiommu_group(self, process: UserProcess, number: int) -> int:
