@@ -7,11 +7,13 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from tests.report.samples import sample
+from tests.report.samples import CONFIGS, run_of, sample
 from viommu_actors.report.report import uncoloured
 from viommu_actors.report.results import Io, Results
 from viommu_actors.report.text import Table, plain
 from viommu_actors.report.tower import tower_chart, tower_table
+from viommu_actors.topology.load import parse
+from viommu_actors.topology.resolve import resolve
 
 NAME = "nested-depths"
 
@@ -62,6 +64,17 @@ def test_whoever_maps_nothing_is_left_out() -> None:
     topology, results = sample(NAME)
     rows = told(tower_table(topology, changed(results, "nic2", dma_maps=0)))
     assert [row[0] for row in rows] == ["L1: nic1", "L3: nic3"]
+
+
+def test_a_device_that_the_host_keeps_is_the_ground() -> None:
+    text = (CONFIGS / f"{NAME}.toml").read_text() + '[[device]]\nname = "nic0"\nmodel = "nic"\noperations = 64\n'
+    topology, results = run_of(resolve(parse(text)))
+    results = changed(results, "nic0", traps=0, vfio_maps=0, vfio_unmaps=0, map_unmap_us=25.0)
+    rows = told(tower_table(topology, results))
+    assert rows[0] == ["host: nic0", "", "", "", "0", "25", "#"]
+    assert [row[0] for row in rows[1:]] == ["L1: nic1", "L2: nic2", "L3: nic3"]
+    chart = tower_chart(topology, results)
+    assert chart is not None and "host: nic0: 0; L1: nic1: 4;" in chart
 
 
 def test_it_is_told_where_vms_are_nested_and_nowhere_else() -> None:
