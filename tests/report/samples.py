@@ -16,6 +16,7 @@ from viommu_actors.report.results import (
     Forwarded,
     Io,
     LevelCounts,
+    PerPacket,
     Process,
     Results,
     Role,
@@ -117,6 +118,12 @@ def evidence(observed: Observed, source: str, write: bool) -> Evidence:
     )
 
 
+#: Two operations' maps and unmaps.
+_A_PACKET = PerPacket(traps=4, vfio_maps=2, vfio_unmaps=2, interrupts=1, system_calls=0)
+
+_NOTHING = PerPacket(traps=0, vfio_maps=0, vfio_unmaps=0, interrupts=0, system_calls=0)
+
+
 def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
     static = device.vm is not None and any(
         f"nic.static={assign.bdf}" in resolved.vm(device.vm).cmdline
@@ -141,6 +148,7 @@ def _io(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         queue_tail_writes=2 * each,
         dma_maps=each,
         dma_unmaps=each,
+        per_packet=_A_PACKET if device.model == "nic" and each else None,
         setup=Counts(traps=12, vfio_maps=6, vfio_unmaps=4),
         levels=tuple(LevelCounts(vm=vm.name, counts=climbing) for vm in line) if len(line) > 1 else (),
         map_unmap_us=250.0 * len(line) if nested else None,
@@ -161,6 +169,7 @@ def _io_of_app(resolved: ResolvedTopology, device: ResolvedDevice) -> Io:
         vfio_maps=0,
         vfio_unmaps=0,
         packets_per_second=4321.4,
+        per_packet=_NOTHING,
     )
 
 
@@ -172,7 +181,9 @@ def _app(vm: ResolvedVm, app: ResolvedApp) -> App:
         ports=tuple(AppPort(device=port.device, asked=port.driver, granted=True, expected=True) for port in app.ports),
         taints=("U",) if any(port.driver == "noiommu" for port in app.ports) else (),
         setup=Counts(traps=115, vfio_maps=2, system_calls=26),
-        forwarded=Forwarded(packets=512, verified=True, packets_per_second=3835.4, counts=Counts()),
+        forwarded=Forwarded(
+            packets=512, verified=True, packets_per_second=3835.4, counts=Counts(), per_packet=_NOTHING
+        ),
     )
 
 

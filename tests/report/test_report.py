@@ -83,12 +83,15 @@ def test_an_applications_packets_beside_those_of_the_kernels_driver() -> None:
     text = uncoloured(topology, results, 100)
     assert re.search(r"driven by +kernel +kernel +app, VFIO +app, VFIO no-iommu\n", text)
     assert re.search(r"packets a second, wall clock +4,321 +4,321\n", text)
+    assert re.search(r"a packet: traps +4 +4 +0 +0\n", text)
+    assert "bursts that an application polls for with one packet at a time" in " ".join(text.split())
     # What an application's start cost is told once, with the application.
     assert re.search(r"driver's set-up: traps to the hypervisor +12 +12\n", text)
     assert re.search(r"vm0.testpmd +nic0 +VFIO +granted, as expected +PA +U +26 +115 +2\n", text)
     assert re.search(r"vm0.testpmd +nic1 +VFIO no-iommu +granted, as expected +PA +U\n", text)
     assert "driven by testpmd in vm0, by VFIO no-iommu, setting none" in text
     assert "    512 packets forwarded between its devices, 3,835 a second, all verified: 0 traps, 0 VFIO maps" in text
+    assert "; a packet: 0 traps, 0 VFIO maps, 0 system calls, 0 interrupts\n" in text
 
 
 def test_packets_that_did_not_come_back_are_not_as_expected() -> None:

@@ -100,6 +100,8 @@ def _assert_static(row: dict[str, Any]) -> None:
     assert row["packets_per_second"] > 0
     nothing = ("traps", "vfio_maps", "vfio_unmaps", "pte_writes", "invalidations", "system_calls", "interrupts")
     assert {row[name] for name in nothing} == {0}
+    assert set(row["per_packet"]) == {"traps", "vfio_maps", "vfio_unmaps", "interrupts", "system_calls"}
+    assert set(row["per_packet"].values()) == {0}
 
 
 def _assert_forwarded(app: dict[str, Any]) -> None:
@@ -117,7 +119,7 @@ def _assert_forwarded(app: dict[str, Any]) -> None:
     packets = [sum(port["statistics"][name] for port in app["ports"]) for name in ("ipackets", "opackets")]
     assert packets == [2 * (128 + 1) + 512 + 2] * 2
     counts = forwarded["counts"]
-    assert set(counts.values()) == {0}
+    assert set(counts.values()) == set(forwarded["per_packet"].values()) == {0}
 
 
 def test_c7_c9_by_vfio_safe_by_uio_not_in_one_guest_with_iommu_pt(tmp_path: Path) -> None:
@@ -139,7 +141,10 @@ def test_c7_c9_by_vfio_safe_without_an_iommu_not_in_one_guest(tmp_path: Path) ->
     _assert_static(_io(results)["nic0", "vfio"])
     _assert_static(_io(results)["nic1", "noiommu"])
     # The kernel's driver on the same nic, behind the vIOMMU: two traps an operation.
-    assert _io(results)["nic0", "kernel"]["traps"] == 512
+    kernels = _io(results)["nic0", "kernel"]
+    assert kernels["traps"] == 512
+    told = {name: kernels["per_packet"][name] for name in ("traps", "vfio_maps", "vfio_unmaps", "system_calls")}
+    assert told == {"traps": 4, "vfio_maps": 2, "vfio_unmaps": 2, "system_calls": 0}
     [app] = results["apps"]
     _assert_forwarded(app)
     assert app["taints"] == ["U"]

@@ -51,6 +51,7 @@ def test_no_driver_is_told_more_than_a_slice_and_the_counts_are_exact() -> None:
     assert row.setup.traps == 4 and row.verified
     # Half a second an operation, two operations a packet.
     assert row.packets_per_second == 1.0
+    assert row.per_packet is not None and row.per_packet.traps == 4.0
 
 
 def test_what_is_wrong_in_one_slice_is_wrong_in_all() -> None:

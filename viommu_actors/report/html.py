@@ -27,6 +27,7 @@ from viommu_actors.report.tables import (
     io_tables,
     modelled_table,
     process_table,
+    rate_notes,
     sandbox_words,
     summary,
     verdict_tables,
@@ -191,7 +192,8 @@ def _io(topology: ResolvedTopology, results: Results) -> list[Markup]:
     intro = element("p", "In the steady state, for each operation: a single-page buffer transferred and verified.")
     figures = _tables(*io_tables(results), modelled_table(results))
     tower = tower_chart(topology, results)
-    return [intro, key_of, element("div", *panels, class_="panels"), *((tower,) if tower else ()), *figures]
+    notes = [element("p", line_html(words)) for block in rate_notes(results) for words in block]
+    return [intro, key_of, element("div", *panels, class_="panels"), *((tower,) if tower else ()), *figures, *notes]
 
 
 def _faults(results: Results) -> list[Markup]:

@@ -18,6 +18,7 @@ from viommu_actors.report.tables import (
     interrupt_note,
     io_tables,
     modelled_table,
+    rate_notes,
     rogue_summary,
     sandbox_note,
     summary,
@@ -125,6 +126,7 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
     blocks = [
         picture(topology, results, width),
         *(table.lines() for table in tables if table),
+        *rate_notes(results),
         *fault_notes(results),
         *interrupt_note(topology),
         *sandbox_note(results.processes),

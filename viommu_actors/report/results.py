@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -67,6 +68,16 @@ class Counts(Struct, kw_only=True, frozen=True):
     system_calls: int = 0
 
 
+class PerPacket(Struct, kw_only=True, frozen=True):
+    """Some of the counts for each packet, in the mean."""
+
+    traps: float
+    vfio_maps: float
+    vfio_unmaps: float
+    interrupts: float
+    system_calls: float
+
+
 class LevelCounts(Struct, kw_only=True, frozen=True):
     """What a VM's hypervisor and kernel counted while a device below them, or of their own, worked."""
 
@@ -84,7 +95,8 @@ class Io(Struct, kw_only=True, frozen=True):
     `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     `driver` is how an application has the device, "kernel" where a kernel's driver does; `system_calls` are the
-    application's. `packets_per_second` is told of a nic, by the wall clock; a packet is two operations.
+    application's. `packets_per_second`, by the wall clock, and `per_packet` are told of a nic's own traffic, of which a
+    packet is two operations.
     `should_work` is False where the setting is expected to stop honest work too; `failed` says what then happened, and
     `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
@@ -112,6 +124,7 @@ class Io(Struct, kw_only=True, frozen=True):
     driver: UserDriver | Literal["kernel"] = "kernel"
     system_calls: int = 0
     packets_per_second: float | None = None
+    per_packet: PerPacket | None = None
     should_work: bool = True
     failed: str = ""
     fault: Fault | None = None
@@ -154,6 +167,7 @@ class Forwarded(Struct, kw_only=True, frozen=True):
     verified: bool
     packets_per_second: float | None
     counts: Counts
+    per_packet: PerPacket | None = None
     failed: str = ""
 
 
@@ -267,6 +281,13 @@ class RogueResults(Struct, kw_only=True, frozen=True):
     absent: tuple[Absent, ...] = ()
     io: tuple[Io, ...] = ()
     reports: tuple[str, ...] = ()
+
+
+def per_packet(counts: Mapping[str, int], packets: int) -> PerPacket | None:
+    """None without any packet."""
+    if not packets:
+        return None
+    return PerPacket(**{name: round(counts[name] / packets, 3) for name in PerPacket.__struct_fields__})
 
 
 def as_expected(

@@ -9,7 +9,18 @@ from viommu_actors.attacks.catalogue import CATALOGUE, SCRIPTED, access_of
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.attacks.verdict import missing_proofs
 from viommu_actors.kernel.cmdline import CommandLine
-from viommu_actors.report.results import App, AppPort, Assignment, Io, Machine, Modelled, Process, Results, Verdict
+from viommu_actors.report.results import (
+    App,
+    AppPort,
+    Assignment,
+    Io,
+    Machine,
+    Modelled,
+    PerPacket,
+    Process,
+    Results,
+    Verdict,
+)
 from viommu_actors.report.scene import WAYS
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolve import ResolvedTopology
@@ -41,7 +52,7 @@ _MACHINE_COUNTS = (
 )
 #: What an application's start is told to have cost.
 _STARTS = {"system_calls": "system calls to start", "traps": "traps", "vfio_maps": "VFIO maps"}
-_FORWARDING = {"traps": "traps", "vfio_maps": "VFIO maps", "system_calls": "system calls", "interrupts": "interrupts"}
+_PER_PACKET = {"traps": "traps", "vfio_maps": "VFIO maps", "system_calls": "system calls", "interrupts": "interrupts"}
 _SANDBOXES = {
     "full": "full sandbox",
     "landlock": "PARTIAL sandbox",
@@ -114,6 +125,17 @@ def fault_notes(results: Results) -> list[list[Line]]:
     if "vfio" not in asked or not told:
         return []
     words = "Faults of an application's device are the host's to see: VFIO type1 reports none to guest or application."
+    return [[line(words)]]
+
+
+def rate_notes(results: Results) -> list[list[Line]]:
+    """A block that says what packets a second compare; none without those of an application."""
+    if not any(row.driver != "kernel" and row.packets_per_second for row in results.io):
+        return []
+    words = (
+        "Packets a second compare bursts that an application polls for with one packet at a time that a kernel's driver"
+        " awaits by interrupt. What the mapping alone costs is told by the counts."
+    )
     return [[line(words)]]
 
 
@@ -317,8 +339,10 @@ def _app_note(app: App, port: AppPort) -> Line:
     if not forwarded.verified:
         return line("forwarding between its devices: ", Span(forwarded.failed or "NOT VERIFIED", "unsafe"))
     rate = "" if forwarded.packets_per_second is None else f", {forwarded.packets_per_second:,.0f} a second"
-    costs = ", ".join(f"{getattr(forwarded.counts, key)} {words}" for key, words in _FORWARDING.items())
-    return line(f"{forwarded.packets} packets forwarded between its devices{rate}, all verified: {costs}")
+    costs = ", ".join(f"{getattr(forwarded.counts, key)} {words}" for key, words in _PER_PACKET.items())
+    each = ", ".join(f"{_a_packet(forwarded.per_packet, key)} {words}" for key, words in _PER_PACKET.items())
+    a_packet = "" if forwarded.per_packet is None else f"; a packet: {each}"
+    return line(f"{forwarded.packets} packets forwarded between its devices{rate}, all verified: {costs}{a_packet}")
 
 
 def _assignment_row(each: Assignment) -> tuple[Line, ...]:
@@ -352,6 +376,8 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
     if any(row.driver != "kernel" for row in rows):
         by = [line(row.driver if row.driver == "kernel" else f"app, {WAYS[row.driver]}") for row in rows]
         lines.insert(0, ("driven by", by))
+        for key, words in _PER_PACKET.items():
+            lines.append((f"a packet: {words}", [line(_a_packet(row.per_packet, key)) for row in rows]))
         lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
     if any(row.receiver for row in rows):
         lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
@@ -367,6 +393,10 @@ def _io_table(rows: tuple[Io, ...]) -> Table:
         rows=tuple((line(words), *cells) for words, cells in lines),
         numbers=frozenset(range(1, len(rows) + 1)),
     )
+
+
+def _a_packet(counts: PerPacket | None, key: str) -> str:
+    return "" if counts is None else f"{getattr(counts, key):.4g}"
 
 
 def _rate(row: Io) -> str:

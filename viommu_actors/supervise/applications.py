@@ -8,7 +8,7 @@ import msgspec
 
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.vfio.noiommu import PARAMETER
-from viommu_actors.report.results import App, AppPort, Counts, Forwarded
+from viommu_actors.report.results import App, AppPort, Counts, Forwarded, per_packet
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.supervise.work import read_counts
@@ -66,6 +66,7 @@ def _forward(supervisor: Supervisor, vm: ResolvedVm, app: ResolvedApp, packets: 
         verified=told["verified"],
         packets_per_second=round(told["packets"] / told["seconds"], 1) if told["seconds"] else None,
         counts=Counts(**counts),
+        per_packet=per_packet(counts, told["packets"]),
         failed=told["failed"],
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from viommu_actors.report.results import Counts, Io, LevelCounts
+from viommu_actors.report.results import Counts, Io, LevelCounts, per_packet
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import Supervisor
@@ -98,6 +98,7 @@ class Work:
         return msgspec.structs.replace(
             self._row(counts, done, size, verified, mapping),
             packets_per_second=rate and round(rate, 1),
+            per_packet=per_packet(counts, done // 2) if self._is_nic else None,
             failed=failed,
             levels=tuple(LevelCounts(vm=vm, counts=Counts(**counted)) for vm, counted in levels.items()),
         )
