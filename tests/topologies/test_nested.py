@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -252,6 +253,19 @@ def test_what_a_dead_hypervisor_in_l1_held_is_unmapped_and_reset(tmp_path: Path)
         command("vm0.guest", "reclaim", bdf="00:03.0")
         assert command("vm0.guest", "io", bdf="00:03.0", operations=4)["verified"]
         assert supervisor.reconcile() == []
+
+
+@pytest.mark.parametrize("victims", [("vm0.hypervisor", "vm1.guest"), ("vm1.hypervisor", "vm0.guest")])
+def test_both_levels_die_at_once_while_the_wires_are_counted(tmp_path: Path, victims: tuple[str, str]) -> None:
+    text = _sized("64M", "16M").replace("[[device]]", 'on_death = "contain"\n[[device]]', 1)
+    with _booted(text, tmp_path) as supervisor:
+        vms = {name for name, actor in supervisor.actors.items() if actor.vms}
+        for name in victims:
+            os.kill(supervisor.actors[name].pid, signal.SIGKILL)
+        for name in victims:
+            assert select.select([supervisor.actors[name].pidfd], [], [], 10)[0]
+        assert supervisor.reconcile() == []
+        assert set(supervisor.lost) == vms and len(vms) == 4
 
 
 def _command_register(supervisor: Supervisor) -> int:

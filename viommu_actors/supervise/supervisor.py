@@ -293,7 +293,8 @@ class Supervisor:
         withdrawn = self.door.socket in ready and self.door.serve(self._status, self._stop)
         self._raise_if_interrupted()
         for actor in list(self.actors.values()):
-            if actor.pidfd in ready:
+            # Its VM may have been lost by a death before its own.
+            if actor.pidfd in ready and self.actors.get(actor.name) is actor:
                 self._died(actor)
         gone = self.door.departed()
         self.departed |= gone
@@ -373,7 +374,10 @@ class Supervisor:
         """The wires whose ends disagree, once all is quiet; empty as it should be."""
         deadline = time.monotonic() + _QUIESCE
         while True:
-            lines = disagreements(self._counts(), self.lost)
+            try:
+                lines = disagreements(self._counts(), self.lost)
+            except ActorGone:  # one died meanwhile: the others are counted anew
+                continue
             if not lines or time.monotonic() > deadline:
                 return lines
             self.poll(0.02)
