@@ -70,16 +70,28 @@ def test_a_nested_vms_memory_is_a_slot_of_each_kernel_above_and_all_that_its_pro
     # Its own part, and the one below it.
     assert [(slot["name"], slot["gpa"], slot["size"]) for slot in ram["vm0.guest"]] == [
         ("ram", 0, 32 * MIB),
-        ("ram-vm1", 32 * MIB, 16 * MIB),
-        ("ram-vm2", 48 * MIB, 16 * MIB),
+        ("ram:vm1", 32 * MIB, 16 * MIB),
+        ("ram:vm2", 48 * MIB, 16 * MIB),
     ]
-    assert [(slot["name"], slot["gpa"]) for slot in ram["vm1.guest"]] == [("ram-vm1", 0), ("ram-vm2", 16 * MIB)]
-    assert [(slot["name"], slot["gpa"]) for slot in ram["vm2.guest"]] == [("ram-vm2", 0)]
+    assert [(slot["name"], slot["gpa"]) for slot in ram["vm1.guest"]] == [("ram:vm1", 0), ("ram:vm2", 16 * MIB)]
+    assert [(slot["name"], slot["gpa"]) for slot in ram["vm2.guest"]] == [("ram:vm2", 0)]
     assert files["vm0.guest"][1:] == files["vm1.guest"] == files["vm1.hypervisor"]
     assert files["vm1.guest"][1:] == files["vm2.guest"] == files["vm2.hypervisor"]
     for actor in plan.actors:
         if actor.role in ("hypervisor", "guest"):
             assert set(actor.fds) == {actor.inbox.fd, *(slot["fd"] for slot in actor.configuration["ram"])}
+
+
+def test_no_name_of_a_nested_vm_is_that_of_another_part() -> None:
+    text = TOWER.replace('"64M"', '"3G"').replace('"vm1"', '"high"')
+    plan = make_plan(resolve(parse(text)))
+    ram = {actor.name: actor.configuration["ram"] for actor in plan.actors if actor.role == "guest"}
+    plan.close()
+    names = [slot["name"] for slot in ram["vm0.guest"]]
+    assert names == ["ram", "ram-high", "ram:high", "ram:vm2"]
+    assert [slot["name"] for slot in ram["high.guest"]] == ["ram:high", "ram:vm2"]
+    [row] = next(actor for actor in plan.actors if actor.name == "vm0.guest").configuration["vms"]
+    assert [slot["name"] for slot in row["ram"]] == ["ram:high", "ram:vm2"]
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,8 @@ def _place_memory(topology: ResolvedTopology, plan: Plan) -> dict[str, list[_Slo
 def _parts(topology: ResolvedTopology, vm: ResolvedVm) -> list[tuple[str, int, int]]:
     """(name, gpa, size) of a VM's slots. At the top, where its kernel reserves hugepages, are those of each application
     and of each VM in it; a slot has one name at all levels."""
-    own = "ram" if vm.parent is None else f"ram-{vm.name}"
+    # No name of a VM or an application has a colon, so that this is none of the other parts.
+    own = "ram" if vm.parent is None else f"ram:{vm.name}"
     low = min(vm.memory, platform.LOW_MEMORY_LIMIT)
     parts = [part for part in [(own, 0, low), ("ram-high", platform.HIGH_MEMORY, vm.memory - low)] if part[2]]
     name, gpa, size = parts.pop()
