@@ -35,7 +35,8 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) is tuple:
         items = get_args(hint)
         if len(items) == 2 and items[1] is Ellipsis:
-            return st.lists(_values(items[0]), max_size=min(4, bound.high if bound else 4)).map(tuple)
+            low, high = (bound.low, bound.high) if bound else (0, 4)
+            return st.lists(_values(items[0]), min_size=low, max_size=max(low, min(4, high))).map(tuple)
         return st.tuples(*map(_values, items))
     if hint is int:
         return st.integers(bound.low, bound.high)
