@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from viommu_actors.app.application import hugepages_for
+from viommu_actors.app.system import HUGEPAGE
 from viommu_actors.attacks.catalogue import CATALOGUE
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import parse
@@ -24,6 +26,11 @@ def test_every_key_is_in_the_guide() -> None:
     for name, table in json.loads(schema())["$defs"].items():
         for key in table["properties"]:
             assert re.search(rf"`{key}`|\b{key}\b =|\[{key}\]", GUIDE), f"{name}.{key}"
+
+
+def test_hugepages_hold_as_many_devices_as_the_guide_says() -> None:
+    assert hugepages_for(2) == HUGEPAGE < hugepages_for(3)
+    assert "2M hold the pool of two devices" in GUIDE
 
 
 def test_the_examples_load() -> None:
