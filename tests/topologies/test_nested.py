@@ -18,6 +18,7 @@ from tests.topologies.launcher import CONFIGS, assert_gone, launch, launched, wr
 from viommu_actors.kernel.vfio.type1 import UNSAFE_INTERRUPTS
 from viommu_actors.kernel.vfio.vfio import NO_GROUP
 from viommu_actors.spec.pci import COMMAND, Command
+from viommu_actors.spec.vfio import DMA_ENTRY_LIMIT
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
@@ -128,11 +129,28 @@ def _leaves(supervisor: Supervisor) -> int:
     return int(book["live"])
 
 
-def test_large_pages_are_used_at_every_level(tmp_path: Path) -> None:
-    with _booted(_sized("64M", "16M"), tmp_path) as supervisor:
+@pytest.mark.parametrize(("l1", "l2", "entries"), [("64M", "16M", 8), ("320M", "256M", 128)])
+def test_large_pages_are_used_at_every_level(tmp_path: Path, l1: str, l2: str, entries: int) -> None:
+    with _booted(_sized(l1, l2), tmp_path) as supervisor:
         # L1's kernel maps L2's memory in 2 MiB pages, of which each is one entry for the host.
-        assert _leaves(supervisor) == 8
+        assert _leaves(supervisor) == entries
         assert "Errno" not in (tmp_path / "run" / "vm0.hypervisor.log").read_text()
+
+
+def test_l2s_processes_have_l2s_memory_and_nothing_else_of_l1s(tmp_path: Path) -> None:
+    with _booted(_sized("64M", "16M"), tmp_path) as supervisor:
+        memory = {name: _memory_of(actor.pid) for name, actor in supervisor.actors.items()}
+    [own] = memory["vm1.guest"]
+    assert memory["vm1.hypervisor"] == {own} and "vm1" in own
+    assert memory["vm0.guest"] == memory["vm0.hypervisor"] > {own}
+    assert memory["host"] >= memory["vm0.guest"] and memory["nic0"] == set()
+
+
+def _memory_of(pid: int) -> set[str]:
+    """Memory slots of VMs that a process has open or mapped."""
+    names = [os.readlink(path).split()[0] for path in Path(f"/proc/{pid}/fd").iterdir()]
+    names += Path(f"/proc/{pid}/maps").read_text().split()
+    return {name for name in names if name.startswith("/memfd:vm")}
 
 
 @pytest.mark.parametrize(
@@ -147,8 +165,9 @@ def test_in_small_pages_l2_needs_one_entry_of_the_hosts_more_than_there_are(
 ) -> None:
     """A page for each leaf of L1's tables; of 256 MiB that is one more than VFIO's default limit."""
     text = _sized(l1, l2).replace('cmdline = "intel_iommu=on"', 'cmdline = "intel_iommu=on,sp_off"')
-    limit = f"vfio_iommu_type1.dma_entry_limit={entries - 1}"
-    text = text.replace("[[device]]", f'[host]\ncmdline = "intel_iommu=on {limit}"\n[[device]]', 1)
+    if entries - 1 != DMA_ENTRY_LIMIT:
+        limit = f"vfio_iommu_type1.dma_entry_limit={entries - 1}"
+        text = text.replace("[[device]]", f'[host]\ncmdline = "intel_iommu=on {limit}"\n[[device]]', 1)
     with _booted(text, tmp_path) as supervisor:
         assert _leaves(supervisor) == entries - 1
         # The hypervisor beneath logs it; L1 is not told, and has mapped all of it.
