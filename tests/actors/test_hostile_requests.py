@@ -52,7 +52,8 @@ def test_a_kernel_answers_whatever_a_hypervisor_asks(seed: int) -> None:
     """Its errors are errno; what it maps for it is its own memory, whoever else has some."""
     guest = WholeGuest()
     vfio, box = Vfio(guest.kernel), Box()
-    service = KernelService(box, vfio, kvm_calls(Kvm(guest.beneath.ports)), lambda process, eventfd: None)  # type: ignore[arg-type]
+    kvm = Kvm(guest.beneath.ports, {"h": "vm"})
+    service = KernelService(box, vfio, kvm_calls(kvm), lambda process, eventfd: None)  # type: ignore[arg-type]
     tally, ram = Tally("vfio:h", "host"), {"ram": (LENT, GUEST_RAM)}
     service.add_process(b"h", tally, ram)
     # A start, so that there are descriptors and memory to be hostile with.

@@ -49,7 +49,7 @@ class Beneath:
     def __init__(self, kernel: Kernel, process: UserProcess) -> None:
         self.ports = Ports()
         self._vfio = Vfio(kernel)
-        self._kvm = Kvm(self.ports)
+        self._kvm = Kvm(self.ports, {process.name: "vm0"})
         self._process = process
 
     def __getattr__(self, name: str) -> Any:

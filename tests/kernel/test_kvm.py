@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENOTTY
+from errno import EBADF, EBUSY, EEXIST, EFAULT, EINVAL, ENOTTY, EPERM
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ class Rig:
     def __init__(self) -> None:
         self.ports = Ports()
         self.process = UserProcess("hv", self.ports.notify)
-        self.kvm = Kvm(self.ports)
+        self.kvm = Kvm(self.ports, {"hv": "guest", "other hv": "other"})
         self.vm = self.kvm.create_vm(self.process, "guest")
         self.ram = self.process.map_memory(RAM, 16 * MIB)
         self.device = object()
@@ -58,6 +58,16 @@ class Rig:
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
+
+
+@pytest.mark.parametrize(
+    ("process", "name"), [("hv", "other"), ("hv", "nobody"), ("other hv", "guest"), ("app", "guest"), ("app", "app")]
+)
+def test_a_vm_is_its_own_hypervisors_alone(rig: Rig, process: str, name: str) -> None:
+    stranger = UserProcess(process)
+    with pytest.raises(OSError) as refused:
+        rig.kvm.create_vm(stranger, name)
+    assert refused.value.errno == EPERM and not stranger.files
 
 
 def refused(code: int, call: Callable[..., object], *args: Any) -> None:

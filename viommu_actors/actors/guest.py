@@ -200,7 +200,7 @@ class GuestActor:
         self._vfio, uio = Vfio(kernel), Uio(kernel)
         calls = AppCalls(self._vfio, uio, Sysfs(kernel, self._vfio, uio), self._cpu)
         lending = LendingOn(self._cpu, lambda: kernel.pci, self._tenants.inject)
-        system_calls = {**calls.calls, **kvm_calls(Kvm(lending))}
+        system_calls = {**calls.calls, **kvm_calls(Kvm(lending, self._tenants.vm_of))}
         self._service = KernelService(self._inbox, self._vfio, system_calls, self._tenants.notify)
         self._tallies += self._tenants.add_all(self._service, "gpa")
         for app in self._apps:

@@ -248,7 +248,8 @@ class HostActor:
     def _boot(self) -> dict[str, Any]:
         booted = self._commands.boot()
         self._vfio = vfio = Vfio(self._kernel)
-        self._service = KernelService(self._inbox, vfio, kvm_calls(Kvm(self._lending)), self._tenants.notify)
+        kvm = Kvm(self._lending, self._tenants.vm_of)
+        self._service = KernelService(self._inbox, vfio, kvm_calls(kvm), self._tenants.notify)
         self._tallies += self._tenants.add_all(self._service, "hpa")
         for vm in self._configuration["vms"]:
             for peer in (vm["guest"], *vm["deeper"]):

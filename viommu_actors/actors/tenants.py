@@ -26,6 +26,8 @@ class Tenants:
         self._kernel = kernel
         self._vms = vms
         self._guest_of = {vm["name"]: vm["guest"] for vm in vms}
+        #: hypervisor -> the VM that it runs (`Kvm`)
+        self.vm_of: dict[str, str] = {vm["hypervisor"]: vm["name"] for vm in vms}
         self.outlets: dict[str, Outlet] = {}
 
     def add_all(self, service: KernelService, address: str) -> list[Tally]:

@@ -6,8 +6,8 @@ slot over a BAR lends the guest the BAR's own channel, so that its accesses go t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from errno import EBUSY, EEXIST, EFAULT, EINVAL
+from collections.abc import Iterable, Mapping
+from errno import EBUSY, EEXIST, EFAULT, EINVAL, EPERM
 from typing import NamedTuple, Protocol
 
 from viommu_actors.apic import accepted
@@ -147,10 +147,16 @@ class Vm:
 class Kvm:
     """The VMs of one kernel's processes. Every method raises OSError with Linux's errno and a reason."""
 
-    def __init__(self, ports: KvmPorts) -> None:
+    def __init__(self, ports: KvmPorts, vm_of: Mapping[str, str]) -> None:
+        """`vm_of`: by the name of a process that is a hypervisor, the VM that it runs."""
         self._ports = ports
+        self._vm_of = vm_of
 
     def create_vm(self, process: UserProcess, name: str) -> int:
+        """A descriptor of the VM that the process runs. Raises EPERM for any other: its guest is another process, and
+        whoever has the VM interrupts that one."""
+        if self._vm_of.get(process.name) != name:
+            raise OSError(EPERM, f"{process.name} is not the hypervisor of a VM {name}")
         vm = Vm(name, self._ports)
         process.mmu_notifiers.append(vm.area_gone)
         return process.install(vm)
