@@ -20,8 +20,11 @@ from viommu_actors.kernel.vfio.vfio import NO_GROUP
 from viommu_actors.spec.pci import COMMAND, Command
 from viommu_actors.spec.vfio import DMA_ENTRY_LIMIT
 from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.owner import owner_of
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
+from viommu_actors.supervise.scripted import Scripted
+from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.topology.load import convert, parse
 from viommu_actors.topology.model import Topology
@@ -101,6 +104,23 @@ def test_a_third_level_by_configuration_alone(tmp_path: Path) -> None:
         ("A2", "host memory"): ("blocked", "host"),
         ("A12", "other guest"): ("blocked", "vm0.guest, vm1.guest"),
     }
+
+
+def test_a_script_in_l2_that_reads_its_own_rings_gets_at_no_other_guest(tmp_path: Path) -> None:
+    """L1's memory holds L2's, and that is none of another guest's for a device in L2."""
+    topology = resolve(parse((CONFIGS / "nested-l2-viommu.toml").read_text().replace('rogue = ["A2", "A12"]', "")))
+    run, plan = RunFolder(topology, tmp_path / "run"), make_plan(topology)
+    with closing(run), Supervisor(plan, run) as supervisor:
+        Scenario(topology, plan, supervisor, lambda _: None).boot()
+        device = topology.device("nic0")
+        stage = Stage(topology, plan, supervisor, device, owner_of(topology, device))
+        lines = ["def run(self):", *(f"    self.dma_read({iova}, 8)" for iova, _ in stage.mapped())]
+        assert len(lines) > 1
+        lines.append("    self.dma_read(self.targets.canaries['other guest'][0], 8)")
+        script = "from viommu_actors.rogue import Rogue\nclass Mine(Rogue):\n" + "".join(f"    {x}\n" for x in lines)
+        [verdict], said = Scripted(stage).play(script, "mine.py", 20)
+        assert said["error"] == ""
+        assert (verdict.target, verdict.observed, verdict.evidence.attempts) == ("other guest", "blocked", 1)
 
 
 @contextmanager

@@ -260,13 +260,21 @@ class Stage:
         if keeper == "host":
             return [(HOST_HIGH_BASE, self.topology.host.memory - HOST_LOW_MEMORY)]
         own = keeper == self.owner.kernel
-        return [(gpa if own else hpa, size) for gpa, hpa, size in self._memory[keeper.removesuffix(".guest")]]
+        return [(gpa if own else hpa, size) for gpa, hpa, size in self._slots(keeper)]
 
     def physical_of(self, keeper: str) -> Ranges:
         """(base, size) of the keeper's memory by host-physical address."""
         if keeper == "host":
             return [(HOST_HIGH_BASE, self.topology.host.memory - HOST_LOW_MEMORY)]
-        return [(hpa, size) for _, hpa, size in self._memory[keeper.removesuffix(".guest")]]
+        return [(hpa, size) for _, hpa, size in self._slots(keeper)]
+
+    def _slots(self, keeper: str) -> list[tuple[int, int, int]]:
+        """A guest's slots; of another guest, those that are not lent to the VM which has the device."""
+        slots = self._memory[keeper.removesuffix(".guest")]
+        if self.device.vm is None or keeper == self.owner.kernel:
+            return slots
+        own = {hpa for _, hpa, _ in self._memory[self.device.vm]}
+        return [slot for slot in slots if slot[1] not in own]
 
     def physical(self, keeper: str, page: int) -> int:
         """Host-physical address of a page that the keeper's kernel knows by its own."""
