@@ -123,6 +123,18 @@ def test_a_script_in_l2_that_reads_its_own_rings_gets_at_no_other_guest(tmp_path
         assert (verdict.target, verdict.observed, verdict.evidence.attempts) == ("other guest", "blocked", 1)
 
 
+def test_memory_that_l1_lent_to_l2_is_l1s_own_for_a_device_that_l1_keeps(tmp_path: Path) -> None:
+    """By L1's own addresses the device gets at it, where L1 does not keep it from that."""
+    kept = '[[device]]\nname = "edu0"\nmodel = "edu"\nrogue = ["A12"]\n\n[[vm]]'
+    text = _sized("64M", "16M").replace("[[vm]]", kept, 1)
+    text = text.replace("[[vm.assign]]", '[[vm.assign]]\ndevice = "edu0"\nbypass_iommu = true\n\n[[vm.assign]]', 1)
+    finished = launch(write(tmp_path, text), tmp_path / "run", "--json")
+    assert finished.status == 0 and finished.results["verdicts"] == []
+    [row] = finished.results["absent"]
+    assert (row["device"], row["attack"], row["target"]) == ("edu0", "A12", "other guest")
+    assert "their memory is a part of its own" in row["reason"]
+
+
 @contextmanager
 def _booted(text: str, folder: Path) -> Iterator[Supervisor]:
     with _booting(resolve(parse(text)), folder) as (supervisor, scenario):

@@ -196,8 +196,10 @@ class Stage:
     # --- others
 
     def other_guests(self) -> tuple[str, ...]:
-        """Guests that the device is not assigned to."""
-        return tuple(guest_of(vm.name) for vm in self.topology.vms if vm.name != self.device.vm)
+        """Guests that neither have the device nor run in the one that has it, of whose memory theirs is a part."""
+        own = self.device.vm
+        inside = () if own is None else (own, *(vm.name for vm in self.topology.within(own)))
+        return tuple(guest_of(vm.name) for vm in self.topology.vms if vm.name not in inside)
 
     def others(self) -> Iterator[tuple[ResolvedDevice, Owner]]:
         """The other devices that a driver works with, and who drives them; those of the same kernel first."""

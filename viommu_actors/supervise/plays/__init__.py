@@ -37,6 +37,8 @@ _NEEDS_BEHIND = {"A15": ("bridge", "behind the same bridge"), "A28": ("switch", 
 def missing(stage: Stage, attack: Attack, target: Target) -> str:
     """Why a topology has no such target for a device; empty where it has."""
     if target is Target.OTHER_GUEST and not stage.other_guests():
+        if stage.device.vm is not None and stage.topology.within(stage.device.vm):
+            return "the other guests run in the one that has the device, and their memory is a part of its own"
         return "there is no other guest"
     if attack.id in service.PLAYS and next(stage.others(), None) is None:
         return "there is no other device with a driver"
