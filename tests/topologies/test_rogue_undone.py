@@ -18,7 +18,7 @@ from tests.topologies.launcher import Launch, assert_gone
 from tests.topologies.rogue import attack, attacking, status, staying, wait_for_attached
 from viommu_actors.supervise.runs import find_run
 
-pytestmark = pytest.mark.topology
+pytestmark = [pytest.mark.topology, pytest.mark.long]
 
 #: A device with address translation services, behind the host's own driver; one behind a vIOMMU; one that works.
 TRANSLATING = """

@@ -17,7 +17,7 @@ import pytest
 
 from tests.topologies.launcher import ROOT, SMALL, assert_gone, launched, write
 
-pytestmark = pytest.mark.topology
+pytestmark = [pytest.mark.topology, pytest.mark.long]
 
 QUIET = SMALL.replace("rogue", "#rogue")
 SMALLEST_PIPE = 4096
