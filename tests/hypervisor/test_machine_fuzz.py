@@ -94,7 +94,7 @@ def _carry_out(guest: WholeGuest, access: Access) -> None:
 
 @pytest.mark.parametrize("viommu", [None, UnitConfig(caching_mode=True), UnitConfig(caching_mode=True, intremap=True)])
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     # What fails is shrunk by hand: a machine for each attempt takes longer than a test may.
     phases=[Phase.reuse, Phase.generate],

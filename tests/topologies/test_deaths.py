@@ -70,7 +70,7 @@ def test_killed_while_it_stays(tmp_path: Path, actor: str) -> None:
         assert finished.status == 3 and finished.results["ok"] is True
 
 
-@pytest.mark.parametrize("moment", ["started", "did boot", "1000000 operations"])
+@pytest.mark.parametrize("moment", ["started", "did boot", pytest.param("1000000 operations", marks=pytest.mark.long)])
 def test_the_launcher_is_killed(tmp_path: Path, moment: str) -> None:
     with launched(write(tmp_path, BUSY), tmp_path / "run") as running:
         running.wait_for(moment)
@@ -171,7 +171,7 @@ device = "nic1"
 ).replace("operations = 8", "operations = 1000000")
 
 
-@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest", "nic0"])
+@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest", pytest.param("nic0", marks=pytest.mark.long)])
 def test_a_contained_death_leaves_the_other_guest_at_work(tmp_path: Path, victim: str) -> None:
     with launched(write(tmp_path, CONTAINED), tmp_path / "run", "--json") as running:
         running.wait_for("1000000 operations")

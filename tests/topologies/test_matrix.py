@@ -96,6 +96,7 @@ def test_the_shipped_matrix_names_every_attack_that_a_device_can_play() -> None:
     assert {attack for device in load(CONFIGS / "matrix.toml").device for attack in device.rogue} == BY_DEVICES
 
 
+@pytest.mark.long
 def test_the_nine_ways_of_an_application_are_as_they_really_are(tmp_path: Path) -> None:
     finished = _matrix(tmp_path / "matrix", "--dpdk", "--json")
     assert finished.returncode == 0, finished.stderr[-2000:] + finished.stdout[-2000:]

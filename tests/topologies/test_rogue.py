@@ -126,6 +126,7 @@ def test_a_slot_without_an_iommu_in_use(tmp_path: Path) -> None:
         assert _observed(finished.results) == {("A1", "host memory", "leaked"), ("A2", "host memory", "corrupted")}
 
 
+@pytest.mark.long
 def test_all_attacks_that_apply_and_why_others_do_not(run: Path) -> None:
     finished = attack(run, "--as", "nic0")
     assert finished.status == 0, finished.stderr
@@ -268,7 +269,7 @@ def test_the_topology_ends_under_it(tmp_path: Path) -> None:
 # --- a surprise removal, and a newcomer
 
 
-@pytest.mark.parametrize("device", ["nic0", "edu0", "nic1"])
+@pytest.mark.parametrize("device", ["nic0", *(pytest.param(each, marks=pytest.mark.long) for each in ("edu0", "nic1"))])
 def test_a_swap_leaves_the_newcomer_nothing_and_the_others_at_work(tmp_path: Path, device: str) -> None:
     """Whoever has the device, behind a vIOMMU, without one, or the host's own driver."""
     with staying(tmp_path) as running:
@@ -359,6 +360,7 @@ name = "sw0"
 """
 
 
+@pytest.mark.long
 def test_a_cable_stays_plugged_in_while_firmware_changes(tmp_path: Path) -> None:
     with staying(tmp_path, CABLED) as running:
         run = running.folder

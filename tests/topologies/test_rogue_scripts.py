@@ -166,6 +166,7 @@ def test_a_script_defines_one_rogue(run: Path, tmp_path: Path, head: str) -> Non
     assert finished.status == 1 and "a script defines one subclass" in finished.stderr
 
 
+@pytest.mark.long
 def test_an_endless_loop_is_ended(run: Path, tmp_path: Path) -> None:
     finished = _played(run, tmp_path, "nic0", "while True: pass", "--seconds", "0.5")
     assert finished.status == 1 and "mine.py did not end" in finished.stderr
