@@ -25,6 +25,8 @@ def test_a_write_to_the_liveness_register_is_seen() -> None:
     assert guard.digest() == before == hex(0x0302_0100 ^ 0xFFFF_FFFF)
     machine.kernel.device(machine.bdf(EDU)).write(edu.BAR, edu.Reg.LIVENESS, 4, 7)
     assert guard.digest() != before
+    guard.restore()
+    assert guard.digest() == before
 
 
 def test_a_write_to_the_interrupt_line_is_seen() -> None:
@@ -35,6 +37,8 @@ def test_a_write_to_the_interrupt_line_is_seen() -> None:
     before = guard.digest()
     device.config_write(pci.INTERRUPT_LINE, 1, 0x77)
     assert (guard.digest() == before) is False and guard.digest() == "0x77"
+    guard.restore()
+    assert guard.digest() == before
 
 
 def test_a_nic_has_no_such_register() -> None:

@@ -57,6 +57,7 @@ class KernelCommands:
             "guard_liveness": lambda bdf: self._registers.guard_liveness(pci.parse_bdf(bdf)),
             "guard_interrupt_line": lambda bdf: self._registers.guard_interrupt_line(pci.parse_bdf(bdf)),
             "register_digest": self._registers.digest,
+            "restore_register": self._registers.restore,
             "offer_control": self.offer_control,
             "check_control": self.check_control,
             "end_control": self.end_control,

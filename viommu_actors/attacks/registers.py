@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from viommu_actors.kernel.kernel import Kernel
-from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.spec import edu, pci
 
 _SIZE = 4
@@ -18,6 +17,7 @@ class RegisterGuard:
         self._kernel = kernel
         self._random = random
         self._read: Callable[[], int] = lambda: 0
+        self._restore: Callable[[], None] = lambda: None
 
     def guard_liveness(self, bdf: int) -> int:
         """Guards the register of an edu that answers with the inverse of what was written, with fresh content; its
@@ -25,19 +25,25 @@ class RegisterGuard:
         device = self._kernel.device(bdf)
         if (device.vendor, device.device) != (edu.VENDOR_ID, edu.DEVICE_ID):
             raise ValueError(f"{device.name} is no edu")
-        self._watch(device)
-        device.write(edu.BAR, edu.Reg.LIVENESS, _SIZE, int.from_bytes(self._random(_SIZE), "little"))
+        content = int.from_bytes(self._random(_SIZE), "little")
+        self._read = lambda: device.read(edu.BAR, edu.Reg.LIVENESS, _SIZE)
+        self._restore = lambda: device.write(edu.BAR, edu.Reg.LIVENESS, _SIZE, content)
+        self._restore()
         return edu.Reg.LIVENESS
 
     def guard_interrupt_line(self, bdf: int) -> int:
         """Guards the interrupt line register of a function, a note of its kernel to itself; its offset."""
         device = self._kernel.device(bdf)
+        content = device.config_read(pci.INTERRUPT_LINE, 1)
         self._read = lambda: device.config_read(pci.INTERRUPT_LINE, 1)
+        self._restore = lambda: device.config_write(pci.INTERRUPT_LINE, 1, content)
         return pci.INTERRUPT_LINE
 
     def digest(self) -> str:
         """What the guarded register holds now."""
         return f"{self._read():#x}"
 
-    def _watch(self, device: PciDevice) -> None:
-        self._read = lambda: device.read(edu.BAR, edu.Reg.LIVENESS, _SIZE)
+    def restore(self) -> None:
+        """Puts back what an attack has changed of the guarded register."""
+        self._restore()
+        self._restore = lambda: None

@@ -66,7 +66,7 @@ def _mission(stage: Stage, owner: Owner, step: dict[str, Any], address: int) -> 
     return Mission(
         steps=[step],
         aims=[Aim(address, address, PAGE)],
-        keeps=(Keep(owner.kernel, _KEEP),),
+        keeps=(Keep(owner.kernel, _KEEP, "restore_register"),),
         before=stage.command(owner.kernel, _KEEP),
     )
 
