@@ -59,7 +59,6 @@ class AttackWatch:
         refused = watch.first_refusal
         return {
             "tried": watch.tried,
-            "strays": watch.strays,
             "reached": watch.reached,
             "outcomes": {outcome.value: n for outcome, n in watch.outcomes.items()},
             "first_refusal": refused
