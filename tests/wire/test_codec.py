@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viommu_actors.spec.fields import Fits, OneOf, Range
-from viommu_actors.wire import messages
+from viommu_actors.wire import messages, vhost
 from viommu_actors.wire.codec import Codec, MalformedMessage, Message, Plain
 
-CODECS = {name: value for name, value in vars(messages).items() if isinstance(value, Codec)}
+CODECS = {
+    name: value for wires in (messages, vhost) for name, value in vars(wires).items() if isinstance(value, Codec)
+}
 MESSAGES = [(codec, tag, cls) for codec in CODECS.values() for tag, cls in codec.classes.items()]
 I64, U64 = 2**63 - 1, 2**64 - 1
 
