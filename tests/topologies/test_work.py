@@ -24,8 +24,8 @@ class FakeSupervisor:
         self.told.append((actor, name, arguments))
         if name == "counters":
             return {"traps": self.traps[actor], "pte_writes": self.traps[actor]}
-        if name == "mapping":
-            return "dynamic"
+        if name == "netdev":
+            return {"mac": bytes(6), "max_frame": 4096 if actor == "guest" else 4084, "mapping": "dynamic"}
         done = arguments.get("operations", arguments.get("count", 0))
         self.traps["hypervisor" if actor == "guest" else actor] += 2 * done
         return {
@@ -78,6 +78,6 @@ def test_both_ends_of_a_cable_are_counted() -> None:
     supervisor = FakeSupervisor()
     peer = Owner("peer", None, "01:00.0")
     row = Work(supervisor, NIC, GUEST, print).send_to(peer, 20)  # type: ignore[arg-type]
-    assert (row.operations, row.traps, row.pte_writes) == (20, 40, 0)
+    assert (row.operations, row.bytes, row.traps, row.pte_writes) == (20, 20 * 4084, 40, 0)
     assert row.receiver is not None
     assert (row.receiver.traps, row.receiver.pte_writes) == (0, 40)

@@ -15,12 +15,11 @@ from viommu_actors.attacks.guard import Guard
 from viommu_actors.attacks.offers import Offers
 from viommu_actors.attacks.registers import RegisterGuard
 from viommu_actors.kernel.driver import Driver
-from viommu_actors.kernel.drivers.nic import NicDriver
+from viommu_actors.kernel.drivers.binding import NetDriver
 from viommu_actors.kernel.kernel import Kernel
-from viommu_actors.kernel.pages import PAGE
 from viommu_actors.kernel.vfio.reset import reset_function
-from viommu_actors.pattern import pattern
-from viommu_actors.spec import nic, pci, platform
+from viommu_actors.netdev import NetCommands, Netdev
+from viommu_actors.spec import pci, platform
 from viommu_actors.spec.vtd_interrupts import InterruptRequest
 
 
@@ -64,10 +63,7 @@ class KernelCommands:
             "faults": self.faults,
             "forget_interrupts": self.forget_interrupts,
             "config_space": self.config_space,
-            "mapping": self.mapping,
-            "listen": self.listen,
-            "send": self.send,
-            "receive": self.receive,
+            **NetCommands(self._netdev).handlers(),
             "serve": self.serve,
             "served": lambda: self._served,
             "end_serve": self.end_serve,
@@ -230,39 +226,11 @@ class KernelCommands:
         device = self._kernel.device(pci.parse_bdf(bdf))
         return b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, pci.CONVENTIONAL_SIZE, 4))
 
-    # --- a nic on a cable
-
-    def mapping(self, bdf: str) -> str:
-        """Whether the nic's driver maps each buffer ("dynamic") or a pool once ("static")."""
-        return self._nic(bdf).mapping
-
-    def listen(self, bdf: str) -> None:
-        """Receives from the cable from here on."""
-        self._nic(bdf).listen()
-
-    def send(self, bdf: str, first: int, count: int) -> None:
-        """Sends frames number `first` to `first + count - 1`, a page each."""
-        driver = self._nic(bdf)
-        for number in range(first, first + count):
-            driver.send(_frame(number))
-
-    def receive(self, bdf: str, first: int, count: int) -> bool:
-        """Receives as many frames; whether they are those numbers, byte for byte."""
-        driver = self._nic(bdf)
-        received = [driver.receive() for _ in range(count)]
-        return received == [_frame(number) for number in range(first, first + count)]
-
-    def _nic(self, bdf: str) -> NicDriver:
+    def _netdev(self, bdf: str) -> Netdev:
         driver = self._driver(bdf)
-        if not isinstance(driver, NicDriver):
-            raise ValueError(f"{bdf} is no nic")
+        if not isinstance(driver, NetDriver):
+            raise ValueError(f"{bdf} is no network device")
         return driver
-
-
-def _frame(number: int) -> bytes:
-    """A broadcast frame of a page that differs for each number."""
-    header = b"\xff" * 6 + number.to_bytes(6, "big") + nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
-    return header + pattern(number, PAGE - len(header))
 
 
 def _driver_name(kernel: Kernel, bdf: int) -> str:

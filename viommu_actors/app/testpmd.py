@@ -13,14 +13,12 @@ from typing import NamedTuple
 from viommu_actors.app.mempool import Mbuf
 from viommu_actors.app.pmd_nic import BUFFER, NicPort
 from viommu_actors.app.system import System
-from viommu_actors.pattern import pattern
-from viommu_actors.spec import nic
+from viommu_actors.netdev import numbered_frame
 
 BURST = 32
 #: Seconds without any packet after which it is given up, and after which a port is first asked what it does.
 _TIMEOUT = 5.0
 _IDLE = 0.1
-_ETHERTYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
 
 
 class Forwarded(NamedTuple):
@@ -70,8 +68,7 @@ class Forwarding:
             if mbuf is None:
                 raise OSError(ENOMEM, "the pool has no buffer left to send")
             waiting[id(port)].append(mbuf)
-            header = port.mac + port.mac + _ETHERTYPE
-            frame = header + pattern(number, BUFFER - len(header))
+            frame = numbered_frame(number, BUFFER, port.mac, port.mac)
             self._system.memory.write(mbuf.vaddr, frame)
             mbuf.length = len(frame)
             frames.add(frame)

@@ -32,7 +32,6 @@ _COUNTED = {
     "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
     "system_calls": ("app", "system_calls"),
 }
-_PAGE = 4096
 
 
 def read_counts(supervisor: Supervisor, kernel: str, hypervisor: str | None, app: str | None = None) -> Counter[str]:
@@ -109,7 +108,9 @@ class Work:
         return round(median(taken) / 1000, 1)
 
     def send_to(self, peer: Owner, frames: int) -> Io:
-        """Frames over the cable, a page each, checked by the kernel at the other end; both ends are counted."""
+        """Frames to another device, as long as both can have, checked there byte for byte; both ends are counted."""
+        own, other = self._do(self._owner, "netdev"), self._do(peer, "netdev")
+        size = min(own["max_frame"], other["max_frame"])
         self._counted(self._setup, self._owner, "listen")
         self._counted(self._setup, peer, "listen")
         sender: Counter[str] = Counter()
@@ -117,11 +118,11 @@ class Work:
         verified = True
         for first in range(0, frames, _BURST):
             burst = min(_BURST, frames - first)
-            self._counted(sender, self._owner, "send", first=first, count=burst)
-            verified &= bool(self._counted(receiver, peer, "receive", first=first, count=burst))
+            told = {"first": first, "count": burst, "size": size, "destination": other["mac"]}
+            self._counted(sender, self._owner, "send", **told)
+            verified &= bool(self._counted(receiver, peer, "receive", **told, source=own["mac"]))
             self._tell_of(first + burst, frames, "frames")
-        mapping = self._do(self._owner, "mapping")
-        return self._row(sender, frames, frames * _PAGE, verified, mapping, Counts(**receiver))
+        return self._row(sender, frames, frames * size, verified, own["mapping"], Counts(**receiver))
 
     def failed(self, why: str) -> Io:
         """The row of work that came to nothing."""

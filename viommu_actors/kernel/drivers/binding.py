@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from errno import ETIMEDOUT
@@ -133,6 +134,32 @@ class BoundDriver:
 
     def release_control(self) -> None:
         self._binding.release_control()
+
+
+class NetDriver(BoundDriver, ABC):
+    """A driver of a network device: what it has besides is a `netdev.Netdev`'s."""
+
+    mac: bytes
+    max_frame: int
+    _static: bool
+
+    @property
+    def mapping(self) -> str:
+        """ "static" where the pages are mapped once, else "dynamic"."""
+        return "static" if self._static else "dynamic"
+
+    @property
+    @abstractmethod
+    def link_up(self) -> bool: ...
+
+    @abstractmethod
+    def listen(self) -> None: ...
+
+    @abstractmethod
+    def send(self, frame: bytes) -> None: ...
+
+    @abstractmethod
+    def receive(self) -> bytes: ...
 
 
 def is_static(kernel: Kernel, device: PciDevice, parameter: str) -> bool:

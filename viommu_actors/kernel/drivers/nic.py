@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
-from viommu_actors.kernel.drivers.binding import PAGE, Binding, BoundDriver, Buffers, is_static
+from viommu_actors.kernel.drivers.binding import PAGE, Binding, Buffers, NetDriver, is_static
 from viommu_actors.kernel.drivers.nic_ring import SIZE, Ring
-from viommu_actors.pattern import pattern
+from viommu_actors.netdev import numbered_frame
 from viommu_actors.spec import nic
 from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 #: Pages each way; fewer than descriptors in a ring.
 _POOL = 16
-_ETHERTYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
 _NO_CONTROLLER = 0xFFFF_FFFF
 
 
-class NicDriver(BoundDriver):
+class NicDriver(NetDriver):
     """One controller. `run_io` puts it in loopback, `listen`, `send` and `receive` on its cable."""
 
     name: ClassVar[str] = "nic"
     ids: ClassVar[Collection[tuple[int, int]]] = ((nic.VENDOR_ID, nic.DEVICE_ID),)
+    max_frame = nic.MAX_FRAME
 
     def __init__(self, kernel: Kernel, device: PciDevice) -> None:
         self._device = device
@@ -60,11 +60,6 @@ class NicDriver(BoundDriver):
     def probe(cls, kernel: Kernel, device: PciDevice) -> Self:
         return cls(kernel, device)
 
-    @property
-    def mapping(self) -> str:
-        """ "static" where the pages are mapped once, else "dynamic"."""
-        return "static" if self._static else "dynamic"
-
     # --- loopback
 
     def run_io(self, operations: int) -> IoResult:
@@ -76,7 +71,8 @@ class NicDriver(BoundDriver):
 
     def _loop_packet(self) -> bool:
         """One page out and in again; whether it came back as it went."""
-        frame = self._frame()
+        self._sequence += 1
+        frame = numbered_frame(self._sequence, PAGE, self.mac, self.mac)
         page = self._sequence % _POOL
         self._binding.memory.write(self._tx_pages.paddr(page), frame)
         source = self._tx_pages.map(page)
@@ -93,11 +89,6 @@ class NicDriver(BoundDriver):
         finally:
             self._tx_pages.unmap(source)
         return length == PAGE and self._binding.memory.read(self._rx_pages.paddr(page), PAGE) == frame
-
-    def _frame(self) -> bytes:
-        self._sequence += 1
-        header = self.mac + self.mac + _ETHERTYPE
-        return header + pattern(self._sequence, PAGE - len(header))
 
     # --- cable
 

@@ -1,0 +1,93 @@
+"""Network devices as whoever has them offers them to the launcher: frames that are numbered, and checked byte for byte.
+
+The same commands stand before a kernel's driver and before an application's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from viommu_actors.pattern import pattern
+from viommu_actors.spec import nic
+
+BROADCAST = b"\xff" * 6
+_TYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
+
+
+def numbered_frame(number: int, size: int, destination: bytes, source: bytes) -> bytes:
+    """A frame of `size` bytes, header included, whose content differs for each number."""
+    header = destination + source + _TYPE
+    return header + pattern(number, size - len(header))
+
+
+class Netdev(Protocol):
+    """One interface, in the hands of a driver."""
+
+    @property
+    def mac(self) -> bytes: ...
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of the longest frame, from its destination on."""
+        ...
+
+    @property
+    def mapping(self) -> str:
+        """ "static" where packet buffers are mapped once, "dynamic" where each is mapped for its packet."""
+        ...
+
+    @property
+    def link_up(self) -> bool:
+        """Whether somebody is at the other end."""
+        ...
+
+    def listen(self) -> None:
+        """Takes frames from here on, up to as many as there are buffers until `receive`."""
+        ...
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame, and waits until the device has taken it.
+
+        Raises OSError: EINVAL for a length that no frame has, ETIMEDOUT, EIO where the device failed.
+        """
+        ...
+
+    def receive(self) -> bytes:
+        """The next frame. Raises OSError: ETIMEDOUT where none comes, EIO where the device failed."""
+        ...
+
+
+class NetCommands:
+    """Control commands of network devices; BDFs are texts like `00:03.0`."""
+
+    def __init__(self, find: Callable[[str], Netdev]) -> None:
+        """`find` raises what becomes the command's error where there is no such network device."""
+        self._find = find
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """By command name."""
+        return {
+            "netdev": self.netdev,
+            "link_up": lambda bdf: self._find(bdf).link_up,
+            "listen": lambda bdf: self._find(bdf).listen(),
+            "send": self.send,
+            "receive": self.receive,
+        }
+
+    def netdev(self, bdf: str) -> dict[str, Any]:
+        """What there is to know of the interface, and of its driver."""
+        device = self._find(bdf)
+        return {"mac": device.mac, "max_frame": device.max_frame, "mapping": device.mapping}
+
+    def send(self, bdf: str, first: int, count: int, size: int, destination: bytes) -> None:
+        """Sends frames number `first` to `first + count - 1`."""
+        device = self._find(bdf)
+        for number in range(first, first + count):
+            device.send(numbered_frame(number, size, destination, device.mac))
+
+    def receive(self, bdf: str, first: int, count: int, size: int, destination: bytes, source: bytes) -> bool:
+        """Receives as many frames; whether they are those that `source` sent by `send`, in order, byte for byte."""
+        device = self._find(bdf)
+        received = [device.receive() for _ in range(count)]
+        return received == [numbered_frame(number, size, destination, source) for number in range(first, first + count)]
