@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ import zmq
 
 from viommu_actors.spec.tlp import HotReset
 from viommu_actors.wire import sockets
-from viommu_actors.wire.codec import MalformedMessage
-from viommu_actors.wire.messages import INJECT, TRAP, TRAP_ANSWER, Inject, TrapDone, TrapRead, TrapValue, TrapWrite
-from viommu_actors.wire.sockets import Channel, Inbox, Listener, PeerGone
+from viommu_actors.wire.codec import Codec, MalformedMessage
+from viommu_actors.wire.messages import TRAP, TRAP_ANSWER, TrapDone, TrapRead, TrapValue, TrapWrite
+from viommu_actors.wire.sockets import Channel, Inbox, Listener
 from viommu_actors.wire.tally import Tally, disagreements
+from viommu_actors.wire.zmtp import PeerLost
 
 
 @pytest.fixture
@@ -40,15 +43,34 @@ def listener() -> Iterator[Listener]:
     os.close(made.fd)
 
 
+Connect = Callable[[str, Codec, Codec, Tally], Channel]
+
+
+@pytest.fixture
+def channel_to(listener: Listener) -> Iterator[Connect]:
+    """Makes channels to the listener: (name, out, answer, tally)."""
+    made = []
+
+    def make(name: str, out: Codec, answer: Codec, tally: Tally) -> Channel:
+        made.append(Channel(name, listener.address, out, answer, tally))
+        return made[-1]
+
+    yield make
+    for channel in made:
+        channel.close()
+
+
 def _inbox(context: zmq.Context[Any], listener: Listener) -> Inbox:
     """An inbox on a copy of the descriptor, which ZeroMQ closes with the socket."""
     return Inbox(context, Listener(os.dup(listener.fd), listener.address))
 
 
-def test_call_and_answer_are_counted_at_both_ends(context: zmq.Context[Any], listener: Listener) -> None:
+def test_call_and_answer_are_counted_at_both_ends(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
     inbox = _inbox(context, listener)
     near, far = Tally("trap", "guest"), Tally("trap", "hypervisor")
-    channel = Channel(context, "guest", listener.address, TRAP, TRAP_ANSWER, near)
+    channel = channel_to("guest", TRAP, TRAP_ANSWER, near)
     channel.post(TrapWrite(0xFED9_0088, 4, 0x20))
     peer, frame = inbox.receive()
     request = TRAP.decode(frame)
@@ -71,18 +93,27 @@ def test_a_wire_counted_at_one_end_only_disagrees() -> None:
     assert disagreements([Tally("link:nic0", "host").as_dict()], {"nic1"})
 
 
-def test_a_listener_made_before_its_actor_keeps_what_is_sent(context: zmq.Context[Any], listener: Listener) -> None:
-    channel = Channel(context, "early", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
-    channel.post(TrapRead(0, 4))
-    assert _inbox(context, listener).receive()[0] == b"early"
+def test_who_asks_before_the_other_is_up_waits_for_it(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
+    channel, answers = channel_to("early", TRAP, TRAP_ANSWER, Tally("trap", "x")), []
+    asking = threading.Thread(target=lambda: answers.append(channel.call(TrapRead(0, 4))), daemon=True)
+    asking.start()
+    inbox = _inbox(context, listener)
+    assert inbox.receive() == (b"early", TRAP.encode(TrapRead(0, 4)))
+    assert not answers
+    inbox.send(b"early", TrapValue(7), TRAP_ANSWER, Tally("trap", "y"))
+    asking.join(10)
+    assert answers == [TrapValue(7)]
 
 
 def test_another_user_is_refused(
-    context: zmq.Context[Any], listener: Listener, monkeypatch: pytest.MonkeyPatch
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     inbox = _inbox(context, listener)
-    Channel(context, "stranger", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x")).post(TrapRead(0, 4))
+    with pytest.raises(PeerLost):
+        channel_to("stranger", TRAP, TRAP_ANSWER, Tally("trap", "x")).post(TrapRead(0, 4))
     assert not inbox.socket.poll(300)
 
 
@@ -93,42 +124,61 @@ def test_a_name_cannot_be_taken_over(listener: Listener) -> None:
 
 def test_a_second_frame_is_dropped_whole(context: zmq.Context[Any], listener: Listener) -> None:
     inbox = _inbox(context, listener)
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
-    channel.socket.send_multipart([TRAP.encode(TrapRead(1, 4))] * 50)
-    channel.post(TrapRead(2, 4))
+    with sockets.connect(context, listener.address, "peer") as libzmq:
+        libzmq.send_multipart([TRAP.encode(TrapRead(1, 4))] * 50)
+        libzmq.send(TRAP.encode(TrapRead(2, 4)))
     assert TRAP.decode(inbox.receive()[1]) == TrapRead(2, 4)
 
 
-def test_an_answer_of_two_frames_is_malformed(context: zmq.Context[Any], listener: Listener) -> None:
+def test_an_answer_of_two_frames_is_malformed(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
     inbox = _inbox(context, listener)
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
+    channel = channel_to("peer", TRAP, TRAP_ANSWER, Tally("trap", "x"))
     channel.post(TrapRead(1, 4))
     peer, _ = inbox.receive()
     inbox.socket.send_multipart([peer, TRAP_ANSWER.encode(TrapValue(1)), b"more"])
+    inbox.send(peer, TrapValue(2), TRAP_ANSWER, Tally("trap", "y"))
     with pytest.raises(MalformedMessage):
         channel.receive()
     assert channel.tally.malformed == 1
+    assert channel.receive() == TrapValue(2)
 
 
 def test_an_oversized_message_never_arrives(context: zmq.Context[Any], listener: Listener) -> None:
     inbox = _inbox(context, listener)
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
-    channel.socket.send(bytes(2 << 20))
+    sockets.connect(context, listener.address, "peer").send(bytes(2 << 20))
     assert not inbox.socket.poll(300)
 
 
-def test_a_post_to_nobody_never_blocks(context: zmq.Context[Any], listener: Listener) -> None:
-    channel = Channel(context, "host", listener.address, INJECT, INJECT, Tally("inject", "host"))
-    sent = sum(channel.offer(Inject(0x30)) for _ in range(10_000))
-    assert 0 < sent < 10_000
-    assert channel.tally.sent[Inject] == sent
-
-
-def test_an_answer_that_does_not_come_is_an_error(context: zmq.Context[Any], listener: Listener) -> None:
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
-    channel.socket.setsockopt(zmq.RCVTIMEO, 50)
-    with pytest.raises(PeerGone):
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_answer_that_will_not_come_is_an_error(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect, asks: bool
+) -> None:
+    inbox, channel = _inbox(context, listener), channel_to("peer", TRAP, TRAP_ANSWER, Tally("trap", "x"))
+    channel.post(TrapRead(0, 4))
+    inbox.receive()
+    inbox.socket.close()
+    with pytest.raises(PeerLost):
+        channel.call(TrapRead(0, 4)) if asks else channel.receive()
+    with pytest.raises(PeerLost):
         channel.call(TrapRead(0, 4))
+
+
+def test_a_post_waits_for_room(context: zmq.Context[Any], listener: Listener, channel_to: Connect) -> None:
+    """Whoever writes to one who takes nothing does not fill the memory of either."""
+    inbox, tally = _inbox(context, listener), Tally("trap", "x")
+    channel, count = channel_to("peer", TRAP, TRAP_ANSWER, tally), 20_000
+    posting = threading.Thread(target=lambda: [channel.post(TrapRead(n, 4)) for n in range(count)], daemon=True)
+    posting.start()
+    before = -1
+    while (sent := tally.sent[TrapRead]) != before or not sent:
+        before = sent
+        time.sleep(0.1)
+    assert sent < count
+    assert [TRAP.decode(inbox.receive()[1]) for _ in range(count)] == [TrapRead(n, 4) for n in range(count)]
+    posting.join(10)
+    assert not posting.is_alive()
 
 
 def test_sending_to_a_peer_that_is_gone_says_so(context: zmq.Context[Any], listener: Listener) -> None:
@@ -137,16 +187,18 @@ def test_sending_to_a_peer_that_is_gone_says_so(context: zmq.Context[Any], liste
     assert not tally.as_dict()["sent"]
 
 
-def test_a_message_of_another_wire_cannot_be_sent(context: zmq.Context[Any], listener: Listener) -> None:
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x"))
+def test_a_message_of_another_wire_cannot_be_sent(channel_to: Connect) -> None:
+    channel = channel_to("peer", TRAP, TRAP_ANSWER, Tally("trap", "x"))
     with pytest.raises(KeyError):
         channel.post(HotReset(0))
 
 
-def test_stamps_follow_the_order_of_a_wire_and_stop_when_told(context: zmq.Context[Any], listener: Listener) -> None:
+def test_stamps_follow_the_order_of_a_wire_and_stop_when_told(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
     inbox = _inbox(context, listener)
     tally, kinds = Tally("trap", "x"), []
-    channel = Channel(context, "peer", listener.address, TRAP, TRAP_ANSWER, tally)
+    channel = channel_to("peer", TRAP, TRAP_ANSWER, tally)
     channel.post(TrapRead(0, 4))
     assert tally.take_stamps(1000) is None
     tally.trace(kinds)
@@ -167,12 +219,3 @@ def test_stamps_follow_the_order_of_a_wire_and_stop_when_told(context: zmq.Conte
     assert tally.take_stamps(1000) is None
     assert tally.as_dict()["sent"] == {"TrapRead": 5, "TrapWrite": 1}
     assert len([inbox.receive() for _ in range(6)]) == 6
-
-
-def test_what_could_not_be_sent_leaves_no_stamp(context: zmq.Context[Any], listener: Listener) -> None:
-    tally = Tally("inject", "host")
-    channel = Channel(context, "host", listener.address, INJECT, INJECT, tally)
-    tally.trace([])
-    sent = sum(channel.offer(Inject(0x30)) for _ in range(1000))
-    taken = tally.take_stamps(1000)
-    assert taken is not None and len(array("q", taken["sent"])) == 2 * sent == 2 * tally.sent[Inject]

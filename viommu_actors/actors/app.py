@@ -20,13 +20,12 @@ class AppActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, kernel, fabric = configuration["name"], configuration["kernel"], configuration["fabric"]
-        context = make_context()
-        self._inbox = Inbox(context, inbox_listener(configuration))
+        self._inbox = Inbox(make_context(), inbox_listener(configuration))
         self._kernel = Tally(f"vfio:{name}", name)
         self._direct = Tally(f"direct:{name}", name)
         self._notify = Tally(f"notify:{name}", name)
-        calls = Channel(context, name, kernel["address"], m.VFIO, m.VFIO_ANSWER, self._kernel)
-        direct = Channel(context, name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, self._direct)
+        calls = Channel(name, kernel["address"], m.VFIO, m.VFIO_ANSWER, self._kernel)
+        direct = Channel(name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, self._direct)
         [hugepages] = open_slots([configuration["hugepages"]], "gpa")
         system = RemoteSystem(calls, direct, hugepages)
         self._control = Control(self._inbox, name, [self._kernel, self._direct, self._notify])

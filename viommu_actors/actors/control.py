@@ -11,6 +11,7 @@ from viommu_actors.wire.codec import MAX_FRAME, MalformedMessage
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
 from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.zmtp import PeerLost
 
 LAUNCHER = b"launcher"
 #: Stamps in one reply: half of what a frame holds.
@@ -68,6 +69,8 @@ class Control:
                 raise ValueError(f"no command {command.name!r}")
             arguments = command.arguments
             result = handler(**arguments) if isinstance(arguments, dict) else handler()
+        except PeerLost:  # the launcher knows, and hears no excuse
+            raise
         except Exception as error:  # the boundary: one command's failure must not end the actor
             log(traceback.format_exc())
             self.answer(command.number, None, f"{type(error).__name__}: {error}"[:4000])

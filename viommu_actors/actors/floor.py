@@ -20,8 +20,7 @@ from viommu_actors.actors.runtime import inbox_listener
 from viommu_actors.spec import tlp
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Codec, Message
-from viommu_actors.wire.sockets import Channel, Inbox, bind_link, connect_link, make_context, send_frame
-from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.sockets import Inbox, bind_link, connect, make_context, send_frame
 
 _DRAIN = 64
 _MORE = int(zmq.SNDMORE)
@@ -51,9 +50,8 @@ class FloorActor:
         self._inbox = Inbox(context, inbox_listener(configuration))
         self._ask: zmq.Socket[bytes] | None = None
         if "ask" in configuration:
-            ask = Channel(context, name, configuration["ask"], m.TRAP, m.TRAP_ANSWER, Tally("floor", name))
-            self._ask = ask.socket
-        self._links = [connect_link(context, address) for address in configuration.get("links", ())]
+            self._ask = connect(context, configuration["ask"], name)
+        self._links = [connect(context, address) for address in configuration.get("links", ())]
         if "link" in configuration:
             self._links.append(bind_link(context, inbox_listener(configuration, "link")))
         self._unix = socket.socket(fileno=configuration["unix"]) if "unix" in configuration else None

@@ -143,13 +143,12 @@ class GuestActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, hypervisor, fabric = configuration["name"], configuration["hypervisor"], configuration["fabric"]
-        self._context = context = make_context()
         self._name, self._apps = name, configuration["apps"]
-        self._inbox = inbox = Inbox(context, inbox_listener(configuration))
+        self._inbox = inbox = Inbox(make_context(), inbox_listener(configuration))
         inbox.socket.setsockopt(zmq.RCVTIMEO, _TICK_MS)
         tallies = [Tally(f"{wire}:{name}", name) for wire in ("trap", "direct", "inject")]
-        self._trap = Channel(context, name, hypervisor["address"], m.TRAP, m.TRAP_ANSWER, tallies[0])
-        direct = Channel(context, name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
+        self._trap = Channel(name, hypervisor["address"], m.TRAP, m.TRAP_ANSWER, tallies[0])
+        direct = Channel(name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         vms = configuration["vms"]
         users = {app["name"].encode() for app in self._apps} | {vm["hypervisor"].encode() for vm in vms}
@@ -158,7 +157,7 @@ class GuestActor:
         self._control = Control(inbox, name, tallies)
         self._vfio: Vfio | None = None
         self._service: KernelService | None = None
-        self._tenants = Tenants(context, name, vms)
+        self._tenants = Tenants(name, vms)
         #: one-way messages to user processes and guests, by name
         self._outlets = self._tenants.outlets
         self._kernel = Kernel(self._cpu)
@@ -210,7 +209,7 @@ class GuestActor:
             capabilities = frozenset(Capability) if app["root"] else frozenset[Capability]()
             process = self._service.add_process(name.encode(), tally, ram, capabilities)
             process.mmu_notifiers.append(calls.area_gone)
-            self._outlets[name] = Outlet(self._context, self._name, app["address"], m.NOTIFY, notify)
+            self._outlets[name] = Outlet(self._name, app["address"], m.NOTIFY, notify)
             self._tallies += [tally, notify]
         return booted
 

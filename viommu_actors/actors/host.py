@@ -123,8 +123,7 @@ class HostActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name = configuration["name"]
-        self._context = make_context()
-        self._inbox = Inbox(self._context, inbox_listener(configuration))
+        self._inbox = Inbox(make_context(), inbox_listener(configuration))
         low, high = configuration["low_memory"], configuration["high_memory"]
         own = [anonymous_slot("low", 0, low), anonymous_slot("high", configuration["high_base"], high)]
         lent = [slot for vm in configuration["vms"] for slot in open_slots(vm["ram"], "hpa")]
@@ -141,7 +140,7 @@ class HostActor:
         self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links)
         self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
         self._kernel = Kernel(self._machine)
-        self._tenants = Tenants(self._context, name, configuration["vms"])
+        self._tenants = Tenants(name, configuration["vms"])
         self._lending = Lending(self._fabric, self._inbox, self._tenants.inject)
         self._configuration = configuration
         #: one-way messages to guests and hypervisors, by name

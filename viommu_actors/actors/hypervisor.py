@@ -26,12 +26,11 @@ class HypervisorActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, parent, guest = configuration["name"], configuration["parent"], configuration["guest"]
-        context = make_context()
-        self._inbox = Inbox(context, inbox_listener(configuration))
+        self._inbox = Inbox(make_context(), inbox_listener(configuration))
         self._trap = Tally(f"trap:{guest}", name)
         self._notify = Tally(f"notify:{name}", name)
         vfio = Tally(f"vfio:{name}", name)
-        self._channel = Channel(context, name, parent["address"], m.VFIO, m.VFIO_ANSWER, vfio)
+        self._channel = Channel(name, parent["address"], m.VFIO, m.VFIO_ANSWER, vfio)
         self._guest, self._parent = guest.encode(), parent["name"].encode()
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         self._machine = GuestMachine(_vm_config(configuration), memory, RemoteKernel(self._channel), log)

@@ -3,53 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import zmq
 
 from viommu_actors.wire.codec import Codec, Message
-from viommu_actors.wire.sockets import Channel
+from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.zmtp import PeerLost
 
 
 class Outlet:
     """A message that finds no room waits for the next `flush`, once: an interrupt twice pending is one."""
 
-    def __init__(self, context: zmq.Context[Any], sender: str, address: str, codec: Codec, tally: Tally) -> None:
+    def __init__(self, sender: str, address: str, codec: Codec, tally: Tally) -> None:
         """To the inbox at `address`, from the kernel of the actor `sender`."""
-        self._channel = Channel(context, sender, address, codec, codec, tally)
         self._waiting: dict[Message, None] = {}
-        self._open = True
+        self._channel: PolledChannel | None = None
+        with suppress(PeerLost):  # the receiver has died, of which this kernel will be told
+            self._channel = PolledChannel(sender, address, codec, codec, tally)
 
     def post(self, message: Message) -> None:
         """Sends now or later."""
-        if not self._waiting and self._open and self._channel.offer(message):
+        channel = self._channel
+        if channel is None or (not self._waiting and channel.offer(message)):
             return
-        if self._open:
-            self._waiting[message] = None
+        self._waiting[message] = None
+        self._let_go()
 
     @property
     def waits(self) -> bool:
-        """Whether a message waits for room."""
-        return bool(self._waiting)
+        """Whether something waits for room, or for the receiver to be up."""
+        channel = self._channel
+        return channel is not None and (bool(self._waiting) or channel.wants_room)
 
     @property
-    def socket(self) -> zmq.Socket[bytes]:
-        """To be polled for room while a message waits."""
+    def fd(self) -> int:
+        """To be polled for `events` while something waits."""
+        assert self._channel is not None, "nothing waits"
         return self._channel.socket
+
+    @property
+    def events(self) -> int:
+        return int(zmq.POLLOUT if self._channel is not None and self._channel.up else zmq.POLLIN)
 
     def flush(self) -> None:
         """Sends what waits, in order, as far as there is room."""
+        channel = self._channel
+        if channel is None:
+            return
+        channel.flush()
         while self._waiting:
             message = next(iter(self._waiting))
-            if not self._channel.offer(message):
-                return
+            if not channel.offer(message):
+                break
             del self._waiting[message]
+        self._let_go()
 
     def close(self) -> None:
         """The receiver is gone: nothing waits for it any more."""
-        self._open = False
         self._waiting.clear()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _let_go(self) -> None:
+        if self._channel is not None and self._channel.lost is not None:
+            self.close()
 
 
 def poll_with(poller: zmq.Poller, timeout: int, outlets: Collection[Outlet]) -> list[Any]:
@@ -58,10 +79,10 @@ def poll_with(poller: zmq.Poller, timeout: int, outlets: Collection[Outlet]) -> 
     if not waiting:
         return [source for source, _ in poller.poll(timeout)]
     for outlet in waiting:
-        poller.register(outlet.socket, zmq.POLLOUT)
-    sockets = [outlet.socket for outlet in waiting]
-    ready = [source for source, _ in poller.poll(timeout) if source not in sockets]
-    for outlet in waiting:
-        poller.unregister(outlet.socket)
+        poller.register(outlet.fd, outlet.events)
+    fds = [outlet.fd for outlet in waiting]
+    ready = [source for source, _ in poller.poll(timeout) if source not in fds]
+    for fd, outlet in zip(fds, waiting, strict=True):
+        poller.unregister(fd)
         outlet.flush()
     return ready

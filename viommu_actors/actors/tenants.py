@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import zmq
-
 from viommu_actors.actors.kernel_service import KernelService
 from viommu_actors.actors.outlet import Outlet
 from viommu_actors.spec.privileges import Capability
@@ -20,9 +18,8 @@ _OF_HYPERVISORS = frozenset({Capability.DAC_OVERRIDE})
 class Tenants:
     """`outlets` are the one-way messages of this kernel, by receiver."""
 
-    def __init__(self, context: zmq.Context[Any], kernel: str, vms: list[dict[str, Any]]) -> None:
+    def __init__(self, kernel: str, vms: list[dict[str, Any]]) -> None:
         """`kernel` is the actor's name."""
-        self._context = context
         self._kernel = kernel
         self._vms = vms
         self._guest_of = {vm["name"]: vm["guest"] for vm in vms}
@@ -39,8 +36,8 @@ class Tenants:
             ram = {slot["name"]: (slot[address], slot["size"]) for slot in vm["ram"]}
             service.add_process(hypervisor.encode(), vfio, ram, _OF_HYPERVISORS)
             inject, notify = Tally(f"inject:{guest}", self._kernel), Tally(f"notify:{hypervisor}", self._kernel)
-            self.outlets[guest] = Outlet(self._context, self._kernel, vm["guest_address"], m.INJECT, inject)
-            self.outlets[hypervisor] = Outlet(self._context, self._kernel, vm["hypervisor_address"], m.NOTIFY, notify)
+            self.outlets[guest] = Outlet(self._kernel, vm["guest_address"], m.INJECT, inject)
+            self.outlets[hypervisor] = Outlet(self._kernel, vm["hypervisor_address"], m.NOTIFY, notify)
             tallies += [vfio, inject, notify]
         return tallies
 

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-import zmq
-
 from viommu_actors.supervise.plan import ActorPlan
-from viommu_actors.wire.guarded import GuardedChannel
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
-from viommu_actors.wire.sockets import Channel
+from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.tally import Tally
 
 #: What the interpreter of an actor runs.
@@ -25,7 +22,7 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 class Actor:
     """A running actor; `pidfd` becomes readable when it ends."""
 
-    def __init__(self, plan: ActorPlan, name: str, context: zmq.Context[Any], lifeline: int, log: IO[bytes]) -> None:
+    def __init__(self, plan: ActorPlan, name: str, lifeline: int, log: IO[bytes]) -> None:
         self.role = plan.role
         #: by which the launcher knows it; its wires go by the plan's
         self.name = name
@@ -38,12 +35,7 @@ class Actor:
         self._process = _spawn(configuration, [*plan.fds, lifeline], log)
         self.pidfd = os.pidfd_open(self._process.pid)
         self.tally = Tally(f"control:{plan.name}", "launcher")
-        self.channel: Channel | GuardedChannel
-        made_of = ("launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
-        if plan.role == "device":
-            self.channel = GuardedChannel(*made_of)
-        else:
-            self.channel = Channel(context, *made_of)
+        self.channel = PolledChannel("launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
 
     @property
     def pid(self) -> int:

@@ -21,7 +21,7 @@ from viommu_actors.supervise.plan import ActorPlan, Plan, guest_of
 from viommu_actors.supervise.process import Actor
 from viommu_actors.text import printable
 from viommu_actors.wire.messages import Command, Reply
-from viommu_actors.wire.sockets import PeerGone, make_context
+from viommu_actors.wire.sockets import make_context
 from viommu_actors.wire.tally import disagreements
 
 #: How long an actor may take for one command before the run counts as stuck.
@@ -144,7 +144,7 @@ class Supervisor:
 
     def _spawn(self, plan: ActorPlan, name: str) -> None:
         with self._folder.log(name) as log:
-            actor = Actor(plan, name, self._context, self._lifeline[0], log)
+            actor = Actor(plan, name, self._lifeline[0], log)
         self.actors[name] = actor
         self._poller.register(actor.pidfd, zmq.POLLIN)
         self._poller.register(actor.channel.socket, zmq.POLLIN)
@@ -287,8 +287,9 @@ class Supervisor:
             if actor.channel.socket in ready or actor.channel.behind:
                 self._drain(actor)
                 actor.channel.flush()
-            if actor.channel.lost is not None:
-                # A device that hangs up, or sends messages without an end, is not to be commanded any more.
+            if actor.channel.lost is not None and actor.role == "device":
+                # One that hangs up, or sends messages without an end, is not to be commanded any more. All others hang
+                # up as they die, which their pidfd tells.
                 actor.kill()
         withdrawn = self.door.socket in ready and self.door.serve(self._status, self._stop)
         self._raise_if_interrupted()
@@ -422,7 +423,7 @@ class Supervisor:
         """Unplugs every device, so that no DMA arrives any more; gives up where the host is too busy for it."""
         try:
             self._wait_for([self._send("host", "unplug", {})], "unplug", _UNPLUG_TIMEOUT)
-        except (ActorDied, ActorGone, CommandFailed, Interrupted, PeerGone):
+        except (ActorDied, ActorGone, CommandFailed, Interrupted):
             return
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
-from viommu_actors.wire.codec import MAX_FRAME, Codec, Defect, MalformedMessage, Message
+from viommu_actors.wire.codec import MAX_FRAME, Codec, MalformedMessage, Message
 from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.zmtp import WaitingPeer
 
 #: pyzmq's own send. What `zmq.Socket` adds to it are arguments that no wire has, and half of its time.
 send_frame = zmq.backend.Socket.send
@@ -27,10 +27,6 @@ HIGH_WATER_MARK = 64
 #: An enum's bits are expensive to combine.
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
-
-
-class PeerGone(Exception):
-    """No answer will come: the peer closed, or did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Listener:
         name = f"viommu-{secrets.token_hex(16)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(f"\0{name}")
-            listening.listen(32)
+            listening.listen(128)
             return Listener(listening.detach(), f"ipc://@{name}")
 
 
@@ -79,9 +75,11 @@ def bind_link(context: zmq.Context[Any], listener: Listener) -> zmq.Socket[bytes
     return _listen(_socket(context, zmq.DEALER), listener)
 
 
-def connect_link(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
-    """A root port's end of a link that libzmq has both ends of."""
+def connect(context: zmq.Context[Any], address: str, name: str = "") -> zmq.Socket[bytes]:
+    """The connecting end of a wire that libzmq has both ends of; `name` is what an inbox knows it by, if any."""
     made = _socket(context, zmq.DEALER)
+    if name:
+        made.setsockopt(zmq.ROUTING_ID, name.encode())
     made.setsockopt(zmq.IMMEDIATE, 1)
     made.connect(address)
     return made
@@ -96,23 +94,6 @@ def receive_frame(source: zmq.Socket[bytes], flags: int = 0) -> bytes | None:
     while frame.more:
         frame = source.recv(copy=False, track=False)
     return None
-
-
-def offer(target: zmq.Socket[bytes], message: Message, encode: Callable[[Message], bytes], tally: Tally) -> bool:
-    """Sends on a DEALER if there is room, never blocks; False where there is none, and the message does not count."""
-    frame = encode(message)
-    tally.sent[type(message)] += 1
-    for _ in range(2):
-        try:
-            send_frame(target, frame, zmq.NOBLOCK)
-        except zmq.Again:
-            # pyzmq may say EAGAIN though there is room, until the events are read.
-            if not int(target.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
-                break
-        else:
-            return True
-    tally.sent[type(message)] -= 1
-    return False
 
 
 class Inbox:
@@ -151,59 +132,41 @@ class Inbox:
 
 
 class Channel:
-    """A DEALER towards one peer's inbox: synchronous calls, or one-way posts. The peer is trusted."""
+    """The asking end of a wire: synchronous calls to one peer's inbox, or one-way posts. The peer is trusted.
 
-    #: A poll tells of every message, and libzmq sends what waits.
-    behind = False
-    wants_room = False
-    lost = None
+    Who asks waits for nothing else meanwhile. Every method raises PeerLost where the peer has closed.
+    """
 
-    def __init__(
-        self, context: zmq.Context[Any], name: str, address: str, out: Codec, answer: Codec, tally: Tally
-    ) -> None:
-        self.socket = _socket(context, zmq.DEALER)
-        self.socket.setsockopt(zmq.ROUTING_ID, name.encode())
-        self.socket.connect(address)
+    def __init__(self, name: str, address: str, out: Codec, answer: Codec, tally: Tally) -> None:
+        """The peer need not be up yet."""
+        self._peer = peer = WaitingPeer(address, MAX_FRAME, name.encode())
         self.tally = tally
         self._encode = out.encode
         self._decode = answer.decode
+        self._send = peer.send
+        self._receive = peer.receive
 
     def call(self, message: Message) -> Message:
-        """Sends and waits for the answer. Raises PeerGone on a timeout, MalformedMessage."""
+        """Sends and waits for the answer. Raises MalformedMessage."""
         self.post(message)
         return self.receive()
 
     def post(self, message: Message) -> None:
-        """Sends and goes on; blocks while the peer takes no more (callers of `call`)."""
+        """Sends and goes on; waits while the peer is not up, or takes no more."""
         self.tally.sent[type(message)] += 1
+        self._send(self._encode(message))
+
+    def receive(self) -> Message:
+        """Waits for the next answer. Raises MalformedMessage."""
         try:
-            send_frame(self.socket, self._encode(message))
-        except zmq.Again:
-            self.tally.sent[type(message)] -= 1
-            raise PeerGone("the peer takes no more messages") from None
-
-    def offer(self, message: Message) -> bool:
-        """Sends if there is room, never blocks; False where there is none."""
-        return offer(self.socket, message, self._encode, self.tally)
-
-    def flush(self) -> None:
-        """Nothing of ours waits."""
-
-    def receive(self, flags: int = 0) -> Message:
-        """Raises PeerGone on a timeout; with NOBLOCK, zmq.Again."""
-        try:
-            frame = receive_frame(self.socket, flags)
-        except zmq.Again:
-            if flags & zmq.NOBLOCK:
-                raise
-            raise PeerGone("no answer in time") from None
-        if frame is None:
-            self.tally.rejected[Defect.FRAMES] += 1
-            raise MalformedMessage(Defect.FRAMES, "a message of several frames")
+            frame = self._receive()
+        except MalformedMessage as error:
+            self.tally.rejected[error.defect] += 1
+            raise
         message = self._decode(frame)
         self.tally.received[type(message)] += 1
         return message
 
     def close(self) -> None:
         """Lets go of the connection."""
-        self.socket.close()
+        self._peer.close()

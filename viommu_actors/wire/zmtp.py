@@ -1,8 +1,11 @@
-"""A ZMTP peer of our own, for a wire whose other end is not trusted.
+"""ZMTP peers of our own, for the ends of wires that connect.
 
 libzmq bounds how long a frame is and how many messages wait, but not how many frames a message has: it keeps them until
 the last has come, so that whoever writes ZMTP by himself fills the memory of who reads it. Here a message of
 several frames does not exist. Whatever comes in, a peer keeps one frame and one read of its socket.
+
+And libzmq has a thread that does the I/O, which is to be woken for every message and wakes who waits for it. A peer has
+none: whoever asks by a `WaitingPeer` sleeps on the very socket that the answer arrives at.
 
 ZMTP 3.0 with the NULL mechanism (https://rfc.zeromq.org/spec/23), as libzmq of any version since 4.0 speaks it.
 """
@@ -25,6 +28,8 @@ _SHORT_HEADER, _LONG_HEADER = 2, 9
 #: Signature, version 3.0, mechanism, no server, filler.
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _READY: Final = b"\x05READY"
+#: Headers of short frames, by their length.
+_HEADERS: Final = tuple(bytes((0, size)) for size in range(256))
 #: What goes on for longer has no end, and costs time: frames of a message, bytes of a frame.
 _MANY_FRAMES: Final = 1024
 _LONG_FRAME: Final = 1 << 26
@@ -48,8 +53,9 @@ class ZmtpPeer:
         self._limit = limit
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
-        #: whether the handshake is over
+        #: whether the handshake is over; whether something could not be sent because the other end has closed
         self.up = False
+        self.gone = False
         self._greeted = False
         #: what was read and not handed out, from `_at` on
         self._data = b""
@@ -123,8 +129,7 @@ class ZmtpPeer:
         """Sends now, or once there is room; False where `QUEUE` frames wait already, or the other end is not there."""
         if not self.up:
             return False
-        size = len(frame)
-        data = (bytes((0, size)) if size < 256 else b"\x02" + size.to_bytes(8, "big")) + frame
+        data = _framed(frame)
         queue = self._queue
         if not (queue or self.gathers):
             return self._write(data)
@@ -145,6 +150,7 @@ class ZmtpPeer:
         except BlockingIOError:
             return
         except OSError:
+            self.gone = True
             queue.clear()
             return
         while queue and sent >= len(queue[0]):
@@ -166,6 +172,7 @@ class ZmtpPeer:
         except BlockingIOError:
             sent = 0
         except OSError:
+            self.gone = True
             return False
         if sent < len(data):
             self._queue.append(data[sent:])
@@ -236,6 +243,50 @@ class ZmtpPeer:
             raise PeerLost("the other end did not get ready")
         self._at += _SHORT_HEADER + size
         self.up = True
+
+
+class WaitingPeer(ZmtpPeer):
+    """One for who has nothing else to do meanwhile: it waits, for the other end to be up, for room, for a message."""
+
+    def __init__(self, address: str, limit: int, identity: bytes = b"") -> None:
+        super().__init__(address, limit, identity)
+        self._socket.setblocking(True)
+
+    def send(self, frame: bytes) -> bool:
+        """Waits for room. Raises PeerLost."""
+        if not self.up:
+            self.shake_hands()
+        try:
+            self._socket.sendall(_framed(frame))
+        except OSError as error:
+            raise PeerLost(str(error)) from None
+        return True
+
+    def receive(self) -> bytes:
+        """Waits for the next message. Raises MalformedMessage once for each that is none, and PeerLost."""
+        if self._at == len(self._data) and self.up and not (self._skip or self._inside):
+            try:
+                data = self._socket.recv(_READ)
+            except OSError as error:
+                raise PeerLost(str(error)) from None
+            # As a rule there is one message, and a short one.
+            if len(data) > 1 and not data[0] and data[1] + _SHORT_HEADER == len(data):
+                return data[_SHORT_HEADER:]
+            if not data:
+                raise PeerLost("the other end has closed")
+            self._data, self._at = data, 0
+        while (message := super().receive()) is None:
+            pass
+        return message
+
+    def _read(self) -> None:
+        self._emptied = False  # nobody polls for more
+        super()._read()
+
+
+def _framed(frame: bytes) -> bytes:
+    size = len(frame)
+    return (_HEADERS[size] if size < 256 else b"\x02" + size.to_bytes(8, "big")) + frame
 
 
 def _property(name: bytes, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A channel towards an inbox whose owner is not trusted: the launcher's to a device."""
+"""Channels of who polls: the launcher's to its actors, and what a kernel tells others of its own accord."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
 
 
-class GuardedChannel:
-    """As a `sockets.Channel`, but that nothing the peer sends makes it grow."""
+class PolledChannel:
+    """Towards an inbox, as a `sockets.Channel`, but that it never blocks. Its owner need not be trusted."""
 
     def __init__(self, name: str, address: str, out: Codec, answer: Codec, tally: Tally) -> None:
         """Raises PeerLost where nobody listens."""
@@ -37,23 +37,43 @@ class GuardedChannel:
         """Whether there is something to be flushed as soon as the socket is writable."""
         return self._peer.up and self._peer.waits
 
+    @property
+    def up(self) -> bool:
+        """Whether the peer has shaken hands; until then what waits is flushed when the socket is readable."""
+        return self._peer.up
+
+    def offer(self, message: Message) -> bool:
+        """Sends if there is room; False where there is none, or no peer, and the message does not count."""
+        peer, sent = self._peer, self.tally.sent
+        if not peer.up:
+            self._shake_hands()
+        sent[type(message)] += 1
+        if peer.send(self._encode(message)):
+            return True
+        sent[type(message)] -= 1
+        if peer.gone:
+            self.lost = PeerLost("the other end has closed")
+        return False
+
     def post(self, message: Message) -> None:
-        """Sends now, or once the peer is up and takes it; never blocks."""
+        """Sends now, or once the peer is up and takes it."""
         self._waiting.append(message)
         self.flush()
 
     def flush(self) -> None:
         """Sends what waits, as far as the peer takes it. To be called when something has happened at the socket."""
-        peer, waiting = self._peer, self._waiting
+        if not self._peer.up:
+            self._shake_hands()
+        self._peer.flush()
+        waiting = self._waiting
+        while waiting and self.offer(waiting[0]):
+            waiting.popleft()
+
+    def _shake_hands(self) -> None:
         try:
-            if not peer.shake_hands():
-                return
+            self._peer.shake_hands()
         except PeerLost as error:
             self.lost = error
-            return
-        peer.flush()
-        while waiting and peer.send(self._encode(waiting[0])):
-            self.tally.sent[type(waiting.popleft())] += 1
 
     def receive(self, flags: int = zmq.NOBLOCK) -> Message:
         """Raises zmq.Again where there is none, MalformedMessage. What has been `lost` says nothing any more.

@@ -1,10 +1,11 @@
-"""The launcher's channel to a device: an inbox understands it, and who owns the inbox cannot hold it up."""
+"""The channel of who polls: an inbox understands it, and who owns the inbox cannot hold it up."""
 
 from __future__ import annotations
 
 import os
 import select
 import time
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 import zmq
 
 from viommu_actors.wire.codec import MAX_FRAME, Defect, MalformedMessage
-from viommu_actors.wire.guarded import GuardedChannel
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
+from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.sockets import Inbox, Listener, make_context
 from viommu_actors.wire.tally import Tally, disagreements
 
@@ -24,7 +25,7 @@ class Ends:
     def __init__(self) -> None:
         self.listener = Listener.create()
         self.tally = Tally("control:nic0", "launcher")
-        self.channel = GuardedChannel("launcher", self.listener.address, CONTROL, CONTROL_ANSWER, self.tally)
+        self.channel = PolledChannel("launcher", self.listener.address, CONTROL, CONTROL_ANSWER, self.tally)
         self._context: zmq.Context[Any] = make_context()
         self._inboxes: list[Inbox] = []
 
@@ -104,3 +105,28 @@ def test_several_frames_are_malformed_and_a_message_without_an_end_is_the_end(en
     # Each further frame is told of, so that whoever drains the channel is never held by it; a message counts once.
     assert set(seen) == {Defect.FRAMES} and len(seen) > 2
     assert ends.tally.malformed == 2
+
+
+def test_what_is_offered_to_who_takes_nothing_is_refused_and_leaves_neither_count_nor_stamp(ends: Ends) -> None:
+    assert not ends.channel.offer(Command(0, "ping", None)), "nobody is there"
+    inbox = ends.inbox()
+    ends.channel.post(Command(0, "ping", None))
+    ends.received(inbox)
+    ends.tally.trace([])
+    sent = sum(ends.channel.offer(Command(0, "ping", None)) for _ in range(10_000))
+    assert 0 < sent < 10_000
+    taken = ends.tally.take_stamps(10_000)
+    assert taken is not None and len(array("q", taken["sent"])) == 2 * sent == 2 * (ends.tally.sent[Command] - 1)
+
+
+def test_who_sends_to_one_that_has_closed_hears_of_it(ends: Ends) -> None:
+    inbox = ends.inbox()
+    ends.channel.post(Command(0, "ping", None))
+    ends.received(inbox)
+    inbox.socket.close()
+    deadline = time.monotonic() + 10
+    while ends.channel.lost is None:
+        ends.channel.offer(Command(1, "ping", None))
+        ends.channel.flush()
+        assert time.monotonic() < deadline
+    assert not ends.channel.wants_room and not ends.channel.offer(Command(1, "ping", None))
