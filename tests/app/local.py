@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
+from errno import EAGAIN
 from typing import Any
 
 from tests.devices.rig import Rig
 from tests.kernel.users import ROOT
 from viommu_actors.app.system import PciInfo
 from viommu_actors.devices.nic import Nic
-from viommu_actors.kernel.process import UserProcess
+from viommu_actors.kernel.process import EventFd, UserProcess
 from viommu_actors.kernel.sysfs import Sysfs
 from viommu_actors.kernel.uio import Uio
 from viommu_actors.kernel.vfio.calls import Region
@@ -62,7 +64,9 @@ class LocalSystem:
 
         self.rig = Rig({1: nic(1), 2: nic(2)}, cmdline, seed=seed, **rig)
         self.kernel = self.rig.kernel
-        self.process = UserProcess("testpmd", capabilities=capabilities)
+        #: descriptors that were signalled and not read yet
+        self.signalled: set[int] = set()
+        self.process = UserProcess("testpmd", lambda name, descriptor: self.signalled.add(descriptor), capabilities)
         self.memory = UserMemory(self.rig, self.process)
         self.calls: Counter[str] = Counter()
         self.paused = 0
@@ -148,6 +152,23 @@ class LocalSystem:
     def close(self, handle: int) -> None:
         self.calls["close"] += 1
         self._vfio.close(self.process, handle)
+
+    def wait(self, descriptors: Collection[int], seconds: float) -> list[int]:
+        self.calls["wait"] += 1
+        until = self.clock() + seconds
+        self.rig.wait_for_interrupt(0)
+        while not self.signalled.intersection(descriptors) and self.clock() < until:
+            self.pause()
+            self.rig.wait_for_interrupt(0)
+        return [descriptor for descriptor in descriptors if descriptor in self.signalled]
+
+    def read_count(self, descriptor: int) -> int:
+        self.calls["read_count"] += 1
+        self.signalled.discard(descriptor)
+        count = self.process.file(descriptor, EventFd).read()
+        if not count:
+            raise OSError(EAGAIN, "not signalled")
+        return count
 
     def open_uio(self, device: str) -> int:
         return self._uio.open(self.process, device)

@@ -7,12 +7,12 @@ beneath revoke the channel, and this one ask for another.
 
 from __future__ import annotations
 
-from errno import EFAULT
+from errno import EAGAIN, EFAULT, EINVAL
 
 from viommu_actors.actors.kernel_service import Call
 from viommu_actors.actors.lending_on import Channels, renew
 from viommu_actors.kernel.pci import PciDevice
-from viommu_actors.kernel.process import UserProcess, Vma
+from viommu_actors.kernel.process import EventFd, UserProcess, Vma
 from viommu_actors.kernel.sysfs import PciInfo, Sysfs
 from viommu_actors.kernel.uio import Uio, UioFile
 from viommu_actors.kernel.vfio.device import VfioDevice
@@ -40,6 +40,7 @@ class AppCalls:
             m.UioConfigWrite: lambda p, r: uio.config_write(p, r.uio, r.offset, r.data),
             m.UioMmap: lambda p, r: m.Done(uio.mmap(p, r.uio, r.bar)),
             m.PageFault: self._fault,
+            m.ReadCount: _read_count,
         }
 
     def area_gone(self, area: Vma) -> None:
@@ -66,6 +67,13 @@ def _function(area: Vma) -> PciDevice | None:
 def _told(info: PciInfo) -> tuple[str, int, int, str, int, int, tuple[int, ...]]:
     group = -1 if info.iommu_group is None else info.iommu_group
     return info.name, info.vendor, info.device, info.driver, group, info.iommu_bits or 0, info.bars
+
+
+def _read_count(process: UserProcess, request: m.ReadCount) -> Message:
+    count = process.file(request.descriptor, EventFd, mismatch=EINVAL).read()
+    if not count:
+        raise OSError(EAGAIN, f"{process.name}: eventfd {request.descriptor} was not signalled")
+    return m.Done(count)
 
 
 def _pagemap(process: UserProcess, request: m.Pagemap) -> Message:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from errno import ENOMEM
 
 from viommu_actors.actors.parent_kernel import RemoteVfio
+from viommu_actors.actors.signals import Signals
 from viommu_actors.app.system import PciInfo
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.spec.vfio import RegionIndex
@@ -17,10 +19,11 @@ from viommu_actors.wire.sockets import Channel
 class RemoteSystem(RemoteVfio):
     """`app.system.System`: one blocking call a system call; a BAR, once it is mapped, without any."""
 
-    def __init__(self, kernel: Channel, direct: Channel, hugepages: Slot | None) -> None:
+    def __init__(self, kernel: Channel, direct: Channel, hugepages: Slot | None, signals: Signals) -> None:
         """`hugepages` is the process's own memory, whatever its base."""
         super().__init__(kernel)
         self._direct = direct
+        self._signals = signals
         self._hugepages = hugepages
         self.memory = PhysicalMemory()
         self.hugepage_bytes = 0 if hugepages is None else hugepages.size
@@ -70,6 +73,15 @@ class RemoteSystem(RemoteVfio):
 
     def uio_mmap(self, uio: int, bar: int) -> int:
         return int(self._ask(m.UioMmap(uio, bar)).value)
+
+    # --- sleep
+
+    def wait(self, descriptors: Collection[int], seconds: float) -> Collection[int]:
+        return self._signals.wait(descriptors, seconds)
+
+    def read_count(self, descriptor: int) -> int:
+        self._signals.read(descriptor)
+        return int(self._ask(m.ReadCount(descriptor)).value)
 
     # --- what takes a BAR away for a time, or for good
 

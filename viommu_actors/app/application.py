@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from errno import ENODEV
 from typing import NamedTuple
 
@@ -41,8 +41,14 @@ def hugepages_for(ports: int) -> int:
 class Application:
     """Devices bound, opened and driven, over one pool of buffers that is mapped once."""
 
-    def __init__(self, system: System, drivers: Mapping[str, UserDriver], log: Callable[[str], None]) -> None:
-        """`drivers`: by device ("0000:00:03.0") the way to it.
+    def __init__(
+        self,
+        system: System,
+        drivers: Mapping[str, UserDriver],
+        log: Callable[[str], None],
+        rx_interrupts: Collection[str] = (),
+    ) -> None:
+        """`drivers`: by device ("0000:00:03.0") the way to it; `rx_interrupts` are those to sleep on.
 
         A device that the kernel refuses is in `refused`, the others work. Raises OSError where nothing can start.
         """
@@ -54,7 +60,8 @@ class Application:
             functions = {name: function for name in bound if (function := self._probe(name, drivers[name])) is not None}
             pool = Mempool(self.heap, buffers_for(len(functions)), BUFFER)
             for name, function in functions.items():
-                self.ports[name] = NicPort(system, name, function, self.heap, pool)
+                interrupt = name in rx_interrupts
+                self.ports[name] = NicPort(system, name, function, self.heap, pool, rx_interrupt=interrupt)
         except OSError:
             self._eal.close()
             raise

@@ -5,17 +5,19 @@ BDFs are texts like `00:03.0`, as in the commands of kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from errno import EALREADY, ENOTCONN
 from typing import Any
 
 from viommu_actors.app.application import Application
 from viommu_actors.app.buggy import stray_read, stray_write
+from viommu_actors.app.interrupt_mode import InterruptMode
 from viommu_actors.app.mempool import Zone
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.app.pmd_nic import NicPort
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import Forwarded, Forwarding
+from viommu_actors.netdev import NetCommands
 
 _PAGE = 4096
 _SECRET = 64
@@ -32,10 +34,11 @@ class AppCommands:
         self._application: Application | None = None
         self._control: Zone | None = None
         self._secret = b""
+        self._asleep: dict[str, InterruptMode] = {}
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
-        return {
+        return NetCommands(self._netdev).handlers() | {
             "start": self.start,
             "io": self.io,
             "forward": self.forward,
@@ -46,15 +49,21 @@ class AppCommands:
             "attack": self.attack,
         }
 
-    def start(self, drivers: dict[str, UserDriver]) -> dict[str, Any]:
-        """Takes devices into use, each by the way that is asked for; once.
+    @property
+    def wakes(self) -> int:
+        """How often an interrupt woke the application."""
+        ports = () if self._application is None else self._application.ports.values()
+        return sum(port.statistics["rx_wakes"] for port in ports)
+
+    def start(self, drivers: dict[str, UserDriver], rx_interrupts: Collection[str] = ()) -> dict[str, Any]:
+        """Takes devices into use, each by the way that is asked for, and some with an interrupt to sleep on; once.
 
         Tells the IOVA mode, how each device is driven, and what the kernel refused: bdf -> (errno, reason).
         """
         if self._application is not None:
             raise OSError(EALREADY, "the application has started")
         named = {_name(bdf): driver for bdf, driver in drivers.items()}
-        application = Application(self._system, named, self._log)
+        application = Application(self._system, named, self._log, {_name(bdf) for bdf in rx_interrupts})
         try:
             self._control = application.heap.reserve(_PAGE, _PAGE)
         except OSError:
@@ -68,24 +77,30 @@ class AppCommands:
         }
 
     def io(self, bdf: str, operations: int) -> dict[str, Any]:
-        """Honest work of one port alone: packets to itself, each of them two operations.
+        """Honest work of one port alone: packets to itself, each of them two operations; asleep before each of them
+        where the port has an interrupt.
 
         `failed` says why none of it counts; empty where it went well.
         """
-        return self._forward([self._port(bdf)], -(-operations // 2))
+        port, packets = self._port(bdf), -(-operations // 2)
+        if port.rx_interrupt:
+            return self._told(lambda: self._netdev(bdf).round_trips(packets))
+        return self._told(lambda: Forwarding(self._system, [port]).run(packets))
 
     def forward(self, packets: int) -> dict[str, Any]:
-        """As `io`, over all ports: what is received on one is sent on the next."""
-        return self._forward(list(self._running().ports.values()), packets)
+        """As `io`, over all ports: what is received on one is sent on the next; all of them are polled."""
+        ports = list(self._running().ports.values())
+        return self._told(lambda: Forwarding(self._system, ports).run(packets))
+
 
     def statistics(self, bdf: str) -> dict[str, int]:
         """Of a port since its start, in DPDK's names; and the controller's own counters as `hw_` and their names."""
         port = self._port(bdf)
         return dict(port.statistics) | {f"hw_{name}": count for name, count in port.controller_statistics().items()}
 
-    def _forward(self, ports: Sequence[NicPort], packets: int) -> dict[str, Any]:
+    def _told(self, work: Callable[[], Forwarded]) -> dict[str, Any]:
         try:
-            done, failed = Forwarding(self._system, ports).run(packets), ""
+            done, failed = work(), ""
         except OSError as error:
             self._log(f"testpmd: {error.strerror}")
             done, failed = Forwarded(0, 0, False, 0.0), error.strerror or str(error)
@@ -140,6 +155,12 @@ class AppCommands:
 
     def _port(self, bdf: str) -> NicPort:
         return self._running().port(_name(bdf))
+
+    def _netdev(self, bdf: str) -> InterruptMode:
+        """A port that sleeps. Raises OSError(EINVAL) for one that polls."""
+        if bdf not in self._asleep:
+            self._asleep[bdf] = InterruptMode(self._system, self._port(bdf))
+        return self._asleep[bdf]
 
     def _page(self) -> Zone:
         if self._control is None:

@@ -1,12 +1,12 @@
 """A PCI function in the hands of an application: by VFIO, by VFIO without an IOMMU, or by UIO.
 
-Memory decoding and bus mastering are the application's to turn on; no interrupt is ever set up.
+Memory decoding and bus mastering are the application's to turn on. No interrupt is set up unless it asks for one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import ENODEV
+from errno import ENODEV, ENOTSUP
 from typing import ClassVar, Literal, Protocol
 
 from viommu_actors.app.mempool import Hugepage
@@ -14,7 +14,7 @@ from viommu_actors.app.system import HUGEPAGE, PciInfo, System
 from viommu_actors.kernel.sysfs import VFIO_PCI
 from viommu_actors.kernel.uio import NAME as UIO
 from viommu_actors.spec import pci
-from viommu_actors.spec.vfio import DmaFlags, IommuType, RegionIndex
+from viommu_actors.spec.vfio import DmaFlags, IommuType, IrqIndex, RegionIndex
 
 #: What stands between a function and the memory: an IOMMU, or nothing, by two ways.
 UserDriver = Literal["vfio", "noiommu", "uio"]
@@ -36,6 +36,10 @@ class Function(Protocol):
         """User address of a BAR, until `close`."""
         ...
 
+    def enable_interrupt(self, vector: int) -> int:
+        """Has an interrupt signal the descriptor that it returns, until `close`; once. ENOTSUP: the way has none."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -45,6 +49,7 @@ class VfioFunction:
     def __init__(self, system: System, device: int, driver: UserDriver) -> None:
         self._system = system
         self._device = device
+        self._eventfd: int | None = None
         self.driver: UserDriver = driver
 
     def config_read(self, offset: int, size: int) -> int:
@@ -56,8 +61,20 @@ class VfioFunction:
     def map_bar(self, bar: int) -> int:
         return self._system.mmap_region(self._device, bar)
 
+    def enable_interrupt(self, vector: int) -> int:
+        """By MSI-X where the function has so many vectors, else by its one MSI (VFIO_DEVICE_SET_IRQS)."""
+        system = self._system
+        msix = system.irq_count(self._device, IrqIndex.MSIX) > vector
+        index, start = (IrqIndex.MSIX, vector) if msix else (IrqIndex.MSI, 0)
+        eventfd = self._eventfd = system.eventfd()
+        system.set_irqs(self._device, index, start, (eventfd,))
+        return eventfd
+
     def close(self) -> None:
+        """The kernel turns the interrupts off with the last close of the device."""
         self._system.close(self._device)
+        if self._eventfd is not None:
+            self._system.close(self._eventfd)
 
 
 class UioFunction:
@@ -77,6 +94,9 @@ class UioFunction:
 
     def map_bar(self, bar: int) -> int:
         return self._system.uio_mmap(self._uio, bar)
+
+    def enable_interrupt(self, vector: int) -> int:
+        raise OSError(ENOTSUP, "uio_pci_generic has no MSI")
 
     def close(self) -> None:
         self._system.close(self._uio)

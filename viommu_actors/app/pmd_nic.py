@@ -1,21 +1,22 @@
-"""Poll-mode driver of the Ethernet controller of `spec.nic`: rings and buffers in hugepages, bursts, no interrupts.
+"""Poll-mode driver of the Ethernet controller of `spec.nic`: rings and buffers in hugepages, bursts.
 
 In steady state it reads memory and writes doorbells, one a burst; it maps nothing and calls no kernel. What the
-controller writes is checked before it is used.
+controller writes is checked before it is used. It has no interrupts, unless one for received packets is asked for,
+which an application that has nothing to do may sleep on (DPDK: `intr_conf.rxq`, rte_eth_dev_rx_intr_enable).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from errno import EIO
+from errno import EAGAIN, EIO, ENOTSUP
 
 from viommu_actors.app.mempool import Heap, Mbuf, Mempool
 from viommu_actors.app.pci import Function, set_command
 from viommu_actors.app.system import System
 from viommu_actors.memory import Memory
 from viommu_actors.spec import nic, pci
-from viommu_actors.spec.nic import Control, Done, Reg, Status
+from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status, Vector
 
 #: Descriptors in each ring; one less may be posted.
 RING_SIZE = 128
@@ -27,10 +28,11 @@ _BUS = pci.Command.MEMORY | pci.Command.BUS_MASTER
 
 
 class _Queue:
-    """A descriptor ring, and the buffers that are posted in it, oldest first."""
+    """A descriptor ring, and the buffers that are posted in it, oldest first; `flags` are those of its descriptors."""
 
-    def __init__(self, memory: Memory, heap: Heap) -> None:
+    def __init__(self, memory: Memory, heap: Heap, flags: Flag) -> None:
         self._memory = memory
+        self._flags = flags
         self._zone = heap.reserve(RING_SIZE * _STRIDE, _PAGE)
         self._posted: list[Mbuf | None] = [None] * RING_SIZE
         self.iova = self._zone.iova
@@ -45,7 +47,7 @@ class _Queue:
     def post(self, mbuf: Mbuf, address: int, length: int) -> None:
         """Fills the descriptor at the tail; the controller sees it by the doorbell."""
         index = self.tail
-        self._memory.write(self._zone.vaddr + index * _STRIDE, nic.DESCRIPTOR.pack(address, length, 0, 0, 0))
+        self._memory.write(self._zone.vaddr + index * _STRIDE, nic.DESCRIPTOR.pack(address, length, self._flags, 0, 0))
         self._posted[index] = mbuf
         self.tail = (index + 1) % RING_SIZE
 
@@ -80,23 +82,43 @@ class _Queue:
 class NicPort:
     """One controller. `statistics` in DPDK's names: ipackets, ibytes, opackets, obytes, ierrors, oerrors, rx_nombuf."""
 
-    def __init__(self, system: System, name: str, function: Function, heap: Heap, pool: Mempool) -> None:
-        """Takes the controller into use, stopped. Raises OSError; `pool` has buffers of BUFFER bytes."""
+    def __init__(
+        self,
+        system: System,
+        name: str,
+        function: Function,
+        heap: Heap,
+        pool: Mempool,
+        *,
+        rx_interrupt: bool = False,
+    ) -> None:
+        """Takes the controller into use, stopped. Raises OSError; `pool` has buffers of BUFFER bytes.
+
+        With `rx_interrupt` it may be slept on; whoever only polls is not disturbed.
+        """
         self.name = name
         self.function = function
         self.pool = pool
         self.statistics: Counter[str] = Counter()
         self._system = system
-        self._rx, self._tx = _Queue(system.memory, heap), _Queue(system.memory, heap)
+        self._rx = _Queue(system.memory, heap, Flag.INTERRUPT if rx_interrupt else Flag(0))
+        self._tx = _Queue(system.memory, heap, Flag(0))
         set_command(function, _BUS, _BUS)
         self._bar = function.map_bar(nic.BAR)
         self._write(Reg.CONTROL, Control.RESET)
+        #: what the interrupt signals
+        self._interrupt = function.enable_interrupt(Vector.RECEIVE) if rx_interrupt else None
         self.mac = system.mmio_read(self._bar + Reg.MAC_LOW, 8).to_bytes(8, "little")[:6]
+
+    @property
+    def link_up(self) -> bool:
+        """Whether a cable leads to another controller."""
+        return bool(self._read(Reg.STATUS) & Status.LINK_UP)
 
     def start(self, *, loopback: bool = False) -> None:
         """Rings and receive buffers; on its cable, or in loopback where that is asked or there is none."""
         self.stop()
-        cable = not loopback and self._read(Reg.STATUS) & Status.LINK_UP
+        cable = not loopback and self.link_up
         for queue, base, size in ((self._tx, Reg.TX_BASE, Reg.TX_SIZE), (self._rx, Reg.RX_BASE, Reg.RX_SIZE)):
             self._write(base, queue.iova & 0xFFFF_FFFF)
             self._write(base + 4, queue.iova >> 32)
@@ -135,6 +157,40 @@ class NicPort:
             self.statistics["ipackets"] += len(received)
             self._fill()
         return received
+
+    @property
+    def rx_interrupt(self) -> bool:
+        """Whether the port may be slept on."""
+        return self._interrupt is not None
+
+    def rx_intr_enable(self) -> None:
+        """From here on a packet that is received raises the interrupt. One that came before raises none: look again."""
+        self._write(Reg.CAUSE_ENABLE, Cause.RX_DONE)
+        # A read pushes the posted write to the controller, and what the controller wrote before into the rings.
+        self._read(Reg.CAUSE_ENABLE)
+
+    def rx_intr_disable(self) -> None:
+        """From here on none does; one that is under way may still come."""
+        self._write(Reg.CAUSE_ENABLE, 0)
+
+    def rx_sleep(self, seconds: float) -> int:
+        """Sleeps until the interrupt comes; how often it came since the last time, 0 after so many seconds.
+
+        Raises OSError(ENOTSUP) for a port without.
+        """
+        if self._interrupt is None:
+            raise OSError(ENOTSUP, f"{self.name} has no receive interrupt")
+        if not self._system.wait([self._interrupt], seconds):
+            return 0
+        try:
+            came = self._system.read_count(self._interrupt)
+        except OSError as error:
+            if error.errno != EAGAIN:
+                raise
+            return 0
+        self.statistics["rx_wakes"] += 1
+        self.statistics["rx_interrupts"] += came
+        return came
 
     def tx_burst(self, mbufs: Sequence[Mbuf]) -> int:
         """Sends as many as there is room for, from the first; those are the driver's then, the others stay."""

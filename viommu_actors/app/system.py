@@ -1,4 +1,4 @@
-"""What an application asks of the kernel it runs on: hugepages, sysfs, VFIO, UIO; and the BARs it has mapped.
+"""What an application asks of the kernel it runs on: hugepages, sysfs, VFIO, UIO, sleep; and the BARs it has mapped.
 
 Applications are written against this interface; the wire implements it towards the process of the kernel. Methods
 that enter the kernel raise OSError with Linux's errno and a reason. `memory`, `mmio_read` and `mmio_write` enter no
@@ -7,7 +7,7 @@ kernel: they are loads and stores of the process's own mappings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from viommu_actors.kernel.pages import HUGEPAGE as HUGEPAGE
@@ -73,6 +73,19 @@ class System(VfioCalls, Protocol):
 
     def uio_mmap(self, uio: int, bar: int) -> int:
         """User address of a BAR (sysfs's `resourceN`). ENOENT where there is none."""
+        ...
+
+    # --- sleep
+
+    def wait(self, descriptors: Collection[int], seconds: float) -> Collection[int]:
+        """Sleeps until one of these eventfds is signalled (epoll_wait), and tells which; none after so many seconds.
+
+        It may tell of one whose signals have been read already, as a wait that nothing in the kernel stands behind may.
+        """
+        ...
+
+    def read_count(self, descriptor: int) -> int:
+        """How often an eventfd was signalled since the last time; it does not block. EAGAIN: not once."""
         ...
 
     # --- the process itself

@@ -66,6 +66,7 @@ class Counts(Struct, kw_only=True, frozen=True):
     interrupts: int = 0
     interrupts_forwarded: int = 0
     system_calls: int = 0
+    wakes: int = 0
 
 
 class PerPacket(Struct, kw_only=True, frozen=True):
@@ -95,8 +96,8 @@ class Io(Struct, kw_only=True, frozen=True):
     `dma_maps` and `dma_unmaps` are the driver's calls of the DMA API.
     `interrupts` are those that the kernel took, `interrupts_forwarded` those of them that came through the hypervisor.
     `driver` is how an application has the device, "kernel" where a kernel's driver does; `system_calls` are the
-    application's. `packets_per_second`, by the wall clock, and `per_packet` are told of a nic's own traffic, of which a
-    packet is two operations.
+    application's, and `wakes` are how often an interrupt woke it. `packets_per_second`, by the wall clock, and
+    `per_packet` are told of a nic's own traffic, of which a packet is two operations.
     `should_work` is False where the setting is expected to stop honest work too; `failed` says what then happened, and
     `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
@@ -123,6 +124,7 @@ class Io(Struct, kw_only=True, frozen=True):
     interrupts_forwarded: int = 0
     driver: UserDriver | Literal["kernel"] = "kernel"
     system_calls: int = 0
+    wakes: int = 0
     packets_per_second: float | None = None
     per_packet: PerPacket | None = None
     should_work: bool = True

@@ -39,9 +39,10 @@ COUNTS = (
     ("interrupts", "interrupts"),
     ("interrupts_forwarded", "  of them through the hypervisor"),
     ("system_calls", "system calls of the application"),
+    ("wakes", "times that an interrupt woke it"),
 )
 #: Told only where there was any.
-_OCCASIONAL = ("device_tlb_invalidations", "system_calls")
+_OCCASIONAL = ("device_tlb_invalidations", "system_calls", "wakes")
 #: The same of a VM, in fewer words.
 _MACHINE_COUNTS = (
     ("traps", "traps"),

@@ -21,7 +21,12 @@ def start(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, ap
     """Has an application take its devices, each by the way that it asks for. Raises CommandFailed, ActorGone."""
     process, kernel, hypervisor = process_of(vm.name, app.name), guest_of(vm.name), hypervisor_of(vm.name)
     before = read_counts(supervisor, kernel, hypervisor, process)
-    told = supervisor.command(process, "start", drivers={port.bdf: port.driver for port in app.ports})
+    told = supervisor.command(
+        process,
+        "start",
+        drivers={port.bdf: port.driver for port in app.ports},
+        rx_interrupts=tuple(port.bdf for port in app.ports if port.rx == "interrupt"),
+    )
     counts = read_counts(supervisor, kernel, hypervisor, process)
     counts.subtract(before)
     return App(
@@ -43,6 +48,8 @@ def forward(
     CommandFailed, ActorGone.
     """
     usable = all(port.granted for port in row.ports) and all(works(topology, port) for port in app.ports)
+    # Packets of a port with a cable do not come back to it.
+    usable = usable and all(topology.device(port.device).peer is None for port in app.ports)
     packets = sum(topology.device(port.device).operations for port in app.ports)
     forwarded = _forward(supervisor, vm, app, packets) if len(app.ports) > 1 and packets and usable else None
     ports = tuple(

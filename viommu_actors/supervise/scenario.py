@@ -175,6 +175,9 @@ class Scenario:
     def _owner(self, device: ResolvedDevice) -> Owner:
         return owner_of(self._topology, device)
 
+    def _peer(self, name: str) -> Owner:
+        return self._owner(self._topology.device(name))
+
     def _inspect(self, device: ResolvedDevice) -> None:
         if device.vm is not None:
             self._tell(f"{device.name}: what the guest sees of it")
@@ -196,8 +199,7 @@ class Scenario:
             self._io.append(row)
         else:
             self._tell(f"{device.name}: {device.operations} frames to {device.peer}")
-            peer = self._topology.device(device.peer)
-            self._io.append(work.send_to(self._owner(peer), device.operations))
+            self._io.append(work.send_to(replace(self._peer(device.peer), app=None), device.operations))
 
     def _start(self, vm: ResolvedVm, app: ResolvedApp) -> None:
         self._tell(f"{app.name} starts and takes {', '.join(f'{port.device} by {port.driver}' for port in app.ports)}")
@@ -215,7 +217,11 @@ class Scenario:
             return
         self._tell(f"{device.name}: {device.operations} operations of {device.app}")
         self._supervisor.command("host", "faults")
-        row = Work(self._supervisor, device, self._owner(device), self._tell).alone(device.operations)
+        work = Work(self._supervisor, device, self._owner(device), self._tell)
+        if device.peer is None:
+            row = work.alone(device.operations)
+        else:
+            row = work.woken_by(self._peer(device.peer), device.operations)
         should = works(self._topology, port)
         fault = None if row.verified else self._first_fault(device)
         self._io.append(msgspec.structs.replace(row, driver=port.driver, should_work=should, fault=fault))

@@ -31,6 +31,7 @@ _COUNTED = {
     "interrupts": ("kernel", "interrupts"),
     "interrupts_forwarded": ("hypervisor", "interrupts_forwarded"),
     "system_calls": ("app", "system_calls"),
+    "wakes": ("app", "wakes"),
 }
 
 
@@ -123,6 +124,26 @@ class Work:
             verified &= bool(self._counted(receiver, peer, "receive", **told, source=own["mac"]))
             self._tell_of(first + burst, frames, "frames")
         return self._row(sender, frames, frames * size, verified, own["mapping"], Counts(**receiver))
+
+    def woken_by(self, peer: Owner, frames: int) -> Io:
+        """Frames of another device to an application that sleeps until each of them; the counts are its own end's."""
+        own, other = self._do(self._owner, "netdev"), self._do(peer, "netdev")
+        size = min(own["max_frame"], other["max_frame"])
+        self._counted(self._setup, self._owner, "listen")
+        self._do(peer, "listen")
+        counts: Counter[str] = self._counts(self._owner)
+        verified = True
+        for first in range(frames):
+            told = {"first": first, "count": 1, "size": size, "destination": own["mac"]}
+            awaited = self._supervisor.ask(
+                self._owner.driver, "receive", bdf=self._owner.bdf, **told, source=other["mac"]
+            )
+            self._do(peer, "send", **told)
+            verified &= bool(self._supervisor.answer(awaited))
+            self._tell_of(first + 1, frames, "frames")
+        before, counts = counts, self._counts(self._owner)
+        counts.subtract(before)
+        return self._row(counts, frames, frames * size, verified, own["mapping"])
 
     def failed(self, why: str) -> Io:
         """The row of work that came to nothing."""

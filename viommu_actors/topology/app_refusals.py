@@ -9,7 +9,7 @@ from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.spec import platform
 from viommu_actors.topology.errors import Refusal
-from viommu_actors.topology.model import App, Topology, Vm
+from viommu_actors.topology.model import App, AppPort, Topology, Vm
 from viommu_actors.topology.resolve import bytes_of
 
 #: What is left to a guest's kernel beside the hugepages, at least.
@@ -71,12 +71,26 @@ def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]
         device = devices[port.device]
         if device.model != "nic":
             raise Refusal(place, f'"{port.device}" is an {device.model}, and an application drives nics', "name a nic")
+        if port.rx == "interrupt" and port.driver == "uio":
+            raise Refusal(f"{key}.port[{p}].rx", "uio_pci_generic has no MSI to be woken by", 'leave it at "poll"')
         if device.peer is not None:
-            raise Refusal(
-                place,
-                f'"{port.device}" has a cable, and what an application sends it receives itself',
-                "leave peer out, for loopback",
-            )
+            _cable(place, topology, port, device.peer)
+
+
+def _cable(place: str, topology: Topology, port: AppPort, peer: str) -> None:
+    """An application takes from a cable what it sleeps for, and a kernel sends it."""
+    if port.rx != "interrupt":
+        raise Refusal(
+            place,
+            f'"{port.device}" has a cable, and what an application that polls sends it receives itself',
+            'leave peer out, for loopback, or set rx = "interrupt"',
+        )
+    if any(peer == each.device for vm in topology.vm for app in vm.app for each in app.port):
+        raise Refusal(
+            place,
+            f'"{port.device}" has a cable to "{peer}", which an application has too',
+            "let a kernel drive one of the two, or leave peer out",
+        )
 
 
 def _hugepages(index: int, vm: Vm) -> None:

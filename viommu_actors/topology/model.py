@@ -332,6 +332,16 @@ class AppPort(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=["vfio"],
         ),
     ] = "vfio"
+    rx: Annotated[
+        Literal["poll", "interrupt"],
+        Meta(
+            description=(
+                "How the application waits for packets. poll: it looks for them without end; interrupt: it sleeps until"
+                " the device's interrupt wakes it, by VFIO."
+            ),
+            examples=["poll"],
+        ),
+    ] = "poll"
 
 
 class App(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -88,6 +88,7 @@ class ResolvedPort(Struct, kw_only=True, frozen=True):
     device: str
     bdf: str
     driver: UserDriver
+    rx: Literal["poll", "interrupt"]
 
 
 class ResolvedApp(Struct, kw_only=True, frozen=True):
@@ -395,7 +396,7 @@ def _resolve_vm(
                 hugepages=bytes_of(app.hugepages),
                 root=app.root,
                 ports=tuple(
-                    ResolvedPort(device=port.device, bdf=bdfs[port.device], driver=port.driver)
+                    ResolvedPort(device=port.device, bdf=bdfs[port.device], driver=port.driver, rx=port.rx)
                     for port in app.port
                 ),
             )

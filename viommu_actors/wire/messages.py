@@ -387,6 +387,12 @@ class UioMmap(NamedTuple):
     bar: U32
 
 
+class ReadCount(NamedTuple):
+    """read() of an eventfd, non-blocking; answered with its count."""
+
+    descriptor: Handle
+
+
 class PageFault(NamedTuple):
     """The first access to a BAR that was mapped; answered by Window."""
 
@@ -459,7 +465,7 @@ KERNEL_REQUESTS: tuple[type, ...] = (
     RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
     CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi, IommuGroup,
     ListPci, BindDriver, NoiommuMode, OpenNoiommuGroup, Pagemap, OpenUio, UioConfigRead, UioConfigWrite, UioMmap,
-    PageFault,
+    PageFault, ReadCount,
 )  # fmt: skip
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
 VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo, 6: PciFunctions, 7: Window})
