@@ -16,7 +16,7 @@ _TYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
 
 
 def numbered_frame(number: int, size: int, destination: bytes, source: bytes) -> bytes:
-    """A frame of `size` bytes, header included, whose content differs for each number."""
+    """A frame of `size` bytes (22 at least), header included, whose content differs for each number."""
     header = destination + source + _TYPE
     return header + pattern(number, size - len(header))
 

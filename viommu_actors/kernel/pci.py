@@ -6,11 +6,10 @@ from errno import ENODEV
 from typing import NamedTuple
 
 from viommu_actors.kernel.machine import Machine
+from viommu_actors.pci.capabilities import capabilities
 from viommu_actors.spec import pci
 from viommu_actors.spec.acpi import Ecam
 
-#: Capabilities followed before a list counts as broken (Linux: PCI_FIND_CAP_TTL).
-_CAPABILITY_LIMIT = 48
 _EXTENDED_LIMIT = (pci.CONFIG_SIZE - pci.FIRST_EXTENDED_CAPABILITY) // 8
 #: No extended capability is shorter than 8 bytes, so that none starts later.
 _LAST_EXTENDED = pci.CONFIG_SIZE - 8
@@ -128,20 +127,12 @@ class PciDevice:
 
     def _walk_capabilities(self) -> dict[int, int]:
         """First offset of each capability; a list that is broken or loops ends where it does so."""
+        listed, broken = capabilities(self.config_read)
+        if broken:
+            self._machine.log(f"pci {self.name}: broken capability list at {broken:#x}")
         found: dict[int, int] = {}
-        if not self.config_read(pci.STATUS, 2) & pci.Status.CAPABILITIES:
-            return found
-        offset = self.config_read(pci.CAPABILITY_POINTER, 1) & ~3
-        seen: set[int] = set()
-        while offset >= pci.FIRST_CAPABILITY and offset not in seen and len(seen) < _CAPABILITY_LIMIT:
-            seen.add(offset)
-            header = self.config_read(offset, 2)
-            if header & 0xFF == 0xFF:
-                break
-            found.setdefault(header & 0xFF, offset)
-            offset = header >> 8 & ~3
-        if offset:
-            self._machine.log(f"pci {self.name}: broken capability list at {offset:#x}")
+        for identifier, offset in listed:
+            found.setdefault(identifier, offset)
         return found
 
     def _walk_extended(self) -> dict[int, int]:

@@ -7,5 +7,6 @@ from collections.abc import Sequence
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers.edu import EduDriver
 from viommu_actors.kernel.drivers.nic import NicDriver
+from viommu_actors.kernel.drivers.virtio_net import VirtioNetDriver
 
-DRIVERS: Sequence[type[Driver]] = (NicDriver, EduDriver)
+DRIVERS: Sequence[type[Driver]] = (NicDriver, VirtioNetDriver, EduDriver)
