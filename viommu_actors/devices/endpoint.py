@@ -7,7 +7,6 @@ serving requests, so MMIO is answered while DMA is outstanding. PCI Express Base
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from viommu_actors.devices.device_tlb import DeviceTlb
 from viommu_actors.devices.dma_engine import DmaEngine, Transfer
-from viommu_actors.devices.msix import MsixTable
 from viommu_actors.pci.config_space import ConfigSpace
+from viommu_actors.pci.function import Function
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, MemWrite
 
@@ -62,31 +61,24 @@ class Interposer(Protocol):
         """Whether it keeps a write from the register."""
 
 
-class Endpoint:
+class Endpoint(Function):
     """Type 0 function behind a link. `send` takes what goes upstream; `log` a line for the operator.
 
-    With a MSI-X capability in `config`, the BAR that it names is table and pending bits, served here.
-    Subclasses give registers (`bar_read`, `bar_write`) and forget their state in `device_reset`.
+    When its device is reset, its tasks are gone already.
     """
 
     def __init__(
         self, config: ConfigSpace, send: Callable[[tlp.Upstream], None], log: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.config = config
+        super().__init__(config, self._post_message)
         self.send = send
         self.log = log
-        self.counters: Counter[str] = Counter()
         self.engine = DmaEngine(send, self.counters)
         self.requester = 0
         self.interposer: Interposer | None = None
         #: how many answers are still to be withheld, and those that are
         self._withholding = 0
         self._withheld: list[Completion] = []
-        self._express = config.capability(pci.CapabilityId.PCI_EXPRESS)
-        self._power = config.capability(pci.CapabilityId.POWER_MANAGEMENT)
-        self._msi = config.capability(pci.CapabilityId.MSI)
-        msix = config.capability(pci.CapabilityId.MSIX)
-        self._msix = None if msix is None else MsixTable(config, msix, self._send_message)
         ats = config.extended_capability(pci.ExtendedCapabilityId.ATS)
         #: Its address translation services, where it has the capability.
         self.device_tlb = None if ats is None else DeviceTlb(self, ats)
@@ -94,16 +86,6 @@ class Endpoint:
         self._latch()
 
     # --- for subclasses
-
-    def bar_read(self, bar: int, offset: int, size: int) -> int | None:
-        """Value of a naturally aligned register access of 1, 2, 4 or 8 bytes; None is an unsupported request."""
-        return None
-
-    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
-        """Naturally aligned register write of 1, 2, 4 or 8 bytes."""
-
-    def device_reset(self) -> None:
-        """The device's own state back to what it is after power-on. Its tasks are gone already."""
 
     def complain(self, kind: str, line: str) -> None:
         """Counts what a driver or the fabric did wrong, and logs the first ones of each kind."""
@@ -223,18 +205,6 @@ class Endpoint:
         for completion in late:
             self.send(completion)
 
-    def interrupt(self, vector: int = 0) -> bool:
-        """Raises a message signalled interrupt: by MSI-X where it is enabled, where a masked one stays pending; else
-        by MSI, which has fewer messages. False where neither is enabled."""
-        if self._msix is not None and self._msix.enabled:
-            self._msix.signal(vector)
-            return True
-        if self._message is None:
-            self.counters["no interrupt"] += 1
-            return False
-        address, data, messages = self._message
-        return self._send_message(address, data & -messages | (data | vector) & messages - 1)
-
     def interrupt_otherwise(self, address: int, data: int) -> None:
         """Raises interrupt 0 with another message than the driver's: the table is the device's own."""
         if self._msix is not None and self._msix.enabled:
@@ -242,19 +212,15 @@ class Endpoint:
         else:
             self._send_message(address, data)
 
-    def _send_message(self, address: int, data: int) -> bool:
-        if not self._bus_master:
-            self.counters["no interrupt"] += 1
-            return False
+    def _post_message(self, address: int, data: int) -> None:
         payload = data.to_bytes(4, "little")
         self.send(MemWrite(self.requester, AddressType.UNTRANSLATED, address, 0xF, 0, payload))
-        return True
 
     # --- registers
 
     def _mmio_read(self, tag: int, address: int, length: int) -> None:
-        place = self._decode(address, length)
-        value = self._read_register(*place, length) if place else None
+        place = self.place(address, length)
+        value = self.register_read(*place, length) if place else None
         if value is None:
             self._refuse(tag)
         else:
@@ -262,31 +228,19 @@ class Endpoint:
             self._answer(Completion(tag, CompletionStatus.SUCCESS, length, data))
 
     def _mmio_write(self, address: int, data: bytes) -> None:
-        place = self._decode(address, len(data))
+        place = self.place(address, len(data))
         if place is None:
             self.counters["unsupported"] += 1
-            return
-        bar, offset = place
-        value = int.from_bytes(data, "little")
-        if self._msix is not None and bar == self._msix.bar:
-            self._msix.write(offset, len(data), value)
-        elif self.interposer is None or not self.interposer.write(bar, offset, len(data), value):
-            self.bar_write(bar, offset, len(data), value)
+        else:
+            self.register_write(*place, len(data), int.from_bytes(data, "little"))
 
-    def _read_register(self, bar: int, offset: int, size: int) -> int | None:
-        if self._msix is not None and bar == self._msix.bar:
-            return self._msix.read(offset, size)
+    def _device_read(self, bar: int, offset: int, size: int) -> int | None:
         shown = None if self.interposer is None else self.interposer.read(bar, offset, size)
         return self.bar_read(bar, offset, size) if shown is None else shown
 
-    def _decode(self, address: int, size: int) -> tuple[int, int] | None:
-        """(BAR, offset) of an access; None where memory decoding is off or no BAR holds it."""
-        if size not in (1, 2, 4, 8) or address % size:
-            return None
-        for first, last, index in self._bar_ranges:
-            if first <= address <= last:
-                return index, address - first
-        return None
+    def _device_write(self, bar: int, offset: int, size: int, value: int) -> None:
+        if self.interposer is None or not self.interposer.write(bar, offset, size, value):
+            self.bar_write(bar, offset, size, value)
 
     def _config_read(self, tag: int, devfn: int, offset: int, length: int) -> None:
         if pci.bdf_function(devfn) or not pci.is_config_access(offset, length):
@@ -301,11 +255,7 @@ class Endpoint:
             return
         # A function learns its ID from each type 0 configuration write (section 2.2.6.2).
         self.requester = bus << 8 | devfn
-        value = int.from_bytes(data, "little")
-        self.config.write(offset, len(data), value)
-        if self._starts_flr(offset, len(data), value):
-            self._function_level_reset()
-        self._latch()
+        self.configure(offset, len(data), int.from_bytes(data, "little"))
         self._answer(Completion(tag, CompletionStatus.SUCCESS, 0, b""))
 
     def _answer(self, completion: Completion) -> None:
@@ -320,42 +270,12 @@ class Endpoint:
         self.counters["unsupported"] += 1
         self._answer(Completion(tag, CompletionStatus.UNSUPPORTED_REQUEST, 0, b""))
 
-    def _starts_flr(self, offset: int, size: int, value: int) -> bool:
-        """Initiate FLR is bit 15 of device control: it reads as zero, so the write itself is looked at."""
-        if self._express is None:
-            return False
-        high = self._express + pci.EXP_DEVICE_CONTROL + 1
-        return offset <= high < offset + size and bool(value >> (high - offset) * 8 & pci.DEVCTL_FLR >> 8)
-
-    def _function_level_reset(self) -> None:
-        """Everything but the bus number and the max payload size (section 6.6.2)."""
-        assert self._express is not None
-        control = self._express + pci.EXP_DEVICE_CONTROL
-        payload = self.config.read(control, 2) & pci.DEVCTL_MAX_PAYLOAD_MASK
-        self._reset()
-        self.config.set(control, 2, self.config.read(control, 2) & ~pci.DEVCTL_MAX_PAYLOAD_MASK | payload)
-        self.counters["function level reset"] += 1
-
     def _reset(self) -> None:
         self.cancel_tasks()
-        self.config.reset()
-        if self._msix is not None:
-            self._msix.reset()
-        self._latch()
-        self.device_reset()
+        super()._reset()
 
     def _latch(self) -> None:
-        """Keeps what each transaction needs of the registers at hand."""
         read = self.config.read
-        command = read(pci.COMMAND, 2)
-        awake = self._power is None or not read(self._power + pci.PM_CONTROL, 2) & pci.PM_STATE_MASK
-        self._bus_master = bool(command & pci.Command.BUS_MASTER) and awake
-        decodes = bool(command & pci.Command.MEMORY) and awake
-        self._bar_ranges = [
-            (address, address + layout.size - 1, layout.index)
-            for layout in self.config.bars.values()
-            if decodes and (address := self.config.bar_address(layout.index))
-        ]
         control = 0 if self._express is None else read(self._express + pci.EXP_DEVICE_CONTROL, 2)
         payload = (control & pci.DEVCTL_MAX_PAYLOAD_MASK) >> pci.DEVCTL_MAX_PAYLOAD_SHIFT
         self.max_payload = pci.payload_size(payload)
@@ -363,17 +283,4 @@ class Endpoint:
         if self.device_tlb is not None:
             self.device_tlb.latch()
         self.engine.extend_tags(bool(control & pci.DEVCTL_EXTENDED_TAG))
-        self._message = self._read_message()
-        if self._msix is not None:
-            self._msix.latch()
-
-    def _read_message(self) -> tuple[int, int, int] | None:
-        """Address, data and number of messages of an enabled MSI."""
-        control = 0 if self._msi is None else self.config.read(self._msi + pci.MSI_CONTROL, 2)
-        if self._msi is None or not control & pci.MSI_ENABLE:
-            return None
-        offered = (control & pci.MSI_MULTIPLE_CAPABLE_MASK) >> pci.MSI_MULTIPLE_CAPABLE_SHIFT
-        given = (control & pci.MSI_MULTIPLE_ENABLE_MASK) >> pci.MSI_MULTIPLE_ENABLE_SHIFT
-        address = self.config.read(self._msi + pci.MSI_ADDRESS, 8)
-        data = self.config.read(self._msi + pci.MSI_DATA_64, 2)
-        return address, data, 1 << min(offered, given)
+        super()._latch()
