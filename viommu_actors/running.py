@@ -18,7 +18,7 @@ from viommu_actors.report.results import Results, RogueResults, read_results
 from viommu_actors.supervise.client import DoorClient
 from viommu_actors.supervise.requests import Attack, DeviceAdd, Script
 from viommu_actors.supervise.runs import find_run
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.resolved import ResolvedDevice
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 #: Seconds that a topology may take until its verdicts are in, and until it has ended.

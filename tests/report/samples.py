@@ -24,7 +24,8 @@ from viommu_actors.report.results import (
     as_expected,
 )
 from viommu_actors.topology.load import load, parse
-from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm, resolve
+from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -18,7 +18,7 @@ from viommu_actors.report.markup import element, escape
 from viommu_actors.report.results import Results
 from viommu_actors.report.scene import LABELS
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 NAMES = (
     *("host-driver", "assigned-no-viommu", "assigned-viommu", "dynamic-vs-static", "two-guests", "switch", "bridge"),

@@ -10,7 +10,8 @@ from viommu_actors.report.picture import COLUMN, picture
 from viommu_actors.report.results import AppPort, Results
 from viommu_actors.report.text import Line, plain
 from viommu_actors.topology.load import parse
-from viommu_actors.topology.resolve import ResolvedTopology, resolve
+from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.resolved import ResolvedTopology
 
 
 def drawn(topology: ResolvedTopology, results: Results, width: int = 100) -> str:

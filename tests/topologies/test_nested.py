@@ -28,7 +28,8 @@ from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.topology.load import convert, parse
 from viommu_actors.topology.model import Topology
-from viommu_actors.topology.resolve import ResolvedTopology, resolve
+from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.resolved import ResolvedTopology
 
 pytestmark = pytest.mark.topology
 

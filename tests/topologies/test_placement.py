@@ -10,17 +10,18 @@ import pytest
 from tests.topologies.launcher import SMALL, launched, write
 from viommu_actors.supervise.placement import place
 
-ROLES = ["device", "device", "device", "host", "hypervisor", "guest"]
+#: three devices, and a host with a hypervisor and its guest
+TRUSTED = [False, False, False, True, True, True]
 
 
 def test_packed_chains_share_the_first_cpu_and_devices_take_the_others() -> None:
-    assert place(ROLES, "pack", [4, 5, 6]) == [[5], [6], [5], [4], [4], [4]]
-    assert place(ROLES, "pack", [0]) == [[0]] * 6
+    assert place(TRUSTED, "pack", [4, 5, 6]) == [[5], [6], [5], [4], [4], [4]]
+    assert place(TRUSTED, "pack", [0]) == [[0]] * 6
 
 
 def test_spread_takes_the_cpus_in_turn_and_free_none() -> None:
-    assert place(ROLES, "spread", [0, 1]) == [[0], [1]] * 3
-    assert place(ROLES, "free", [0, 1]) == [None] * 6
+    assert place(TRUSTED, "spread", [0, 1]) == [[0], [1]] * 3
+    assert place(TRUSTED, "free", [0, 1]) == [None] * 6
 
 
 @pytest.mark.topology

@@ -45,7 +45,16 @@ def app(name: str = "app", port: str = "nic0", *keys: str) -> str:
     return "\n".join(["[[vm.app]]", f'name = "{name}"', *keys, "[[vm.app.port]]", f'device = "{port}"', ""])
 
 
+def card(name: str = "vnet0", vswitch: str = "ovs", keys: str = "") -> str:
+    return f'[[vm.virtio_net]]\nname = "{name}"\nvswitch = "{vswitch}"\n{keys}\n'
+
+
+def cabled(name: str, peer: str) -> str:
+    return device(name, "nic", f'peer = "{peer}"')
+
+
 ONE = TOP + device()
+OVS = '[[vswitch]]\nname = "ovs"\n'
 TAKEN = ONE + vm() + assign()
 
 CASES = {
@@ -317,6 +326,29 @@ CASES = {
         ONE + vm("vm0", 'cmdline = "hugepages=8"') + assign() + app(),
         "vm[0].cmdline: hugepages is filled in from the applications",
     ),
+    # virtual switches
+    "no such switch": (TOP + vm() + card("vnet0", "osv") + OVS, 'no virtual switch "osv"; did you mean "ovs"?'),
+    "no switch at all": (TOP + vm() + card(), 'there is no virtual switch "ovs"; add a [[vswitch]] of this name'),
+    "a switch without ports": (ONE + OVS, 'vswitch[0]: "ovs" has no ports'),
+    "nobody to talk to": (TOP + OVS + vm() + card(), 'virtio_net[0].operations: "vnet0" is alone on "ovs"'),
+    "a slot of an assigned device": (
+        TAKEN.replace('device = "nic0"', 'device = "nic0"\nslot = 4') + card("vnet0", "ovs", "slot = 4") + OVS,
+        'vm[0].virtio_net[0].slot: slot 4 of "vm0" is taken by "nic0"',
+    ),
+    "a name of a device": (TAKEN + card("nic0") + OVS, 'virtio_net[0].name: "nic0" is taken by device[0]'),
+    "a card in a nested VM": (
+        TOP + OVS + vm() + vm("vm1", 'parent = "vm0"') + card(),
+        'vm[1].virtio_net[0]: "vm1" runs in "vm0"',
+    ),
+    "a static nic that is a card": (
+        TOP + OVS + vm("vm0", 'cmdline = "nic.static=00:03.0"') + card("vnet0", "ovs", "operations = 0"),
+        '"vm0" has 00:03.0 (virtio-net)',
+    ),
+    "a cable, and nowhere to forward to": (
+        TOP + cabled("a", "b") + cabled("b", "a") + vm() + assign("a") + app("app", "a"),
+        'vm[0].app[0].port[0].device: "a" has a cable',
+    ),
+    "another word on death": (ONE + OVS + 'on_death = "again"\n', "vswitch[0].on_death"),
     # attacks
     "unknown attack": (TOP + device("n", "nic", 'rogue = ["A99"]'), 'rogue[0]: there is no attack "A99"'),
     "attack in small letters": (TOP + device("n", "nic", 'rogue = ["a2"]'), 'did you mean "A2"?'),

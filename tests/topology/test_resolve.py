@@ -14,7 +14,9 @@ from viommu_actors.attacks.catalogue import DmaSetting
 from viommu_actors.pci.component import BridgeConfig, SwitchConfig
 from viommu_actors.spec.pci import format_bdf, parse_bdf
 from viommu_actors.topology.load import load, parse
-from viommu_actors.topology.resolve import ResolvedTopology, bytes_of, resolve, setting_of
+from viommu_actors.topology.resolve import bytes_of, resolve
+from viommu_actors.topology.resolved import ResolvedTopology
+from viommu_actors.topology.settings import setting_of
 
 TOPOLOGY = """
 name = "t"

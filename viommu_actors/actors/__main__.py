@@ -16,6 +16,7 @@ _ACTORS = {
     "hypervisor": ("viommu_actors.actors.hypervisor", "HypervisorActor"),
     "guest": ("viommu_actors.actors.guest", "GuestActor"),
     "app": ("viommu_actors.actors.app", "AppActor"),
+    "vswitch": ("viommu_actors.actors.vswitch", "VswitchActor"),
     "device": ("viommu_actors.actors.device", "DeviceActor"),
     "floor": ("viommu_actors.actors.floor", "FloorActor"),
 }

@@ -25,8 +25,8 @@ from viommu_actors.supervise.page import write_latencies
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
-from viommu_actors.topology.model import Placement
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
+from viommu_actors.topology.values import Placement
 
 HELP = "measure what a trap, a map and a DMA cost, hop by hop, beside the floor of bare ZeroMQ"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "latency.toml"

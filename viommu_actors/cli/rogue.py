@@ -20,7 +20,7 @@ from viommu_actors.supervise.client import DoorClient, JobFailed
 from viommu_actors.supervise.requests import MAX_REPEAT, MAX_SCRIPT, MAX_SECONDS, Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.runs import LiveRun, NoRun, find_run
 from viommu_actors.topology.guess import did_you_mean
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
 
 HELP = "attach a rogue device to a topology that is up (launch/topology --stay), and print what stopped it"
 

@@ -18,8 +18,8 @@ from viommu_actors.report.shapes import all_passed, shapes_json, shapes_report
 from viommu_actors.supervise.shapes import Counted, count, with_operations
 from viommu_actors.topology.errors import TopologyError
 from viommu_actors.topology.load import load
-from viommu_actors.topology.model import MAX_OPERATIONS
 from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.values import MAX_OPERATIONS
 
 HELP = "run what published results are about, and print their shapes, published against observed"
 TOPOLOGY = Path(__file__).resolve().parents[2] / "configs" / "shapes.toml"

@@ -16,7 +16,8 @@ from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
-from viommu_actors.topology.resolve import ResolvedTopology, resolve
+from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.resolved import ResolvedTopology
 
 HELP = "boot a topology, let its devices work and its rogues attack, and print what stopped them"
 DEFAULT = Path(__file__).resolve().parents[2] / "configs" / "assigned-viommu.toml"

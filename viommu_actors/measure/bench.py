@@ -14,7 +14,7 @@ from typing import Any, Final
 from viommu_actors.measure import floors
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
 
 Series = dict[str, list[int]]
 Measurement = Callable[[], Series]

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import convert, read_text
-from viommu_actors.topology.model import Name
+from viommu_actors.topology.values import Name
 
 #: Those that come with the project.
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "costs"

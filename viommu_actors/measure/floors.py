@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from viommu_actors.report.results import Role
-from viommu_actors.supervise.plan import ActorPlan, Plan
+from viommu_actors.supervise.actor_plan import ActorPlan
+from viommu_actors.supervise.plan import Plan
 from viommu_actors.wire.sockets import Listener
 
 GUEST: Final = "floor.guest"

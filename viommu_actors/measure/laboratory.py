@@ -22,7 +22,7 @@ from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 #: Rounds that are measured where time allows.
 ROUNDS: Final = 40

@@ -7,9 +7,13 @@ from typing import Final
 from msgspec.structs import replace
 
 from viommu_actors.topology.errors import Refusal
-from viommu_actors.topology.model import MAX_DEVICES, Device, Placement, Topology, Vm
+from viommu_actors.topology.model import Device, Topology
 from viommu_actors.topology.refusals import check
-from viommu_actors.topology.resolve import ResolvedTopology, guest_bdfs, resolve, setting_of
+from viommu_actors.topology.resolve import guest_bdfs, resolve
+from viommu_actors.topology.resolved import ResolvedTopology
+from viommu_actors.topology.settings import setting_of
+from viommu_actors.topology.values import MAX_DEVICES, Placement
+from viommu_actors.topology.vm import Vm
 
 #: Setting -> what it is.
 SETTINGS: Final = {

@@ -34,7 +34,7 @@ from viommu_actors.report.tables import (
 )
 from viommu_actors.report.text import Line, Span, Table, line
 from viommu_actors.report.tower import tower_chart
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 _STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 #: No request to anywhere, whatever a text of the run may have smuggled in.

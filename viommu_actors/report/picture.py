@@ -23,7 +23,7 @@ from viommu_actors.report.scene import (
     seen_as,
 )
 from viommu_actors.report.text import Line, Span, line
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm
 
 #: A device's column: its arrow stands at ARROW, what is said of it from WORDS on.
 COLUMN = 30

@@ -26,7 +26,7 @@ from viommu_actors.report.tables import (
 )
 from viommu_actors.report.text import Line, Style, line, plain
 from viommu_actors.report.tower import tower_table
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 PLAIN_WIDTH = 100
 _COLOURS: dict[Style, str] = {

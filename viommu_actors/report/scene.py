@@ -9,7 +9,7 @@ from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolve import ResolvedComponent, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedComponent, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 LABELS: dict[Style, str] = {"safe": "safe", "unsafe": "UNSAFE", "unknown": "not observed"}
 #: What the labels mean.

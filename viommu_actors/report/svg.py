@@ -24,7 +24,7 @@ from viommu_actors.report.scene import (
     seen_as,
 )
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm
 
 #: Columns beside each other in one band.
 BAND = 4

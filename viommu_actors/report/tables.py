@@ -23,7 +23,7 @@ from viommu_actors.report.results import (
 )
 from viommu_actors.report.scene import WAYS
 from viommu_actors.report.text import Line, Span, Style, Table, line
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 DEVICES_ABREAST = 4
 MAX_FAULTS = 16

@@ -10,7 +10,7 @@ from viommu_actors.report.charts import COLOURS, Bar, bars
 from viommu_actors.report.markup import Markup, element, join
 from viommu_actors.report.results import Counts, Io, Results
 from viommu_actors.report.text import Table, line
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 #: Characters of the longest bar of the text.
 _LONGEST = 30

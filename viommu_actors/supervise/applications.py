@@ -12,7 +12,7 @@ from viommu_actors.report.results import App, AppPort, Counts, Forwarded, per_pa
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.supervise.work import read_counts
-from viommu_actors.topology.resolve import ResolvedApp, ResolvedPort, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedApp, ResolvedPort, ResolvedTopology, ResolvedVm
 
 _UNSAFE_INTERRUPTS = "vfio_iommu_type1.allow_unsafe_interrupts"
 

@@ -20,7 +20,7 @@ from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.plays import PLAYS, missing
 from viommu_actors.supervise.stage import SETTLE, Mission, Stage, remapping_fault
 from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
 
 #: Played before the target's kernel boots, and judged when the device has a driver.
 EARLY = "A47"

@@ -29,7 +29,7 @@ from viommu_actors.supervise.scripted import Scripted
 from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
 from viommu_actors.supervise.work import Work
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 
 class Attachments:

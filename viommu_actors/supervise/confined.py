@@ -11,7 +11,7 @@ from viommu_actors.confine.sandbox import lacking
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.text import printable
 from viommu_actors.topology.errors import Refusal
-from viommu_actors.topology.model import SandboxMode
+from viommu_actors.topology.values import SandboxMode
 
 _LONGEST = 300
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 #: What a run leaves besides its events and the logs of its actors.
 _LEFT = ("control.json", "results.json", "report.html", "latency.json", "latency.csv", "soak.json")

@@ -6,7 +6,7 @@ from viommu_actors.report.results import Assignment, Difference
 from viommu_actors.supervise.owner import assignment_to, kernel_beneath
 from viommu_actors.supervise.plan import guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm
 
 _DWORD = 4
 

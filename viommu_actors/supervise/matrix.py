@@ -18,7 +18,8 @@ from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import Topology
 from viommu_actors.topology.refusals import check
-from viommu_actors.topology.resolve import ResolvedTopology, resolve
+from viommu_actors.topology.resolve import resolve
+from viommu_actors.topology.resolved import ResolvedTopology
 from viommu_actors.topology.settings import for_applications, under
 
 _changed = msgspec.structs.replace

@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
-from viommu_actors.topology.resolve import ResolvedAssign, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedAssign, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 
 @dataclass(frozen=True)

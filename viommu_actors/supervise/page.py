@@ -14,7 +14,7 @@ from viommu_actors.report.html import html
 from viommu_actors.report.latency import Latencies, read_latencies
 from viommu_actors.report.results import Results, to_json
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 
 def write_results(folder: RunFolder, topology: ResolvedTopology, results: Results, ended: str = "") -> None:

@@ -7,20 +7,22 @@ CPU it is two to three times faster than spread over several, since nobody has t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
-from viommu_actors.topology.model import Placement
+from viommu_actors.topology.values import Placement
 
 
-def place(roles: Sequence[str], placement: Placement, cpus: Sequence[int]) -> list[list[int] | None]:
-    """CPUs of each actor, by its role; None where the scheduler decides.
+def place(trusted: Sequence[bool], placement: Placement, cpus: Sequence[int]) -> list[list[int] | None]:
+    """CPUs of each actor; None where the scheduler decides.
 
-    "pack": the host and every hypervisor, guest and application on the first CPU, the devices in turn on the others.
+    "pack": those that trust each other (the host, hypervisors, guests and their applications) on the first CPU, devices
+    and virtual switches in turn on the others.
     "spread": each actor on the next CPU. "free": left to the scheduler.
     """
     if placement == "free":
-        return [None] * len(roles)
+        return [None] * len(trusted)
     if placement == "spread":
-        return [[cpus[index % len(cpus)]] for index in range(len(roles))]
+        return [[cpus[index % len(cpus)]] for index in range(len(trusted))]
     others = cpus[1:] or cpus
-    devices = iter(range(len(roles)))
-    return [[others[next(devices) % len(others)]] if role == "device" else [cpus[0]] for role in roles]
+    turn = count()
+    return [[cpus[0]] if each else [others[next(turn) % len(others)]] for each in trusted]

@@ -13,11 +13,13 @@ from msgspec.structs import replace
 
 from viommu_actors.confine.level import Confinement
 from viommu_actors.pci.root_port import slot_name
+from viommu_actors.supervise.actor_plan import ActorPlan
 from viommu_actors.supervise.owner import Owner, owner_of
-from viommu_actors.supervise.plan import ActorPlan, Plan, newcomer
+from viommu_actors.supervise.plan import Plan, newcomer
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor
 from viommu_actors.topology.guess import did_you_mean
-from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS, ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
 
 #: Seconds in which a rogue hands over what it holds of the device; a script may be busy for ever.
 _HAND_OVER = 2.0

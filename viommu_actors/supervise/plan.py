@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from viommu_actors.report.results import Role
 from viommu_actors.spec import platform
 from viommu_actors.spec.pci import parse_bdf
+from viommu_actors.supervise.actor_plan import ActorPlan, actor_plan, listen, listening_again
 from viommu_actors.supervise.placement import place
-from viommu_actors.topology.model import SandboxMode
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm, ResolvedVswitch
+from viommu_actors.topology.values import SandboxMode
 from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.tally import CABLE
 
@@ -25,19 +25,6 @@ HOST_LOW_MEMORY = 2 << 20
 HOST_HIGH_BASE = 64 * _GIB
 #: Locally administered; a nic's own is this plus its address on the host.
 _MAC_BASE = 0x02_00_00_00_00_00
-
-
-@dataclass
-class ActorPlan:
-    """One process to be: `configuration` is what it reads, `fds` what it inherits."""
-
-    role: Role
-    name: str
-    inbox: Listener
-    configuration: dict[str, Any]
-    fds: list[int]
-    #: the VM whose hypervisor, guest or application it is, last, after those that it runs in; empty for others
-    vms: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,16 +49,18 @@ class Plan:
         if cable is not None:
             os.close(cable["fd"])
 
-    def again(self, device: str) -> ActorPlan:
-        """Another process for a device of the topology, with a link of its own."""
-        first = next(actor for actor in self.actors if actor.name == device)
+    def again(self, name: str) -> ActorPlan:
+        """Another process for a device of the topology, or a virtual switch, with links of its own."""
+        first = next(actor for actor in self.actors if actor.name == name)
+        if first.fronts:
+            return listening_again(first)
         inbox, link = Listener.create(), Listener.create()
         ends = {"inbox": inbox, "link": link}
         configuration = first.configuration | {
             key: {"fd": listener.fd, "address": listener.address} for key, listener in ends.items()
         }
         cable = [] if first.configuration["cable"] is None else [first.configuration["cable"]["fd"]]
-        return ActorPlan("device", device, inbox, configuration, [inbox.fd, link.fd, *cable])
+        return ActorPlan("device", name, inbox, configuration, [inbox.fd, link.fd, *cable], trusted=False)
 
 
 def newcomer(device: ResolvedDevice, sandbox: SandboxMode) -> ActorPlan:
@@ -113,12 +102,15 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     plan = Plan()
     links = {device.name: Listener.create() for device in topology.devices}
     cables = plan.cables = _cables(topology.devices)
-    host = _actor("host", "host")
+    host = actor_plan("host", "host")
     slots = _place_memory(topology, plan)
     for device in topology.devices:
         plan.actors.append(_device(device, links[device.name], cables.get(device.name), topology.sandbox))
+    vswitches = [_vswitch(topology, vswitch) for vswitch in topology.vswitches]
+    plan.actors += vswitches
     apps = [app for vm in topology.vms for app in _apps(topology, vm, slots[vm.name], host.inbox)]
-    vms = _vms(topology, slots, host, apps)
+    backends = {port["name"]: port["address"] for vswitch in vswitches for port in vswitch.configuration["ports"]}
+    vms = _vms(topology, slots, host, apps, backends)
     host.configuration |= {
         "low_memory": HOST_LOW_MEMORY,
         "high_base": HOST_HIGH_BASE,
@@ -136,7 +128,7 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     available = sorted(os.sched_getaffinity(0))
     # Topologies that run at the same time start at different CPUs.
     first = os.getpid() % len(available)
-    cpus = place([actor.role for actor in plan.actors], topology.placement, available[first:] + available[:first])
+    cpus = place([actor.trusted for actor in plan.actors], topology.placement, available[first:] + available[:first])
     for actor, own in zip(plan.actors, cpus, strict=True):
         actor.configuration["cpus"] = own
     return plan
@@ -157,16 +149,11 @@ def _ports(topology: ResolvedTopology) -> list[dict[str, Any]]:
     return [{"slot": slot, "acs": topology.host.acs, "below": below.get(slot)} for slot in slots]
 
 
-def _actor(role: Role, name: str) -> ActorPlan:
-    inbox = Listener.create()
-    configuration = {"role": role, "name": name, "inbox": {"fd": inbox.fd, "address": inbox.address}}
-    return ActorPlan(role, name, inbox, configuration, [inbox.fd])
-
-
 def _device(
     device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None, sandbox: SandboxMode
 ) -> ActorPlan:
-    actor = _actor("device", device.name)
+    actor = actor_plan("device", device.name)
+    actor.trusted = False
     actor.configuration |= {
         "link": {"fd": link.fd, "address": link.address},
         "model": device.model,
@@ -181,12 +168,23 @@ def _device(
     return actor
 
 
+def _vswitch(topology: ResolvedTopology, vswitch: ResolvedVswitch) -> ActorPlan:
+    """A virtual switch with a port for each of its cards."""
+    actor = actor_plan("app", vswitch.name, "vswitch")
+    ports = topology.ports_of(vswitch.name)
+    actor.trusted, actor.on_death = False, vswitch.on_death
+    actor.fronts = tuple((hypervisor_of(vm.name), card.name) for vm, card in ports)
+    actor.configuration["sandbox"] = topology.sandbox
+    listen(actor, [card.name for _, card in ports])
+    return actor
+
+
 def _apps(topology: ResolvedTopology, vm: ResolvedVm, slots: list[_Slot], host: Listener) -> list[ActorPlan]:
     """The applications of a VM, each with its own slot and no other; the guest's address comes later."""
     by_name = {slot.name: slot for slot in slots}
     actors = []
     for app in vm.apps:
-        actor = _actor("app", process_of(vm.name, app.name))
+        actor = actor_plan("app", process_of(vm.name, app.name))
         slot = by_name[_hugepages_of(app.name)]
         actor.configuration |= {
             "fabric": {"name": "host", "address": host.address},
@@ -204,15 +202,26 @@ def _line(topology: ResolvedTopology, vm: ResolvedVm) -> tuple[str, ...]:
 
 
 def _vms(
-    topology: ResolvedTopology, slots: dict[str, list[_Slot]], host: ActorPlan, apps: list[ActorPlan]
+    topology: ResolvedTopology,
+    slots: dict[str, list[_Slot]],
+    host: ActorPlan,
+    apps: list[ActorPlan],
+    backends: dict[str, str],
 ) -> list[tuple[ActorPlan, ActorPlan]]:
-    """Hypervisor and guest of each VM; each kernel is told of those that run on it."""
+    """Hypervisor and guest of each VM; each kernel is told of those that run on it.
+
+    `backends` are the addresses of the ports of virtual switches, by the card.
+    """
     kernels: dict[str | None, ActorPlan] = {None: host}
     host.configuration["vms"] = []
     made = []
     for vm in topology.vms:
         own = [app for app in apps if app.vms[-1] == vm.name]
         hypervisor, guest = _vm(vm, slots[vm.name], host.inbox, kernels[vm.parent], own)
+        hypervisor.configuration["vm"]["virtio"] = [
+            {"name": card.name, "slot": card.slot, "mac": card.mac, "backend": backends[card.name]}
+            for card in vm.virtio
+        ]
         kernels[vm.name] = guest
         told = slots[vm.name]
         if vm.parent is not None:
@@ -240,7 +249,7 @@ def _vm(
     vm: ResolvedVm, slots: list[_Slot], host: Listener, kernel: ActorPlan, apps: list[ActorPlan]
 ) -> tuple[ActorPlan, ActorPlan]:
     """`kernel` is the one that it runs on."""
-    hypervisor, guest = _actor("hypervisor", hypervisor_of(vm.name)), _actor("guest", guest_of(vm.name))
+    hypervisor, guest = actor_plan("hypervisor", hypervisor_of(vm.name)), actor_plan("guest", guest_of(vm.name))
     ram = [slot.as_dict() for slot in slots]
     viommu = vm.viommu
     hypervisor.configuration |= {

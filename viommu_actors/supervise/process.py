@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from viommu_actors.supervise.plan import ActorPlan
+from viommu_actors.supervise.actor_plan import ActorPlan
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
 from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.tally import Tally
@@ -24,6 +24,7 @@ class Actor:
 
     def __init__(self, plan: ActorPlan, name: str, lifeline: int, log: IO[bytes]) -> None:
         self.role = plan.role
+        self.on_death = plan.on_death
         #: by which the launcher knows it; its wires go by the plan's
         self.name = name
         self.vms = plan.vms

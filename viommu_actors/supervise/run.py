@@ -22,7 +22,7 @@ from viommu_actors.supervise.page import write_results
 from viommu_actors.supervise.plan import Plan, make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from viommu_actors.supervise.folder import start_time
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 _HOW = "start one: launch/topology --stay"
 

@@ -33,7 +33,7 @@ from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_
 from viommu_actors.supervise.stage import remapping_fault
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.work import Work, read_counts
-from viommu_actors.topology.resolve import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
 
 #: Operations that a kernel does with a device that it has back.
 _RECLAIMED = 8

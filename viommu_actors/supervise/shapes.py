@@ -15,7 +15,7 @@ from viommu_actors.supervise.plan import guest_of
 from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.supervise.stale import probe_after_unmap
 from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 #: The nic that turns rogue, and the nic whose guest asks for lazy invalidation.
 _ROGUE, _LAZY = "dynamic", "lazy"

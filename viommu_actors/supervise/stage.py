@@ -18,7 +18,7 @@ from viommu_actors.pci.watch import Aim
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
 
 PAGE = 4096
 #: How long posted writes, which nobody answers, are waited for.

@@ -9,7 +9,7 @@ from viommu_actors.measure.shapes import Probes
 from viommu_actors.pci.link import Outcome
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.resolved import ResolvedDevice
 
 _PATTERN = b"\xde\xad\xbe\xef"
 _SETTLE = 2.0

@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 
 import zmq
 
+from viommu_actors.supervise.actor_plan import ActorPlan
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.plan import ActorPlan, Plan, guest_of
+from viommu_actors.supervise.plan import Plan, guest_of
 from viommu_actors.supervise.process import Actor
 from viommu_actors.text import printable
 from viommu_actors.wire.messages import Command, Reply

@@ -15,7 +15,7 @@ from viommu_actors.report.results import Counts, Io, LevelCounts, per_packet
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.plan import guest_of, hypervisor_of
 from viommu_actors.supervise.supervisor import Supervisor
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.resolved import ResolvedDevice
 
 #: Result key -> (whose counter, its name there)
 _COUNTED = {

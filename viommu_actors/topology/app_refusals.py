@@ -9,8 +9,9 @@ from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.spec import platform
 from viommu_actors.topology.errors import Refusal
-from viommu_actors.topology.model import App, AppPort, Topology, Vm
+from viommu_actors.topology.model import Topology
 from viommu_actors.topology.resolve import bytes_of
+from viommu_actors.topology.vm import App, AppPort, Vm
 
 #: What is left to a guest's kernel beside the hugepages, at least.
 _LEAST: Final = 8 << 20
@@ -58,7 +59,11 @@ def room_for_hugepages(vm: Vm) -> int:
 
 def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]) -> None:
     devices = {device.name: device for device in topology.device}
-    assigned = [assign.device for assign in vm.assign]
+    emulated = [card.name for card in vm.virtio_net]
+    assigned = [*(assign.device for assign in vm.assign), *emulated]
+    #: devices whose frames come from somebody else
+    outward = {*emulated, *(device.name for device in topology.device if device.peer is not None)}
+    outward &= {port.device for port in app.port}
     for p, port in enumerate(app.port):
         place = f"{key}.port[{p}].device"
         if port.device not in assigned:
@@ -68,22 +73,27 @@ def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]
             has_it = taken[port.device]
             raise Refusal(place, f'"{port.device}" is a port of "{has_it}" already', "name each device once")
         taken[port.device] = app.name
+        if port.device in emulated:
+            if port.rx == "interrupt":
+                words = f'an application polls a virtio-net such as "{port.device}"'
+                raise Refusal(f"{key}.port[{p}].rx", words, 'leave it at "poll"')
+            continue
         device = devices[port.device]
         if device.model != "nic":
             raise Refusal(place, f'"{port.device}" is an {device.model}, and an application drives nics', "name a nic")
         if port.rx == "interrupt" and port.driver == "uio":
             raise Refusal(f"{key}.port[{p}].rx", "uio_pci_generic has no MSI to be woken by", 'leave it at "poll"')
         if device.peer is not None:
-            _cable(place, topology, port, device.peer)
+            _cable(place, topology, port, device.peer, forwards=len(outward) > 1)
 
 
-def _cable(place: str, topology: Topology, port: AppPort, peer: str) -> None:
-    """An application takes from a cable what it sleeps for, and a kernel sends it."""
-    if port.rx != "interrupt":
+def _cable(place: str, topology: Topology, port: AppPort, peer: str, forwards: bool) -> None:
+    """An application takes from a cable what it sleeps for, or forwards, and a kernel sends it."""
+    if port.rx != "interrupt" and not forwards:
         raise Refusal(
             place,
             f'"{port.device}" has a cable, and what an application that polls sends it receives itself',
-            'leave peer out, for loopback, or set rx = "interrupt"',
+            'leave peer out, for loopback, or set rx = "interrupt", or give the application a virtio-net to forward to',
         )
     if any(peer == each.device for vm in topology.vm for app in vm.app for each in app.port):
         raise Refusal(

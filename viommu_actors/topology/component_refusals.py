@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
-from viommu_actors.topology.model import MAX_BEHIND, Bridge, Device, Switch, Topology, Vm
+from viommu_actors.topology.model import Bridge, Device, Switch, Topology
 from viommu_actors.topology.resolve import devices_behind
+from viommu_actors.topology.values import MAX_BEHIND
+from viommu_actors.topology.vm import Vm
 
 
 def check_components(topology: Topology) -> None:

@@ -26,6 +26,7 @@ _WORDS = {
 }
 _PATTERNS = {
     "name": "use 1 to 32 of a-z, 0-9 and -, not - first",
+    "vswitch": "use 1 to 32 of a-z, 0-9 and -, not - first",
     "peer": "use 1 to 32 of a-z, 0-9 and -, not - first",
     "parent": "use 1 to 32 of a-z, 0-9 and -, not - first",
     "device": "use 1 to 32 of a-z, 0-9 and -, not - first",

@@ -8,8 +8,10 @@ from viommu_actors.spec import platform
 from viommu_actors.topology.app_refusals import room_for_hugepages
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
-from viommu_actors.topology.model import Topology, Vm
-from viommu_actors.topology.resolve import bytes_of, guest_bdfs, handed_on, lent, setting_of
+from viommu_actors.topology.model import Topology
+from viommu_actors.topology.resolve import bytes_of, guest_bdfs, handed_on, lent
+from viommu_actors.topology.settings import setting_of
+from viommu_actors.topology.vm import Vm
 
 
 def check_parents(topology: Topology) -> None:

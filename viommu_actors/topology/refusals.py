@@ -13,14 +13,13 @@ from viommu_actors.topology.app_refusals import check_apps, check_assign_drivers
 from viommu_actors.topology.component_refusals import check_components, check_groups
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.guess import did_you_mean
-from viommu_actors.topology.model import CONFIG_SPACE, Device, Topology, Vm
+from viommu_actors.topology.model import Device, Topology
 from viommu_actors.topology.nested_refusals import check_nested, check_parents
-from viommu_actors.topology.resolve import (
-    EDU_DMA_MASK_BITS,
-    bytes_of,
-    guest_bdfs,
-    setting_of,
-)
+from viommu_actors.topology.resolve import EDU_DMA_MASK_BITS, bytes_of, guest_bdfs
+from viommu_actors.topology.settings import setting_of
+from viommu_actors.topology.values import CONFIG_SPACE
+from viommu_actors.topology.vm import Vm
+from viommu_actors.topology.vswitch_refusals import check_vswitches
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED
 
 MIB = 1 << 20
@@ -48,6 +47,7 @@ def check(topology: Topology) -> None:
     _peers(topology)
     _assignments(topology)
     check_groups(topology)
+    check_vswitches(topology)
     check_assign_drivers(topology)
     check_apps(topology)
     check_nested(topology)
@@ -65,6 +65,12 @@ def _names(topology: Topology) -> None:
     names += [(f"switch[{i}].name", switch.name) for i, switch in enumerate(topology.switch)]
     names += [(f"bridge[{i}].name", bridge.name) for i, bridge in enumerate(topology.bridge)]
     names += [(f"vm[{i}].name", vm.name) for i, vm in enumerate(topology.vm)]
+    names += [(f"vswitch[{i}].name", vswitch.name) for i, vswitch in enumerate(topology.vswitch)]
+    names += [
+        (f"vm[{v}].virtio_net[{c}].name", card.name)
+        for v, vm in enumerate(topology.vm)
+        for c, card in enumerate(vm.virtio_net)
+    ]
     names += [(f"vm[{v}].app[{a}].name", app.name) for v, vm in enumerate(topology.vm) for a, app in enumerate(vm.app)]
     for key, name in names:
         if name in seen:
@@ -84,7 +90,7 @@ def _memory(key: str, owner: str, size: str, least: int) -> None:
 
 
 def _devices(topology: Topology) -> None:
-    if not topology.device:
+    if not topology.device and not any(vm.virtio_net for vm in topology.vm):
         raise Refusal("device", "the topology has no devices", "add a [[device]] with a name and a model")
     for index, device in enumerate(topology.device):
         if device.dma_mask_bits is not None and device.model != "edu":
@@ -147,6 +153,15 @@ def _assignments(topology: Topology) -> None:
                         "give it another, or leave slot out",
                     )
                 slots[assign.slot] = assign.device
+        for c, card in enumerate(vm.virtio_net):
+            if card.slot is not None:
+                if card.slot in slots:
+                    raise Refusal(
+                        f"vm[{v}].virtio_net[{c}].slot",
+                        f'slot {card.slot} of "{vm.name}" is taken by "{slots[card.slot]}"',
+                        "give it another, or leave slot out",
+                    )
+                slots[card.slot] = card.name
 
 
 def _edits(topology: Topology) -> None:
@@ -218,7 +233,8 @@ def _host_kernel(topology: Topology) -> None:
 
 def _static_pools(topology: Topology) -> None:
     """A wrong address after `nic.static=` would quietly leave that device dynamic."""
-    models = {device.name: device.model for device in topology.device}
+    models: dict[str, str] = {device.name: device.model for device in topology.device}
+    models |= {card.name: "virtio-net" for vm in topology.vm for card in vm.virtio_net}
     for index, vm in enumerate(topology.vm):
         there = {bdf: models[name] for name, bdf in guest_bdfs(vm).items()}
         for parameter, address in _static_words(vm):

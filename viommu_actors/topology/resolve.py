@@ -1,210 +1,39 @@
-"""A topology with everything filled in: slots, PCI addresses, sizes in bytes, command lines.
-
-Plain data, so that it can be written to the run's `topology.json` and read back.
-"""
+"""Fills in what a topology leaves out: slots, PCI addresses, sizes in bytes, command lines."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
-
-from viommu_actors.app.pci import UserDriver
-from viommu_actors.attacks.catalogue import Axis, DmaSetting, Setting
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.pages import HUGEPAGE
 from viommu_actors.pci.component import behind
 from viommu_actors.pci.root_port import slot_name
 from viommu_actors.spec import platform
 from viommu_actors.spec.pci import bdf, format_bdf
-from viommu_actors.topology.model import (
-    Device,
-    Edit,
-    HostIommu,
-    Placement,
-    SandboxMode,
-    Topology,
-    Viommu,
-    Vm,
+from viommu_actors.topology.model import Device, Topology
+from viommu_actors.topology.resolved import (
+    ResolvedApp,
+    ResolvedAssign,
+    ResolvedComponent,
+    ResolvedDevice,
+    ResolvedHost,
+    ResolvedPort,
+    ResolvedSlot,
+    ResolvedTopology,
+    ResolvedVirtioNet,
+    ResolvedVm,
+    ResolvedVswitch,
 )
+from viommu_actors.topology.vm import Vm
 
 #: In a guest, slot 0 is the host bridge; 1 and 2 are where QEMU puts a display and a network card.
 FIRST_GUEST_SLOT = 3
 EDU_DMA_MASK_BITS = 28
 #: Begins what stands for the name of a device where there is none; no name begins so.
 _SPARE = "+"
+#: Locally administered, and of no physical nic: a card's is this plus its number in the topology.
+_CARD_MAC_BASE = 0x02_00_00_01_00_00
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class ResolvedDevice(Struct, kw_only=True, frozen=True):
-    """`link` names the host's end of its link, `slot` is that of its root port, `bdf` its address on the host.
-
-    `requester` is the address that its requests come from, which behind a bridge is that of the bridge's bus. `behind`
-    names the switch or bridge that it is behind, if any; `vm` is None where the host kernel drives it,
-    `app` names the application that takes it from its guest's kernel, if one does.
-    """
-
-    name: str
-    model: Literal["nic", "edu"]
-    slot: int
-    link: str
-    behind: str | None
-    bdf: str
-    requester: str
-    peer: str | None
-    max_payload: int
-    dma_mask_bits: int | None
-    operations: int
-    ats: bool
-    rogue: tuple[str, ...]
-    vm: str | None
-    app: str | None
-
-
-class ResolvedComponent(Struct, kw_only=True, frozen=True):
-    """A switch or bridge in a slot, and its devices in the order of their numbers; a bridge has no ACS."""
-
-    name: str
-    kind: Literal["switch", "bridge"]
-    slot: int
-    acs: bool
-    devices: tuple[str, ...]
-
-
-class ResolvedAssign(Struct, kw_only=True, frozen=True):
-    """`host_bdf` is the address in the kernel that gives it away, `bdf` that in the guest."""
-
-    device: str
-    host_bdf: str
-    slot: int
-    bdf: str
-    edit: tuple[Edit, ...]
-    bypass_iommu: bool
-
-
-class ResolvedPort(Struct, kw_only=True, frozen=True):
-    """`bdf` is the device's address in the guest."""
-
-    device: str
-    bdf: str
-    driver: UserDriver
-    rx: Literal["poll", "interrupt"]
-
-
-class ResolvedApp(Struct, kw_only=True, frozen=True):
-    """`hugepages` is in bytes."""
-
-    name: str
-    hugepages: int
-    root: bool
-    ports: tuple[ResolvedPort, ...]
-
-
-class ResolvedVm(Struct, kw_only=True, frozen=True):
-    """`memory` is in bytes; `viommu` is None where the guest has none; `parent` is the VM it runs in, if one is."""
-
-    name: str
-    parent: str | None
-    memory: int
-    cmdline: str
-    viommu: Viommu | None
-    irqfd: bool
-    assign: tuple[ResolvedAssign, ...]
-    apps: tuple[ResolvedApp, ...]
-
-
-class ResolvedSlot(Struct, kw_only=True, frozen=True):
-    """An empty slot; `bdf` is what a device will be that is plugged into it."""
-
-    slot: int
-    bdf: str
-
-
-class ResolvedHost(Struct, kw_only=True, frozen=True):
-    """`memory` is in bytes; `cmdline` names what is left to vfio-pci; `spare` are the slots that are empty."""
-
-    memory: int
-    cmdline: str
-    iommu: HostIommu
-    acs: bool
-    spare: tuple[ResolvedSlot, ...]
-
-
-class ResolvedTopology(Struct, kw_only=True, frozen=True):
-    name: str
-    description: str
-    on_death: Literal["end", "contain"]
-    placement: Placement
-    sandbox: SandboxMode
-    host: ResolvedHost
-    devices: tuple[ResolvedDevice, ...]
-    components: tuple[ResolvedComponent, ...]
-    vms: tuple[ResolvedVm, ...]
-
-    def device(self, name: str) -> ResolvedDevice:
-        """Raises KeyError."""
-        return {device.name: device for device in self.devices}[name]
-
-    def vm(self, name: str) -> ResolvedVm:
-        """Raises KeyError."""
-        return {vm.name: vm for vm in self.vms}[name]
-
-    def line(self, vm: str) -> tuple[ResolvedVm, ...]:
-        """The VMs from the one on the host down to this one, each in the one before. Raises KeyError."""
-        own = self.vm(vm)
-        return (own,) if own.parent is None else (*self.line(own.parent), own)
-
-    def within(self, vm: str) -> tuple[ResolvedVm, ...]:
-        """The VMs that run in this one, at whatever depth, it not among them."""
-        return tuple(each for each in self.vms if each.name != vm and self.vm(vm) in self.line(each.name))
-
-    def component(self, name: str) -> ResolvedComponent:
-        """A switch or bridge. Raises KeyError."""
-        return {component.name: component for component in self.components}[name]
-
-    def setting(self, device: str) -> DmaSetting:
-        """What stands between the device and the memory of the kernel that drives it. Raises KeyError."""
-        vm = self.device(device).vm
-        if vm is None:
-            return setting_of(self.host.cmdline, has_iommu=True)
-        machine = self.vm(vm)
-        bypassing = any(assign.bypass_iommu for assign in machine.assign if assign.device == device)
-        return setting_of(machine.cmdline, has_iommu=machine.viommu is not None and not bypassing)
-
-    def port(self, device: str) -> ResolvedPort | None:
-        """How an application has the device, if one does."""
-        ports = (port for vm in self.vms for app in vm.apps for port in app.ports)
-        return next((port for port in ports if port.device == device), None)
-
-    def interrupt_setting(self, device: str) -> Setting:
-        """What stands between the device and the host's interrupt controller. Raises KeyError."""
-        options = CommandLine(self.host.cmdline)
-        if not self.host.iommu.intremap or options.get("intremap") == "off" or not options.iommu:
-            return self.setting(device)
-        return "ir-nosid" if options.get("intremap") == "nosid" else "ir"
-
-    def setting_for(self, axis: Axis, device: str) -> Setting:
-        """The setting of that part of the protection which decides about an attack. Raises KeyError."""
-        if axis == "interrupts":
-            return self.interrupt_setting(device)
-        if axis == "acs":
-            return "acs-on" if self._acs(device) else "acs-off"
-        if axis == "ats" and self.translates(device):
-            return "ats"
-        return self.setting(device)
-
-    def translates(self, device: str) -> bool:
-        """Whether the host kernel switches on the device's ATS. Raises KeyError."""
-        words = self.host.cmdline
-        offered = self.device(device).ats and self.host.iommu.device_iotlb
-        return offered and setting_of(words, True) == "strict" and "noats" not in CommandLine(words).values("pci")
-
-
-    def _acs(self, device: str) -> bool:
-        """Whether the first port above the device has access control; a bridge lets no forged ID through either."""
-        behind = self.device(device).behind
-        above = None if behind is None else self.component(behind)
-        return above.acs if above is not None and above.kind == "switch" else self.host.acs
 
 
 def resolve(topology: Topology) -> ResolvedTopology:
@@ -264,6 +93,9 @@ def resolve(topology: Topology) -> ResolvedTopology:
         devices=devices,
         components=components,
         vms=_vms(topology, addresses, masks, owner),
+        vswitches=tuple(
+            ResolvedVswitch(name=each.name, on_death=each.on_death or topology.on_death) for each in topology.vswitch
+        ),
     )
 
 
@@ -289,22 +121,18 @@ def devices_behind(topology: Topology, name: str) -> tuple[str, ...]:
 
 
 def guest_slots(vm: Vm) -> dict[str, int]:
-    """Slot of each assigned device in the guest."""
-    return _fill({assign.device: assign.slot for assign in vm.assign}, first=FIRST_GUEST_SLOT)
+    """Slot of each device in the guest, assigned or emulated."""
+    wanted = {assign.device: assign.slot for assign in vm.assign}
+    return _fill(wanted | {card.name: card.slot for card in vm.virtio_net}, first=FIRST_GUEST_SLOT)
 
 
 def guest_bdfs(vm: Vm) -> dict[str, str]:
-    """Address of each assigned device in the guest; one that bypasses the vIOMMU is on a root bus of its own."""
-    buses = {assign.device: platform.BYPASSING_BUS if assign.bypass_iommu else 0 for assign in vm.assign}
-    return {name: format_bdf(bdf(buses[name], slot, 0)) for name, slot in guest_slots(vm).items()}
-
-
-def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
-    """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
-    options = CommandLine(cmdline)
-    if not has_iommu or not options.iommu:
-        return "none"
-    return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
+    """Address of each device in the guest; one that bypasses the vIOMMU is on a root bus of its own."""
+    bypassing = {assign.device for assign in vm.assign if assign.bypass_iommu}
+    return {
+        name: format_bdf(bdf(platform.BYPASSING_BUS if name in bypassing else 0, slot, 0))
+        for name, slot in guest_slots(vm).items()
+    }
 
 
 def _components(topology: Topology, slots: dict[str, int]) -> tuple[ResolvedComponent, ...]:
@@ -366,6 +194,8 @@ def _resolve_vm(
     topology: Topology, vm: Vm, addresses: dict[str, str], masks: dict[str, int | None], owner: dict[str, str]
 ) -> ResolvedVm:
     slots, bdfs = guest_slots(vm), guest_bdfs(vm)
+    apps = {port.device: app.name for app in vm.app for port in app.port}
+    numbers = [card.name for each in topology.vm for card in each.virtio_net]
     return ResolvedVm(
         name=vm.name,
         parent=vm.parent,
@@ -401,6 +231,18 @@ def _resolve_vm(
                 ),
             )
             for app in vm.app
+        ),
+        virtio=tuple(
+            ResolvedVirtioNet(
+                name=card.name,
+                vswitch=card.vswitch,
+                slot=slots[card.name],
+                bdf=bdfs[card.name],
+                mac=(_CARD_MAC_BASE + numbers.index(card.name)).to_bytes(6, "big").hex(),
+                operations=card.operations,
+                app=apps.get(card.name),
+            )
+            for card in vm.virtio_net
         ),
     )
 

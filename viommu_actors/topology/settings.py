@@ -7,8 +7,10 @@ import msgspec
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import CATALOGUE, DmaSetting, Setting, Target
 from viommu_actors.attacks.expected import KernelDriver
+from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.vfio.noiommu import PARAMETER
-from viommu_actors.topology.model import Topology, Vm
+from viommu_actors.topology.model import Topology
+from viommu_actors.topology.vm import Vm
 
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts=1"
 _changed = msgspec.structs.replace
@@ -72,6 +74,14 @@ def for_applications(topology: Topology, setting: DmaSetting, driver: UserDriver
         for vm in topology.vm
     )
     return _changed(topology, name=f"{setting}-{driver}", vm=vms)
+
+
+def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
+    """How a kernel with this command line uses its IOMMU, as Linux reads `intel_iommu=` and `iommu=`."""
+    options = CommandLine(cmdline)
+    if not has_iommu or not options.iommu:
+        return "none"
+    return "passthrough" if options.get("iommu") == "pt" or options.enabled("iommu.passthrough") else "strict"
 
 
 #: Command line of a kernel whose own devices are under a setting.

@@ -13,7 +13,7 @@ from viommu_actors.spec.tlp import AtomicKind
 from viommu_actors.supervise.owner import Owner
 from viommu_actors.supervise.stage import PAGE, PATTERN, Keep, Mission, Stage, Steps
 from viommu_actors.supervise.supervisor import CommandFailed
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.resolved import ResolvedDevice
 
 _READ = 64
 #: Behind the small buffer, in the same page.

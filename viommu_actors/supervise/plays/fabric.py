@@ -11,7 +11,7 @@ from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plays.buffers import read_other
 from viommu_actors.supervise.stage import PAGE, PATTERN, Keep, Mission, Stage
 from viommu_actors.supervise.supervisor import CommandFailed
-from viommu_actors.topology.resolve import ResolvedDevice
+from viommu_actors.topology.resolved import ResolvedDevice
 
 _KEEP = "register_digest"
 _DWORD = 4
