@@ -56,13 +56,18 @@ class LocalSystem:
     """
 
     def __init__(
-        self, cmdline: str = STRICT, capabilities: frozenset[Capability] = ROOT, seed: int | None = None, **rig: Any
+        self,
+        cmdline: str = STRICT,
+        capabilities: frozenset[Capability] = ROOT,
+        seed: int | None = None,
+        machine: type[Rig] = Rig,
+        **rig: Any,
     ) -> None:
         def nic(number: int) -> Any:
             mac = bytes((2, 0, 0, 0, 0, number))
             return lambda send, log: Nic(send, log, mac=mac)
 
-        self.rig = Rig({1: nic(1), 2: nic(2)}, cmdline, seed=seed, **rig)
+        self.rig = machine({1: nic(1), 2: nic(2)}, cmdline, seed=seed, **rig)
         self.kernel = self.rig.kernel
         #: descriptors that were signalled and not read yet
         self.signalled: set[int] = set()

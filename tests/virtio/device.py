@@ -1,20 +1,24 @@
 """A virtio network device after the standard's text, with numbers of its own: what the drivers are tested against.
 
-It works in one process on a `FakeMachine` and reaches memory through that machine's remapping unit. What it transmits
-goes to `wire`; what it is to receive comes by `deliver`.
+It works in one process on a machine of the tests, and reaches memory through that machine's remapping unit. What it
+transmits goes to `wire`; what it is to receive comes by `deliver`.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tests.devices.rig import Factory, Rig
 from tests.kernel.fake_machine import FakeFunction, FakeMachine
+from viommu_actors.memory import PhysicalMemory
 from viommu_actors.pci import config_space
-from viommu_actors.spec import pci
+from viommu_actors.spec import pci, platform
+from viommu_actors.spec.vtd import Access
 from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.vtd.unit import RemappingUnit
 
 SLOT = 4
 BDF = SLOT << 3
@@ -40,7 +44,7 @@ class TestQueue:
 class VirtioDevice:
     """Registers and queues. `at_once`: it works as soon as it is notified, else when `work` is called."""
 
-    def __init__(self, machine: VirtioMachine, features: int = FEATURES, largest: int = 64, mtu: int = 4070) -> None:
+    def __init__(self, machine: _WithVirtio, features: int = FEATURES, largest: int = 256, mtu: int = 4070) -> None:
         self.machine = machine
         self.offered = features
         self.largest = largest
@@ -234,17 +238,17 @@ class VirtioDevice:
                 self.machine.raise_message(address, data)
 
     def dma_read(self, address: int, length: int) -> bytes:
-        if not self.taken & ACCESS_PLATFORM:
-            return self.machine.memory.read(address, length)
-        data = self.machine.dma_read(BDF, address, length)
-        assert data is not None, f"the IOMMU blocks a read of {address:#x}"
-        return data
+        return self.machine.memory.read(self._reach(address, Access.READ), length)
 
     def dma_write(self, address: int, data: bytes) -> None:
+        self.machine.memory.write(self._reach(address, Access.WRITE), data)
+
+    def _reach(self, address: int, access: Access) -> int:
         if not self.taken & ACCESS_PLATFORM:
-            self.machine.memory.write(address, data)
-        else:
-            assert self.machine.dma_write(BDF, address, data), f"the IOMMU blocks a write of {address:#x}"
+            return address
+        physical = self.machine.dma(address, access)
+        assert physical is not None, f"the IOMMU blocks {access!r} of {address:#x}"
+        return physical
 
 
 def function(multiplier: int = 4, leave_out: Iterable[int] = (), bar: int = 4) -> FakeFunction:
@@ -267,20 +271,29 @@ def function(multiplier: int = 4, leave_out: Iterable[int] = (), bar: int = 4) -
     return FakeFunction(space)
 
 
-class VirtioMachine(FakeMachine):
-    """A machine with the device in slot 4. It works while the kernel waits, too."""
+class _WithVirtio:
+    """The device in slot 4 of bus 0 of a machine in one process."""
 
-    def __init__(
-        self, command_line: str = "intel_iommu=on", unit: UnitConfig | None = None, own: FakeFunction | None = None,
-        others: dict[int, FakeFunction] | None = None, **device: Any,
-    ) -> None:
+    unit: RemappingUnit | None
+    memory: PhysicalMemory
+
+    def put_in(self, own: FakeFunction | None, device: dict[str, Any]) -> None:
         self.function = own or function()
-        #: what happens while the kernel waits, one thing after another
-        self.meanwhile: deque[Callable[[], None]] = deque()
-        super().__init__(command_line, unit, {BDF: self.function, **(others or {})})
         self.device = VirtioDevice(self, **device)
 
-    def _register(self, address: int) -> tuple[int, int] | None:
+    def raise_message(self, address: int, data: int) -> None:
+        """A message of the device's."""
+        raise NotImplementedError
+
+    def dma(self, address: int, access: Access) -> int | None:
+        """Where an access of the device within a page goes; None where it faults."""
+        if self.unit is None:
+            return address
+        result = self.unit.translate(BDF, address, access)
+        return result.address if result.reason is None else None
+
+    def registers(self, address: int) -> tuple[int, int] | None:
+        """(BAR, offset) of an address that the device decodes."""
         space = self.function.space
         if space.read(pci.COMMAND, 2) & pci.Command.MEMORY:
             for index, bar in space.bars.items():
@@ -289,12 +302,31 @@ class VirtioMachine(FakeMachine):
                     return index, address - base
         return None
 
+    def bus_master(self) -> bool:
+        return bool(self.function.space.read(pci.COMMAND, 2) & pci.Command.BUS_MASTER)
+
+
+class VirtioMachine(_WithVirtio, FakeMachine):
+    """Nothing but the device. It works while the kernel waits, too."""
+
+    def __init__(
+        self,
+        command_line: str = "intel_iommu=on",
+        unit: UnitConfig | None = None,
+        own: FakeFunction | None = None,
+        **device: Any,
+    ) -> None:
+        self.put_in(own, device)
+        #: what happens while the kernel waits, one thing after another
+        self.meanwhile: deque[Callable[[], None]] = deque()
+        super().__init__(command_line, unit, {BDF: self.function})
+
     def mmio_read(self, address: int, size: int) -> int:
-        found = self._register(address)
+        found = self.registers(address)
         return super().mmio_read(address, size) if found is None else self.device.read(*found, size)
 
     def mmio_write(self, address: int, size: int, value: int) -> None:
-        found = self._register(address)
+        found = self.registers(address)
         if found is None:
             super().mmio_write(address, size, value)
         else:
@@ -307,11 +339,39 @@ class VirtioMachine(FakeMachine):
         return super().wait_for_interrupt(timeout)
 
     def raise_message(self, address: int, data: int) -> None:
-        """A message of the device's."""
         if self.unit is None:
             self.vectors.append(data & 0xFF)
         else:
             assert self.interrupt(BDF, address, data) is None
 
-    def bus_master(self) -> bool:
-        return bool(self.function.space.read(pci.COMMAND, 2) & pci.Command.BUS_MASTER)
+
+class VirtioRig(_WithVirtio, Rig):
+    """A whole machine with endpoints, and the device beside them. It works whenever messages are delivered."""
+
+    def __init__(self, devices: Mapping[int, Factory], cmdline: str, **options: Any) -> None:
+        self.put_in(None, {})
+        super().__init__(devices, cmdline, **options)
+
+    def mmio_read(self, address: int, size: int) -> int:
+        found = self.registers(address)
+        if found is not None:
+            return self.device.read(*found, size)
+        own = address - platform.ECAM_BASE - (BDF << 12)
+        return self.function.space.read(own, size) if 0 <= own < 0x1000 else super().mmio_read(address, size)
+
+    def mmio_write(self, address: int, size: int, value: int) -> None:
+        found = self.registers(address)
+        own = address - platform.ECAM_BASE - (BDF << 12)
+        if found is not None:
+            self.device.write(*found, size, value)
+        elif 0 <= own < 0x1000:
+            self.function.space.write(own, size, value)
+        else:
+            super().mmio_write(address, size, value)
+
+    def pump(self) -> None:
+        self.device.work()
+        super().pump()
+
+    def raise_message(self, address: int, data: int) -> None:
+        assert self._interrupt(BDF, address, data) is None

@@ -11,9 +11,18 @@ from viommu_actors.app.iova import IovaMode
 from viommu_actors.app.mempool import Heap, Mempool
 from viommu_actors.app.pci import KERNEL_DRIVERS, Function, UserDriver
 from viommu_actors.app.pmd_nic import BUFFER, RING_SIZE, NicPort
+from viommu_actors.app.pmd_virtio import VirtioPort
+from viommu_actors.app.port import Port
 from viommu_actors.app.system import HUGEPAGE, System
 from viommu_actors.app.testpmd import BURST
 from viommu_actors.spec import nic
+from viommu_actors.virtio import net
+
+#: The poll-mode driver of each (vendor, device).
+_PORTS: Mapping[tuple[int, int], type[NicPort | VirtioPort]] = {
+    (nic.VENDOR_ID, nic.DEVICE_ID): NicPort,
+    net.IDENTITY: VirtioPort,
+}
 
 
 class Refused(NamedTuple):
@@ -53,15 +62,17 @@ class Application:
         A device that the kernel refuses is in `refused`, the others work. Raises OSError where nothing can start.
         """
         self.refused: dict[str, Refused] = {}
-        self.ports: dict[str, NicPort] = {}
+        self.ports: dict[str, Port] = {}
         bound = [name for name, driver in drivers.items() if self._bind(system, name, KERNEL_DRIVERS[driver])]
         self._eal = Eal(system, bound, log)
         try:
             functions = {name: function for name in bound if (function := self._probe(name, drivers[name])) is not None}
-            pool = Mempool(self.heap, buffers_for(len(functions)), BUFFER)
+            kinds = {name: _PORTS[self._eal.identity(name)] for name in functions}
+            headroom = net.HEADER_BYTES if VirtioPort in kinds.values() else 0
+            pool = Mempool(self.heap, buffers_for(len(functions)), BUFFER, headroom)
             for name, function in functions.items():
                 interrupt = name in rx_interrupts
-                self.ports[name] = NicPort(system, name, function, self.heap, pool, rx_interrupt=interrupt)
+                self.ports[name] = kinds[name](system, name, function, self.heap, pool, rx_interrupt=interrupt)
         except OSError:
             self._eal.close()
             raise
@@ -74,7 +85,7 @@ class Application:
     def heap(self) -> Heap:
         return self._eal.heap
 
-    def port(self, name: str) -> NicPort:
+    def port(self, name: str) -> Port:
         """Raises OSError(ENODEV) for a device that it does not have."""
         if name not in self.ports:
             raise OSError(ENODEV, f"no port {name}")
@@ -96,8 +107,11 @@ class Application:
         return name not in self.refused
 
     def _probe(self, name: str, driver: UserDriver) -> Function | None:
+        vendor, device = self._eal.identity(name)
         try:
-            return self._eal.probe(name, driver, {(nic.VENDOR_ID, nic.DEVICE_ID)})
+            if (vendor, device) not in _PORTS:
+                raise OSError(ENODEV, f"no driver for {name} [{vendor:04x}:{device:04x}]")
+            return self._eal.probe(name, driver)
         except OSError as error:
             self._refuse(name, error)
             return None

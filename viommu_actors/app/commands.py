@@ -6,7 +6,7 @@ BDFs are texts like `00:03.0`, as in the commands of kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from errno import EALREADY, ENOTCONN
+from errno import EALREADY, EINVAL, ENOTCONN, ENOTSUP
 from typing import Any
 
 from viommu_actors.app.application import Application
@@ -15,6 +15,9 @@ from viommu_actors.app.interrupt_mode import InterruptMode
 from viommu_actors.app.mempool import Zone
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.app.pmd_nic import NicPort
+from viommu_actors.app.poll_mode import PollMode
+from viommu_actors.app.port import Port
+from viommu_actors.app.relay import Relay, Relayed
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import Forwarded, Forwarding
 from viommu_actors.netdev import NetCommands
@@ -34,7 +37,7 @@ class AppCommands:
         self._application: Application | None = None
         self._control: Zone | None = None
         self._secret = b""
-        self._asleep: dict[str, InterruptMode] = {}
+        self._netdevs: dict[str, PollMode | InterruptMode] = {}
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -42,6 +45,7 @@ class AppCommands:
             "start": self.start,
             "io": self.io,
             "forward": self.forward,
+            "relay": self.relay,
             "statistics": self.statistics,
             "offer_control": self.offer_control,
             "check_control": self.check_control,
@@ -78,36 +82,56 @@ class AppCommands:
 
     def io(self, bdf: str, operations: int) -> dict[str, Any]:
         """Honest work of one port alone: packets to itself, each of them two operations; asleep before each of them
-        where the port has an interrupt.
+        where the port has an interrupt. Of a port without a loopback they are one operation each, and nobody's after.
 
         `failed` says why none of it counts; empty where it went well.
         """
-        port, packets = self._port(bdf), -(-operations // 2)
-        if port.rx_interrupt:
-            return self._told(lambda: self._netdev(bdf).round_trips(packets))
-        return self._told(lambda: Forwarding(self._system, [port]).run(packets))
+        port, netdev, packets = self._port(bdf), self._netdev(bdf), -(-operations // 2)
+        if isinstance(netdev, InterruptMode):
+            return self._told(lambda: netdev.round_trips(packets))
+        if port.loops:
+            return self._told(lambda: Forwarding(self._system, [port]).run(packets))
+        size = operations * port.max_frame
+        return self._told(lambda: Forwarded(operations, size, True, netdev.to_itself(operations)), ways=1)
 
     def forward(self, packets: int) -> dict[str, Any]:
-        """As `io`, over all ports: what is received on one is sent on the next; all of them are polled."""
+        """As `io`, over all ports: what is received on one is sent on the next; all of them are polled.
+
+        Raises OSError(EINVAL) where one has no loopback: it needs somebody who sends, as `relay` has.
+        """
         ports = list(self._running().ports.values())
+        sources = [port.name for port in ports if not port.loops]
+        if sources:
+            raise OSError(EINVAL, f"nothing comes by {', '.join(sources)} unless somebody sends it")
         return self._told(lambda: Forwarding(self._system, ports).run(packets))
 
+    def relay(self, packets: int) -> dict[str, Any]:
+        """Sends on so many packets of others: what comes by one port leaves by the next; `listen` first.
+
+        The ports run on after it. `failed` as of `io`.
+        """
+        try:
+            done, failed = Relay(self._system, list(self._running().ports.values())).run(packets), ""
+        except OSError as error:
+            self._log(f"testpmd: {error.strerror}")
+            done, failed = Relayed(0, 0, 0, 0.0), error.strerror or str(error)
+        return done._asdict() | {"failed": failed}
 
     def statistics(self, bdf: str) -> dict[str, int]:
         """Of a port since its start, in DPDK's names; and the controller's own counters as `hw_` and their names."""
         port = self._port(bdf)
         return dict(port.statistics) | {f"hw_{name}": count for name, count in port.controller_statistics().items()}
 
-    def _told(self, work: Callable[[], Forwarded]) -> dict[str, Any]:
+    def _told(self, work: Callable[[], Forwarded], ways: int = 2) -> dict[str, Any]:
         try:
             done, failed = work(), ""
         except OSError as error:
             self._log(f"testpmd: {error.strerror}")
             done, failed = Forwarded(0, 0, False, 0.0), error.strerror or str(error)
         return {
-            "operations": 2 * done.packets,
+            "operations": ways * done.packets,
             "packets": done.packets,
-            "bytes": 2 * done.bytes,
+            "bytes": ways * done.bytes,
             "verified": done.verified,
             "mapping": "static",
             "seconds": done.seconds,
@@ -136,7 +160,7 @@ class AppCommands:
 
     def attack(self, bdf: str, steps: Sequence[dict[str, Any]]) -> None:
         """Programs the honest device with addresses of a rogue's plan: its steps "write", "control" and "read"."""
-        port = self._port(bdf)
+        port = self._nic(bdf)
         for step in steps:
             match step["do"]:
                 case "write":
@@ -153,14 +177,24 @@ class AppCommands:
             raise OSError(ENOTCONN, _NOT_STARTED)
         return self._application
 
-    def _port(self, bdf: str) -> NicPort:
+    def _port(self, bdf: str) -> Port:
         return self._running().port(_name(bdf))
 
-    def _netdev(self, bdf: str) -> InterruptMode:
-        """A port that sleeps. Raises OSError(EINVAL) for one that polls."""
-        if bdf not in self._asleep:
-            self._asleep[bdf] = InterruptMode(self._system, self._port(bdf))
-        return self._asleep[bdf]
+    def _nic(self, bdf: str) -> NicPort:
+        port = self._port(bdf)
+        if not isinstance(port, NicPort):
+            raise OSError(ENOTSUP, f"{port.name} has no loopback")
+        return port
+
+    def _netdev(self, bdf: str) -> PollMode | InterruptMode:
+        """A port as it is waited for: asleep where it has an interrupt."""
+        if bdf not in self._netdevs:
+            port = self._port(bdf)
+            if isinstance(port, NicPort) and port.rx_interrupt:
+                self._netdevs[bdf] = InterruptMode(self._system, port)
+            else:
+                self._netdevs[bdf] = PollMode(self._system, port)
+        return self._netdevs[bdf]
 
     def _page(self) -> Zone:
         if self._control is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from errno import EINVAL, ENODEV
 
@@ -40,15 +40,13 @@ class Eal:
         self._open = ExitStack()
         self._open.callback(self._vfio.close)
 
-    def probe(self, name: str, driver: UserDriver, identities: Collection[tuple[int, int]]) -> Function:
-        """Opens an allowed function, once, for a poll-mode driver of these (vendor, device).
+    def identity(self, name: str) -> tuple[int, int]:
+        """(vendor, device) of an allowed function."""
+        return self._infos[name].vendor, self._infos[name].device
 
-        Raises OSError: ENODEV for a function of another kind, else with the kernel's errno and reason.
-        """
-        info = self._infos[name]
-        if (info.vendor, info.device) not in identities:
-            raise OSError(ENODEV, f"no driver for {name} [{info.vendor:04x}:{info.device:04x}]")
-        function = open_function(self._system, self._vfio, info, driver)
+    def probe(self, name: str, driver: UserDriver) -> Function:
+        """Opens an allowed function, once. Raises OSError with the kernel's errno and reason."""
+        function = open_function(self._system, self._vfio, self._infos[name], driver)
         self._open.callback(function.close)
         self._log(f"EAL: Probe PCI device {name}: {driver}")
         return function

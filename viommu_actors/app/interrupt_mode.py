@@ -10,7 +10,7 @@ from collections import deque
 from errno import EINVAL, ENOMEM, ETIMEDOUT
 
 from viommu_actors.app.mempool import Mbuf
-from viommu_actors.app.pmd_nic import BUFFER, NicPort
+from viommu_actors.app.pmd_nic import NicPort
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import BURST, Forwarded
 from viommu_actors.netdev import numbered_frame
@@ -27,7 +27,6 @@ class InterruptMode:
     """
 
     mapping = "static"
-    max_frame = nic.MAX_FRAME
 
     def __init__(self, system: System, port: NicPort) -> None:
         """Raises OSError(EINVAL) for a port without."""
@@ -40,6 +39,10 @@ class InterruptMode:
     @property
     def mac(self) -> bytes:
         return self._port.mac
+
+    @property
+    def max_frame(self) -> int:
+        return self._port.max_frame
 
     @property
     def link_up(self) -> bool:
@@ -71,7 +74,7 @@ class InterruptMode:
 
     def send(self, frame: bytes) -> None:
         """Raises OSError: EINVAL for a length that no frame has, ENOMEM without a buffer, EIO, ETIMEDOUT."""
-        if not nic.MIN_FRAME <= len(frame) <= nic.MAX_FRAME:
+        if not nic.MIN_FRAME <= len(frame) <= self.max_frame:
             raise OSError(EINVAL, f"no frame has {len(frame)} bytes")
         mbuf: Mbuf | None = self._port.pool.get()
         if mbuf is None:
@@ -87,13 +90,13 @@ class InterruptMode:
             began = self._system.clock()
             verified = True
             for number in range(packets):
-                frame = numbered_frame(number, BUFFER, self.mac, self.mac)
+                frame = numbered_frame(number, self.max_frame, self.mac, self.mac)
                 self.send(frame)
                 verified &= self.receive() == frame
             seconds = self._system.clock() - began
         finally:
             self.stop()
-        return Forwarded(packets, packets * BUFFER, verified, seconds)
+        return Forwarded(packets, packets * self.max_frame, verified, seconds)
 
     def _sleep(self) -> None:
         """Until the interrupt has come: a wait may end for one that was taken already."""

@@ -45,7 +45,7 @@ class Heap:
 
 
 class Mbuf:
-    """A packet buffer: whose it is, where it lies, and how many bytes of it are a packet."""
+    """A packet buffer: whose it is, where a packet lies in it, and how many bytes of it are one."""
 
     __slots__ = ("iova", "length", "pool", "vaddr")
 
@@ -61,13 +61,16 @@ class Mbuf:
 
 
 class Mempool:
-    """`count` buffers of `size` bytes each, a power of two."""
+    """`count` buffers, of which each has room for a packet of `size` bytes."""
 
-    def __init__(self, heap: Heap, count: int, size: int) -> None:
-        """Raises OSError(ENOMEM)."""
-        self.size = size
-        zones = [heap.reserve(size, size) for _ in range(count)]
-        self._free = [Mbuf(self, zone.vaddr, zone.iova) for zone in zones]
+    def __init__(self, heap: Heap, count: int, buffer: int, headroom: int = 0) -> None:
+        """Buffers of so many bytes, a power of two; a packet leaves `headroom` before it to what a device puts there.
+
+        Raises OSError(ENOMEM).
+        """
+        self.size = buffer - headroom
+        zones = [heap.reserve(buffer, buffer) for _ in range(count)]
+        self._free = [Mbuf(self, zone.vaddr + headroom, zone.iova + headroom) for zone in zones]
 
     @property
     def available(self) -> int:

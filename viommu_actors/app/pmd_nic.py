@@ -80,7 +80,9 @@ class _Queue:
 
 
 class NicPort:
-    """One controller. `statistics` in DPDK's names: ipackets, ibytes, opackets, obytes, ierrors, oerrors, rx_nombuf."""
+    """One controller, as a `port.Port`."""
+
+    loops = True
 
     def __init__(
         self,
@@ -92,14 +94,16 @@ class NicPort:
         *,
         rx_interrupt: bool = False,
     ) -> None:
-        """Takes the controller into use, stopped. Raises OSError; `pool` has buffers of BUFFER bytes.
+        """Takes the controller into use, stopped. Raises OSError. Its frames are as long as the pool has room for.
 
         With `rx_interrupt` it may be slept on; whoever only polls is not disturbed.
         """
         self.name = name
         self.function = function
         self.pool = pool
+        self.max_frame = min(nic.MAX_FRAME, pool.size)
         self.statistics: Counter[str] = Counter()
+        self.running = False
         self._system = system
         self._rx = _Queue(system.memory, heap, Flag.INTERRUPT if rx_interrupt else Flag(0))
         self._tx = _Queue(system.memory, heap, Flag(0))
@@ -124,10 +128,12 @@ class NicPort:
             self._write(base + 4, queue.iova >> 32)
             self._write(size, RING_SIZE)
         self._write(Reg.CONTROL, Control.ENABLE | (0 if cable else Control.LOOPBACK))
+        self.running = True
         self._fill()
 
     def stop(self) -> None:
         """No more DMA of the controller; all buffers back."""
+        self.running = False
         self._write(Reg.CONTROL, 0)
         # A read pushes the posted write, and what the controller wrote before, to where they belong.
         self._read(Reg.CONTROL)
@@ -146,7 +152,7 @@ class NicPort:
         while seen < count and (done := self._rx.done()) is not None:
             mbuf, length, status = done
             seen += 1
-            if status & Done.ERROR or not nic.MIN_FRAME <= length <= BUFFER:
+            if status & Done.ERROR or not nic.MIN_FRAME <= length <= self.max_frame:
                 self.statistics["ierrors"] += 1
                 mbuf.free()
                 continue
@@ -204,13 +210,14 @@ class NicPort:
             self._write(Reg.TX_TAIL, self._tx.tail)
         return count
 
-    def tx_done_cleanup(self) -> None:
-        """Frees what was sent, or could not be."""
+    def tx_done_cleanup(self) -> int:
+        """Frees what was sent, or could not be; how many are not sent yet."""
         while (done := self._tx.done()) is not None:
             mbuf, _, status = done
             if status & Done.ERROR:
                 self.statistics["oerrors"] += 1
             mbuf.free()
+        return RING_SIZE - 1 - self._tx.room
 
     def check(self) -> None:
         """Asks the controller whether its rings still work, which no steady state does. Raises OSError(EIO)."""
@@ -245,7 +252,7 @@ class NicPort:
             if mbuf is None:
                 self.statistics["rx_nombuf"] += 1
                 break
-            self._rx.post(mbuf, mbuf.iova, BUFFER)
+            self._rx.post(mbuf, mbuf.iova, self.max_frame)
         if self._rx.tail != before:
             self._write(Reg.RX_TAIL, self._rx.tail)
 

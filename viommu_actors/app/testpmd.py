@@ -11,7 +11,7 @@ from errno import ENOMEM, ETIMEDOUT
 from typing import NamedTuple
 
 from viommu_actors.app.mempool import Mbuf
-from viommu_actors.app.pmd_nic import BUFFER, NicPort
+from viommu_actors.app.port import Port
 from viommu_actors.app.system import System
 from viommu_actors.netdev import numbered_frame
 
@@ -33,9 +33,11 @@ class Forwarded(NamedTuple):
 class Forwarding:
     """Forwarding over some ports in a ring; each is started anew for it."""
 
-    def __init__(self, system: System, ports: Sequence[NicPort]) -> None:
+    def __init__(self, system: System, ports: Sequence[Port]) -> None:
         self._system = system
         self._ports = ports
+        #: of each packet
+        self._size = min(port.max_frame for port in ports)
         self._next = {id(port): ports[(index + 1) % len(ports)] for index, port in enumerate(ports)}
 
     def run(self, packets: int) -> Forwarded:
@@ -57,7 +59,7 @@ class Forwarding:
                 port.stop()
             for mbuf in (mbuf for queue in waiting.values() for mbuf in queue):
                 mbuf.free()
-        return Forwarded(packets, packets * BUFFER, verified, seconds)
+        return Forwarded(packets, packets * self._size, verified, seconds)
 
     def _make(self, count: int, waiting: dict[int, list[Mbuf]]) -> set[bytes]:
         """Puts `count` packets into the queues, in turn, and returns their contents."""
@@ -68,7 +70,7 @@ class Forwarding:
             if mbuf is None:
                 raise OSError(ENOMEM, "the pool has no buffer left to send")
             waiting[id(port)].append(mbuf)
-            frame = numbered_frame(number, BUFFER, port.mac, port.mac)
+            frame = numbered_frame(number, self._size, port.mac, port.mac)
             self._system.memory.write(mbuf.vaddr, frame)
             mbuf.length = len(frame)
             frames.add(frame)
@@ -76,7 +78,7 @@ class Forwarding:
 
     def _circulate(self, packets: int, waiting: dict[int, list[Mbuf]], frames: set[bytes]) -> bool:
         """Whether each of `frames` was among the last that came, once."""
-        idle = _Idle(self._system, self._ports)
+        idle = Idle(self._system, self._ports)
         to_forward, received = packets - len(frames), 0
         self._flush(waiting)
         while received < packets:
@@ -102,10 +104,10 @@ class Forwarding:
             del queue[: port.tx_burst(queue)]
 
 
-class _Idle:
+class Idle:
     """Polls in vain: lets others run, and in the end finds out why nothing comes."""
 
-    def __init__(self, system: System, ports: Sequence[NicPort]) -> None:
+    def __init__(self, system: System, ports: Sequence[Port]) -> None:
         self._system = system
         self._ports = ports
         self._since: float | None = None
