@@ -66,9 +66,9 @@ class RunFolder:
         pid = os.getpid()
         self.write("control.json", json.dumps({"address": address, "pid": pid, "start_time": start_time(pid)}))
 
-    def log(self, actor: str) -> IO[bytes]:
-        """The log of an actor, to be its standard error."""
-        return (self.path / f"{actor}.log").open("wb")
+    def log(self, actor: str, again: bool = False) -> IO[bytes]:
+        """The log of an actor, to be its standard error; `again`: it goes on where another process's ended."""
+        return (self.path / f"{actor}.log").open("ab" if again else "wb")
 
     def event(self, actor: str, name: str, **fields: Any) -> None:
         """One line of `events.jsonl`; `t` is seconds since the run began, on the wall clock."""

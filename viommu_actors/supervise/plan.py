@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +49,15 @@ class Plan:
         cable = self.cables.pop(device, None)
         if cable is not None:
             os.close(cable["fd"])
+
+    def unserved(self, lost: Container[str]) -> set[str]:
+        """Devices of virtual switches whose front or back end is lost."""
+        return {
+            device
+            for actor in self.actors
+            for hypervisor, device in actor.fronts
+            if hypervisor in lost or actor.name in lost
+        }
 
     def again(self, name: str) -> ActorPlan:
         """Another process for a device of the topology, or a virtual switch, with links of its own."""

@@ -22,9 +22,11 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 class Actor:
     """A running actor; `pidfd` becomes readable when it ends."""
 
-    def __init__(self, plan: ActorPlan, name: str, lifeline: int, log: IO[bytes]) -> None:
+    def __init__(self, plan: ActorPlan, name: str, lifeline: int, log: IO[bytes], since: int) -> None:
+        """Commands up to number `since` were not for it, but for whoever had its name before."""
+        self.plan = plan
+        self.since = since
         self.role = plan.role
-        self.on_death = plan.on_death
         #: by which the launcher knows it; its wires go by the plan's
         self.name = name
         self.vms = plan.vms

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
 import zmq
 
 from viommu_actors.supervise.actor_plan import ActorPlan
+from viommu_actors.supervise.counted import all_stamps, checked_counts
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, guest_of
@@ -33,6 +36,8 @@ _UNPLUG_TIMEOUT = 1.0
 _HEARD_NOTED = 1000
 #: Messages taken from one actor before the others get their turn.
 _DRAIN = 64
+#: How often a process that is to be restarted is; one that dies once more never stays up.
+_RESTARTS = 16
 
 
 class ActorDied(Exception):
@@ -103,6 +108,8 @@ class Supervisor:
         #: actors whose death ends nothing but themselves, and how they died that did
         self.expendable: set[str] = set()
         self.fallen: dict[str, str] = {}
+        #: how often an actor that has died was started again
+        self.restarts: Counter[str] = Counter()
         #: connections of the door that ended, to be fetched by whoever serves its jobs
         self.departed: set[bytes] = set()
         #: what `status` tells beside the processes
@@ -144,8 +151,8 @@ class Supervisor:
             self._plan.close()
 
     def _spawn(self, plan: ActorPlan, name: str) -> None:
-        with self._folder.log(name) as log:
-            actor = Actor(plan, name, self._lifeline[0], log)
+        with self._folder.log(name, again=self.restarts[name] > 0) as log:
+            actor = Actor(plan, name, self._lifeline[0], log, since=self._number)
         self.actors[name] = actor
         self._poller.register(actor.pidfd, zmq.POLLIN)
         self._poller.register(actor.channel.socket, zmq.POLLIN)
@@ -238,7 +245,7 @@ class Supervisor:
                 self._wait_for(asked, name, COMMAND_TIMEOUT, keep=True)
                 break
             except ActorGone:
-                asked = [question for question in asked if question.actor not in self.lost]
+                asked = [question for question in asked if not self._why_unanswered(question)]
         for question in asked:
             reply = self._answers.pop(question).reply
             self._folder.event(question.actor, f"did {name}", error=reply.error)
@@ -261,11 +268,12 @@ class Supervisor:
         """
         deadline = time.monotonic() + seconds
         try:
-            while late := [question.actor for question in asked if question not in self._answers]:
-                for actor in late:
-                    self._raise_if_lost(actor)
+            while late := [question for question in asked if question not in self._answers]:
+                if how := next(filter(None, map(self._why_unanswered, late)), ""):
+                    raise ActorGone(how)
                 if time.monotonic() > deadline:
-                    raise CommandFailed(f"{', '.join(late)}: no answer to {name!r} within {seconds:.0f} s")
+                    names = ", ".join(question.actor for question in late)
+                    raise CommandFailed(f"{names}: no answer to {name!r} within {seconds:.0f} s")
                 self.poll(deadline - time.monotonic())
         except BaseException:
             for question in () if keep else asked:
@@ -347,9 +355,27 @@ class Supervisor:
             self.retire(actor.name)
             self.fallen[actor.name] = text
             return
-        if not self._contain or actor.role == "host":
+        on_death = actor.plan.on_death or ("contain" if self._contain else "end")
+        if on_death == "restart" and self.restarts[actor.name] < _RESTARTS:
+            self._restart(actor)
+        elif on_death != "contain" or actor.role == "host":
             raise ActorDied(text)
-        self._lose(actor, text)
+        else:
+            self._lose(actor, text)
+
+    def _restart(self, actor: Actor) -> None:
+        """Another process takes the place of a virtual switch; each front end is told where its port is now."""
+        successor = self._plan.again(actor.name)
+        self.retire(actor.name)
+        self.restarts[actor.name] += 1
+        try:
+            self._spawn(successor, actor.name)
+        finally:
+            for fd in successor.fds:
+                os.close(fd)
+        for (hypervisor, device), port in zip(successor.fronts, successor.configuration["ports"], strict=True):
+            if hypervisor not in self.lost:
+                self._send(hypervisor, "connect_backend", {"device": device, "address": port["address"]})
 
     def _lose(self, actor: Actor, text: str) -> None:
         """Goes on without an actor; a VM whose hypervisor or guest died is gone, and all that runs in it."""
@@ -359,16 +385,24 @@ class Supervisor:
             self.retire(name)
             self._plan.pull(name)
             self.lost[name] = text if name == actor.name else f"{name} ended with {actor.name}"
-            self._send("host", "gone", {"name": name})
+            if not actor.plan.fronts:
+                self._send("host", "gone", {"name": name})
         # The guest kernel that it ran on, if it did not run on the host.
         kernels = actor.vms if actor.role == "app" else actor.vms[:-1]
         for name in sorted({actor.name} | others) if kernels else ():
             self._send(guest_of(kernels[-1]), "gone", {"name": name})
 
     def _raise_if_lost(self, actor: str) -> None:
-        how = self.lost.get(actor) or self.fallen.get(actor)
-        if how is not None:
+        if how := self.lost.get(actor) or self.fallen.get(actor):
             raise ActorGone(how)
+
+    def _why_unanswered(self, question: _Question) -> str:
+        """Why nobody will answer; "" where somebody may."""
+        name = question.actor
+        if how := self.lost.get(name) or self.fallen.get(name):
+            return how
+        asked_now = question.number > self.actors[name].since
+        return "" if asked_now else f"{name} died before it answered, and was started again"
 
     # --- the counts of both ends
 
@@ -377,7 +411,7 @@ class Supervisor:
         deadline = time.monotonic() + _QUIESCE
         while True:
             try:
-                lines = disagreements(self._counts(), self.lost)
+                lines = disagreements(self._counts(), self.lost.keys() | self._plan.unserved(self.lost))
             except ActorGone:  # one died meanwhile: the others are counted anew
                 continue
             if not lines or time.monotonic() > deadline:
@@ -391,7 +425,7 @@ class Supervisor:
         for question in asked:
             reply, mine = self._answers.pop(question)
             mine["received"]["Reply"] -= 1  # the actor took its counts before it sent them
-            ends += [*_checked_counts(reply.result), mine]
+            ends += [*checked_counts(reply.result), mine]
         return ends
 
     # --- messages in time
@@ -402,21 +436,7 @@ class Supervisor:
 
     def stamps(self) -> list[dict[str, Any]]:
         """What every actor noted since the trace began or since the last call (`measure.trace.crossings`)."""
-        taken: list[dict[str, Any]] = []
-        for name in list(self.actors):
-            whole: dict[str, dict[str, Any]] = {}
-            while True:
-                part = self.command(name, "stamps")
-                kinds, more = part["kinds"], False
-                for wire in part["wires"]:
-                    held = whole.setdefault(wire["wire"], {**wire, "sent": b"", "received": b""})
-                    for way in ("sent", "received"):
-                        held[way] += wire[way]
-                        more = more or bool(wire[way])
-                if not more:
-                    break
-            taken.append({"wires": list(whole.values()), "kinds": kinds})
-        return taken
+        return [all_stamps(partial(self.command, name, "stamps")) for name in list(self.actors)]
 
     # --- stopping
 
@@ -451,14 +471,3 @@ class Supervisor:
                 for actor in self.actors.values()
             ]
         } | self.more_status()
-
-
-def _checked_counts(result: Any) -> list[dict[str, Any]]:
-    """Counts as an actor reports them; what has another shape counts as nothing."""
-    ends = []
-    for end in result if isinstance(result, tuple | list) else ():
-        if isinstance(end, dict) and all(isinstance(end.get(key), dict) for key in ("sent", "received")):
-            ends.append({"wire": str(end.get("wire")), "end": str(end.get("end")), **{
-                way: {str(k): n for k, n in end[way].items() if isinstance(n, int)} for way in ("sent", "received")
-            }})  # fmt: skip
-    return ends
