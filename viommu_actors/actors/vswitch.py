@@ -1,0 +1,96 @@
+"""The process of a virtual switch on the host, in the place of OVS-DPDK: the back end of guests' network devices.
+
+It is no part of what protects a guest, so it is confined as a device is. It has its listeners and no memory: what it
+does to a guest's goes through the guest's hypervisor, message by message.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import zmq
+
+from viommu_actors.actors.control import Control
+from viommu_actors.actors.port_wire import PortWire
+from viommu_actors.actors.runtime import inbox_listener, log
+from viommu_actors.confine.sandbox import Sandbox
+from viommu_actors.vswitch.port import Port
+from viommu_actors.vswitch.switch import Switch
+from viommu_actors.wire.sockets import Inbox, Listener, make_context
+
+#: Messages taken from one port before the others get their turn.
+_DRAIN = 64
+
+
+class VswitchActor:
+    """Control and ports around one switch. `ports` of the configuration: [{"name", "fd", "address"}]."""
+
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        name = configuration["name"]
+        sandbox = Sandbox(configuration["sandbox"])
+        sandbox.enter(_given(configuration))
+        context = make_context()
+        self._inbox = Inbox(context, inbox_listener(configuration))
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        self._switch = Switch(time.monotonic, log)
+        self._ports: dict[Any, tuple[PortWire, Port]] = {}
+        for told in configuration["ports"]:
+            wire = PortWire(context, self._poller, Listener(told["fd"], told["address"]), told["name"], name)
+            self._ports[wire.socket] = wire, self._switch.add(told["name"], wire.send)
+        confinement = sandbox.seal()
+        self._control = Control(self._inbox, name, [wire.tally for wire, _ in self._ports.values()])
+        self._control.register(
+            {
+                "confinement": lambda: asdict(confinement),
+                "counters": lambda: {port.name: dict(port.counters) for _, port in self._ports.values()},
+                "state": self._switch.state,
+            }
+        )
+
+    def run(self) -> None:
+        """Serves until the process ends."""
+        while True:
+            self._turn()
+
+    def _turn(self) -> None:
+        """One wake of the loop."""
+        seconds = self._switch.expire()
+        for source, events in self._poller.poll(None if seconds is None else math.ceil(seconds * 1000)):
+            if source is self._inbox.socket:
+                self._drain_inbox()
+                continue
+            wire, port = self._ports[source]
+            if events & zmq.POLLOUT:
+                wire.flush()
+            if events & zmq.POLLIN:
+                _drain(wire, port)
+
+    def _drain_inbox(self) -> None:
+        while True:
+            try:
+                _, frame = self._inbox.receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            command = self._control.decode(frame)
+            if command is not None:
+                self._control.run(command)
+
+
+def _drain(wire: PortWire, port: Port) -> None:
+    for _ in range(_DRAIN):
+        try:
+            message = wire.receive()
+        except zmq.Again:
+            return
+        if message is not None:
+            port.receive(message)
+
+
+def _given(configuration: dict[str, Any]) -> list[int]:
+    """The descriptors that this process was given to have."""
+    ports = [port["fd"] for port in configuration["ports"]]
+    return [configuration["inbox"]["fd"], *ports, configuration["lifeline"]]
