@@ -9,9 +9,11 @@ from viommu_actors.actors.books import shadow_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.parent_kernel import RemoteKernel
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
+from viommu_actors.actors.vhost_wire import VhostWires
 from viommu_actors.hypervisor.assigned import Edit
 from viommu_actors.hypervisor.bars import BarWindow
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
+from viommu_actors.hypervisor.virtio.function import VirtioNet
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec.pci import parse_bdf
 from viommu_actors.vtd.config import UnitConfig
@@ -20,9 +22,12 @@ from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.sockets import Channel, Inbox, make_context
 from viommu_actors.wire.tally import Tally
 
+#: Messages of the inbox that are served before back ends have their turn.
+_DRAIN = 16
+
 
 class HypervisorActor:
-    """Its one inbox brings traps, signals of eventfds, and control."""
+    """One inbox brings traps, signals of eventfds, and control; back ends of emulated cards have wires of their own."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, parent, guest = configuration["name"], configuration["parent"], configuration["guest"]
@@ -34,7 +39,11 @@ class HypervisorActor:
         self._guest, self._parent = guest.encode(), parent["name"].encode()
         memory = PhysicalMemory(open_slots(configuration["ram"], "gpa"))
         self._machine = GuestMachine(_vm_config(configuration), memory, RemoteKernel(self._channel), log)
-        self._control = Control(self._inbox, name, [self._trap, self._notify, vfio])
+        #: where the back ends of emulated cards listen, by the card's name
+        self._addresses: dict[str, str] = {card["name"]: card["backend"] for card in configuration["vm"]["virtio"]}
+        vhost = {card: Tally(f"vhost:{card}", name) for card in self._addresses}
+        self._back_ends = VhostWires(self._inbox, vhost)
+        self._control = Control(self._inbox, name, [self._trap, self._notify, vfio, *vhost.values()])
         self._control.register(
             {
                 "build": self._build,
@@ -42,6 +51,8 @@ class HypervisorActor:
                 "decisions": lambda bdf: [each._asdict() for each in self._machine.decisions(parse_bdf(bdf))],
                 "open_again": self._open_again,
                 "books": lambda: shadow_books(self._machine.shadows),
+                "connect_backend": self._connect_backend,
+                "links": lambda: {name: card.link_up for name, card in self._machine.virtio.items()},
             }
         )
 
@@ -52,17 +63,27 @@ class HypervisorActor:
             if machine.behind:
                 # What a guest has put into its queue is its own time to wait for, and nobody else's.
                 machine.go_on()
-                if not self._inbox.ready:
-                    continue
-            peer, frame = receive()
-            if peer == self._guest:
-                self._serve_trap(frame)
-            elif peer == LAUNCHER:
-                command = self._control.decode(frame)
-                if command is not None:
-                    self._control.run(command)
-            elif peer == self._parent:
-                self._serve_signal(frame)
+            if self._addresses:
+                self._back_ends.serve(0 if machine.behind else None)
+                self._drain_inbox()
+            elif not machine.behind or self._inbox.ready:
+                self._serve(*receive())
+
+    def _drain_inbox(self) -> None:
+        for _ in range(_DRAIN):
+            if not self._inbox.ready:
+                return
+            self._serve(*self._inbox.receive())
+
+    def _serve(self, peer: bytes, frame: bytes) -> None:
+        if peer == self._guest:
+            self._serve_trap(frame)
+        elif peer == LAUNCHER:
+            command = self._control.decode(frame)
+            if command is not None:
+                self._control.run(command)
+        elif peer == self._parent:
+            self._serve_signal(frame)
 
     def _serve_signal(self, frame: bytes) -> None:
         try:
@@ -96,7 +117,13 @@ class HypervisorActor:
 
     def _build(self) -> dict[str, Any]:
         self._machine.build()
+        for device, address in self._addresses.items():
+            self._connect_backend(device, address)
         return {"counters": dict(self._machine.counters)}
+
+    def _connect_backend(self, device: str, address: str) -> None:
+        """The back end of an emulated card listens there from now on. It is connected when `links` says so."""
+        self._back_ends.connect(device, address, self._machine.virtio[device].front_end)
 
     def _open_again(self, device: str) -> str:
         """Tries to open a device's group a second time; the errno's name, or what happened instead."""
@@ -132,4 +159,5 @@ def _vm_config(configuration: dict[str, Any]) -> VmConfig:
             Assignment(each["host"], each["slot"], tuple(Edit(**edit) for edit in each["edits"]), each["bypass_iommu"])
             for each in vm["assign"]
         ),
+        virtio=tuple(VirtioNet(each["name"], each["slot"], bytes.fromhex(each["mac"])) for each in vm["virtio"]),
     )

@@ -21,11 +21,14 @@ from viommu_actors.hypervisor.qemu_shadow import QemuShadow
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.shadow import Effort, Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
+from viommu_actors.hypervisor.virtio.function import VirtioNet, VirtioNetFunction
+from viommu_actors.hypervisor.virtio.memory import FunctionMemory
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec import pci, platform, vfio
 from viommu_actors.spec.acpi import DeviceScope, ScopeType
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED, UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
+from viommu_actors.vtd.translator import is_interrupt
 from viommu_actors.vtd.unit import RemappingUnit
 
 VTD_BASE = platform.REMAPPING_UNIT_BASE
@@ -65,6 +68,8 @@ class VmConfig:
     #: False: interrupts of assigned devices go through the hypervisor instead of KVM's irqfd.
     irqfd: bool
     assignments: tuple[Assignment, ...]
+    #: Network cards that the hypervisor emulates.
+    virtio: tuple[VirtioNet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,10 @@ class GuestMachine:
         self.counters: Counter[str] = Counter()
         self._parent = parent
         self._log = log
-        self._functions: dict[int, AssignedFunction | HostBridge] = {}
+        self._functions: dict[int, AssignedFunction | HostBridge | VirtioNetFunction] = {}
         self._assigned: list[AssignedFunction] = []
+        #: Network cards that it emulates, by name.
+        self.virtio: dict[str, VirtioNetFunction] = {}
         self._shadows = Shadows()
         #: of each assigned device, where there is a vIOMMU
         self.shadows: list[Shadow] = []
@@ -131,6 +138,8 @@ class GuestMachine:
             else:
                 # Behind a vIOMMU each has an address space of its own, hence a container.
                 self._assign(assignment, None)
+        for card in self.config.virtio:
+            self._emulate(card)
         self._install_firmware()
 
     def _assign(self, assignment: Assignment, container: int | None) -> int:
@@ -167,6 +176,21 @@ class GuestMachine:
         self._log(f"{assignment.host} assigned as {pci.format_bdf(requester)}")
         return container
 
+    def _emulate(self, card: VirtioNet) -> None:
+        requester, unit = card.bdf, self.unit
+
+        def send_message(address: int, data: int) -> None:
+            message = self._remap(requester, address, data, True) if is_interrupt(address) else None
+            if message is not None:
+                self._signal(*message)
+
+        memory = FunctionMemory(self.memory, unit, requester, self.counters)
+        function = VirtioNetFunction(card, memory, unit is not None, send_message, self.counters, self._log)
+        self._functions[requester] = self.virtio[card.name] = function
+        if unit is not None:
+            unit.attach(requester)
+            self._shadows.add(function.front_end.iotlb)
+
     def _install_firmware(self) -> None:
         viommu = self.config.viommu
         install(
@@ -183,6 +207,7 @@ class GuestMachine:
         if not any(assignment.bypass_iommu for assignment in self.config.assignments):
             return ()
         slots = [0, *(assignment.slot for assignment in self.config.assignments if not assignment.bypass_iommu)]
+        slots += [card.slot for card in self.config.virtio]
         return tuple(DeviceScope(ScopeType.ENDPOINT, 0, 0, ((slot, 0),)) for slot in slots)
 
     def decisions(self, bdf: int) -> list[Decision]:
@@ -211,6 +236,10 @@ class GuestMachine:
             window = function.bars.at(address, size)
             if window is not None:
                 return window if window.token else function.mmio_read(window, address, size)
+        for card in self.virtio.values():
+            if place := card.place(address, size):
+                value = card.register_read(*place, size)
+                return (1 << size * 8) - 1 if value is None else value
         self.counters["unassigned"] += 1
         return (1 << size * 8) - 1
 
@@ -236,10 +265,16 @@ class GuestMachine:
                     return window
                 assigned.mmio_write(window, address, size, value)
                 return False
+        for card in self.virtio.values():
+            if place := card.place(address, size):
+                card.register_write(*place, size, value)
+                return False
         self.counters["unassigned"] += 1
         return False
 
-    def _config_target(self, address: int, size: int) -> tuple[AssignedFunction | HostBridge | None, int]:
+    def _config_target(
+        self, address: int, size: int
+    ) -> tuple[AssignedFunction | HostBridge | VirtioNetFunction | None, int]:
         """Function and offset; no function for an access that no bridge makes a configuration request of."""
         function, offset = divmod(address - platform.ECAM_BASE, pci.CONFIG_SIZE)
         return self._functions.get(function) if pci.is_config_access(offset, size) else None, offset
@@ -257,7 +292,7 @@ class GuestMachine:
             self.unit.go_on()
 
     def _signal(self, address: int, data: int) -> None:
-        """An interrupt that the vIOMMU raises itself."""
+        """An interrupt that the vIOMMU raises itself, or an emulated function once it is remapped."""
         self._parent.signal_msi(self._vm, address, data)
 
     def eventfd_signalled(self, eventfd: int) -> None:

@@ -228,9 +228,12 @@ def add_msix(space: ConfigSpace, bar: int, vectors: int, table: int, pba: int) -
 
 
 def add_express(space: ConfigSpace, port_type: pci.PortType, max_payload: int, lanes: int = 4) -> int:
-    """PCI Express capability; a root port gets a hot-plug slot by `add_slot`. `max_payload` in bytes."""
+    """PCI Express capability; a root port gets a hot-plug slot by `add_slot`. `max_payload` in bytes.
+
+    An endpoint of the root complex has no link.
+    """
     offset = space.add_capability(pci.CapabilityId.PCI_EXPRESS, pci.EXP_SIZE)
-    endpoint = port_type is pci.PortType.ENDPOINT
+    endpoint = port_type in (pci.PortType.ENDPOINT, pci.PortType.ROOT_COMPLEX_ENDPOINT)
     space.define(offset + pci.EXP_FLAGS, 2, pci.EXP_FLAGS_VERSION | port_type << pci.EXP_FLAGS_TYPE_SHIFT)
     capabilities = pci.payload_code(max_payload) | pci.DEVCAP_ROLE_BASED_ERRORS
     if endpoint:
@@ -245,14 +248,15 @@ def add_express(space: ConfigSpace, port_type: pci.PortType, max_payload: int, l
         reset |= pci.DEVCTL_MAX_READ_DEFAULT << pci.DEVCTL_MAX_READ_SHIFT
     space.define(offset + pci.EXP_DEVICE_CONTROL, 2, reset, writable=control)
     space.define(offset + pci.EXP_DEVICE_STATUS, 2, 0, clear=pci.DEVSTA_WRITE_ONE_TO_CLEAR)
-    link = pci.LNKCAP_SPEED_8GT | lanes << pci.LNKCAP_WIDTH_SHIFT
-    space.define(offset + pci.EXP_LINK_CAPABILITIES, 4, link)
-    space.define(offset + pci.EXP_LINK_STATUS, 2, link)
+    if port_type is not pci.PortType.ROOT_COMPLEX_ENDPOINT:
+        link = pci.LNKCAP_SPEED_8GT | lanes << pci.LNKCAP_WIDTH_SHIFT
+        space.define(offset + pci.EXP_LINK_CAPABILITIES, 4, link)
+        space.define(offset + pci.EXP_LINK_STATUS, 2, link)
+        space.define(offset + pci.EXP_LINK_CAPABILITIES_2, 4, pci.LNKCAP2_SPEEDS_8GT)
+        space.define(offset + pci.EXP_LINK_CONTROL_2, 2, pci.LNKCAP_SPEED_8GT)
     space.define(offset + pci.EXP_DEVICE_CAPABILITIES_2, 4, pci.DEVCAP2_TIMEOUT_DISABLE)
     atomic = pci.DEVCTL2_ATOMIC_REQUESTER if endpoint else 0
     space.define(offset + pci.EXP_DEVICE_CONTROL_2, 2, 0, writable=pci.DEVCTL2_TIMEOUT_MASK | atomic)
-    space.define(offset + pci.EXP_LINK_CAPABILITIES_2, 4, pci.LNKCAP2_SPEEDS_8GT)
-    space.define(offset + pci.EXP_LINK_CONTROL_2, 2, pci.LNKCAP_SPEED_8GT)
     return offset
 
 

@@ -1,0 +1,115 @@
+"""Guest memory as an emulated function reaches it: translated by the vIOMMU access by access, as QEMU does it.
+
+A translation goes through the unit's IOTLB, and what it blocks is recorded as a fault in the unit, which tells the
+guest by its fault event (hw/i386/intel_iommu.c, vtd_iommu_translate).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.spec.vtd import PAGE_MASK, PAGE_SIZE, Access
+from viommu_actors.vtd.tables import TableFault, leaf_at
+from viommu_actors.vtd.translator import is_interrupt
+from viommu_actors.vtd.unit import RemappingUnit
+
+
+class Entry(NamedTuple):
+    """What a page may be accessed for, and where it is. `domain` None: no tables say so."""
+
+    iova: int
+    address: int
+    access: Access
+    domain: int | None
+
+
+class FunctionMemory:
+    """The memory that the function with this requester ID reaches; without a unit, all of the guest's.
+
+    `counters`: virtio_blocked, the accesses that the vIOMMU blocked, and virtio_outside_ram, those that it did not and
+    that no memory answers; requests to the interrupt range, which are never translated, are among the latter.
+    """
+
+    def __init__(self, memory: Memory, unit: RemappingUnit | None, requester: int, counters: Counter[str]) -> None:
+        self._memory = memory
+        self._unit = unit
+        self._requester = requester
+        self._counters = counters
+
+    def read(self, iova: int, size: int) -> bytes | None:
+        """None where any of it is blocked, or no memory."""
+        data = b""
+        for place, length in self._pages(iova, size):
+            address = self._translate(place, Access.READ)
+            if address is None:
+                return None
+            try:
+                data += self._memory.read(address, length)
+            except Unclaimed:
+                self._counters["virtio_outside_ram"] += 1
+                return None
+        return data
+
+    def write(self, iova: int, data: bytes) -> bool:
+        """False where any of it is blocked, or no memory; nothing is written from there on."""
+        for place, length in self._pages(iova, len(data)):
+            address = self._translate(place, Access.WRITE)
+            if address is None:
+                return False
+            try:
+                self._memory.write(address, data[place - iova : place - iova + length])
+            except Unclaimed:
+                self._counters["virtio_outside_ram"] += 1
+                return False
+        return True
+
+    def entry(self, iova: int, access: Access) -> Entry | None:
+        """The page of an access, with all the leave that it has; None where it may not be, as if it were done."""
+        address = self._translate(iova, access)
+        if address is None:
+            return None
+        page = iova & ~PAGE_MASK
+        try:
+            self._memory.read(address, 1)
+        except Unclaimed:
+            self._counters["virtio_outside_ram"] += 1
+            return None
+        unit = self._unit
+        if unit is None or not unit.translation_enabled:
+            return Entry(page, page, Access.BOTH, None)
+        try:
+            context = unit.context(self._requester)
+        except TableFault:
+            # It passed by what the unit still holds of tables that are gone.
+            return None
+        if context.pass_through:
+            return Entry(page, page, Access.BOTH, context.domain)
+        leaf = leaf_at(self._memory, context, iova, unit.config)
+        if leaf is None or access & ~leaf.access:
+            return None
+        return Entry(page, address & ~PAGE_MASK, leaf.access, context.domain)
+
+    def _translate(self, iova: int, access: Access) -> int | None:
+        """Where an access within one page goes; None where it goes nowhere, which is counted."""
+        if is_interrupt(iova):
+            self._counters["virtio_outside_ram"] += 1
+            return None
+        if self._unit is None:
+            return iova
+        address, reason = self._unit.translate(self._requester, iova, access)
+        if reason is not None:
+            self._counters["virtio_blocked"] += 1
+            return None
+        return address
+
+    @staticmethod
+    def _pages(iova: int, size: int) -> Iterator[tuple[int, int]]:
+        """A range as (address, length) of its pieces, none of which crosses a page."""
+        end = iova + size
+        while iova < end:
+            length = min(PAGE_SIZE - (iova & PAGE_MASK), end - iova)
+            yield iova, length
+            iova += length
