@@ -5,6 +5,7 @@ The same commands stand before a kernel's driver and before an application's.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -61,9 +62,11 @@ class Netdev(Protocol):
 class NetCommands:
     """Control commands of network devices; BDFs are texts like `00:03.0`."""
 
-    def __init__(self, find: Callable[[str], Netdev]) -> None:
-        """`find` raises what becomes the command's error where there is no such network device."""
+    def __init__(self, find: Callable[[str], Netdev], clock: Callable[[], float]) -> None:
+        """`find` raises what becomes the command's error where there is no such network device; `clock` is monotonic,
+        in seconds."""
         self._find = find
+        self._clock = clock
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -80,11 +83,16 @@ class NetCommands:
         device = self._find(bdf)
         return {"mac": device.mac, "max_frame": device.max_frame, "mapping": device.mapping}
 
-    def send(self, bdf: str, first: int, count: int, size: int, destination: bytes) -> None:
-        """Sends frames number `first` to `first + count - 1`."""
+    def send(self, bdf: str, first: int, count: int, size: int, destination: bytes) -> bytes:
+        """Sends frames number `first` to `first + count - 1`; nanoseconds of each, as 64-bit integers."""
         device = self._find(bdf)
+        taken = array("q")
         for number in range(first, first + count):
-            device.send(numbered_frame(number, size, destination, device.mac))
+            frame = numbered_frame(number, size, destination, device.mac)
+            began = self._clock()
+            device.send(frame)
+            taken.append(round(1e9 * (self._clock() - began)))
+        return taken.tobytes()
 
     def receive(self, bdf: str, first: int, count: int, size: int, destination: bytes, source: bytes) -> bool:
         """Receives as many frames; whether they are those that `source` sent by `send`, in order, byte for byte."""

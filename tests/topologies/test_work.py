@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ class FakeSupervisor:
             return {"mac": bytes(6), "max_frame": 4096 if actor == "guest" else 4084, "mapping": "dynamic"}
         done = arguments.get("operations", arguments.get("count", 0))
         self.traps["hypervisor" if actor == "guest" else actor] += 2 * done
+        if name == "send":
+            return array("q", [1500] * done).tobytes()
         return {
             "operations": done,
             "bytes": done * 4096,
@@ -79,5 +82,6 @@ def test_both_ends_of_a_cable_are_counted() -> None:
     peer = Owner("peer", None, "01:00.0")
     row = Work(supervisor, NIC, GUEST, print).send_to(peer, 20)  # type: ignore[arg-type]
     assert (row.operations, row.bytes, row.traps, row.pte_writes) == (20, 20 * 4084, 40, 0)
+    assert row.send_us == 1.5
     assert row.receiver is not None
     assert (row.receiver.traps, row.receiver.pte_writes) == (0, 40)

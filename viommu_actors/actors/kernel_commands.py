@@ -63,7 +63,7 @@ class KernelCommands:
             "faults": self.faults,
             "forget_interrupts": self.forget_interrupts,
             "config_space": self.config_space,
-            **NetCommands(self._netdev).handlers(),
+            **NetCommands(self._netdev, time.perf_counter).handlers(),
             "serve": self.serve,
             "served": lambda: self._served,
             "end_serve": self.end_serve,

@@ -41,7 +41,7 @@ class AppCommands:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
-        return NetCommands(self._netdev).handlers() | {
+        return NetCommands(self._netdev, self._system.clock).handlers() | {
             "start": self.start,
             "io": self.io,
             "forward": self.forward,

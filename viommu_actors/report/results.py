@@ -86,6 +86,17 @@ class LevelCounts(Struct, kw_only=True, frozen=True):
     counts: Counts
 
 
+class Wire(Struct, kw_only=True, frozen=True):
+    """Messages on one wire, both ways together, by their kind."""
+
+    wire: str
+    kinds: dict[str, int]
+
+    @property
+    def messages(self) -> int:
+        return sum(self.kinds.values())
+
+
 class Io(Struct, kw_only=True, frozen=True):
     """Honest work of one device. The counts cover its steady state, `setup` the rest.
 
@@ -101,6 +112,9 @@ class Io(Struct, kw_only=True, frozen=True):
     `should_work` is False where the setting is expected to stop honest work too; `failed` says what then happened, and
     `fault` is the first record of it.
     `receiver`: the same of the other end, for frames over a cable, a buffer there for each one here.
+    `peer` is the card that frames went to from this one, both of a virtual switch, `peer_driver` who drove it, `wires`
+    all messages meanwhile, control aside. `send_us` is what the driver's send of a frame took, the median by the wall
+    clock in microseconds: until the device had it, and until it stood in the receiver's buffer over a virtual switch.
     `levels`, of a device of a nested VM: the same of each VM, from the one on the host down to its own.
     `map_unmap_us`, where VMs are nested: what a page's map and unmap take the kernel that drives the device, the median
     by the wall clock in microseconds.
@@ -132,6 +146,10 @@ class Io(Struct, kw_only=True, frozen=True):
     fault: Fault | None = None
     setup: Counts = field(default_factory=Counts)
     receiver: Counts | None = None
+    peer: str = ""
+    peer_driver: UserDriver | Literal["kernel"] = "kernel"
+    wires: tuple[Wire, ...] = ()
+    send_us: float | None = None
     levels: tuple[LevelCounts, ...] = ()
     map_unmap_us: float | None = None
 
@@ -162,7 +180,8 @@ class AppPort(Struct, kw_only=True, frozen=True):
 class Forwarded(Struct, kw_only=True, frozen=True):
     """Packets that an application received on one port and sent on the next, and what they cost, all together.
 
-    `verified`: all that were on their way came back as they were made; else `failed` says why none counts.
+    `verified`: all that were on their way came back as they were made; else `failed` says why none counts. `ends` are
+    the devices beyond the ports that they went between, both ways; empty where they came back to the application.
     """
 
     packets: int
@@ -171,6 +190,22 @@ class Forwarded(Struct, kw_only=True, frozen=True):
     counts: Counts
     per_packet: PerPacket | None = None
     failed: str = ""
+    ends: tuple[str, ...] = ()
+
+
+class VswitchPort(Struct, kw_only=True, frozen=True):
+    """A virtual switch's own statistics of one port, since its process was started."""
+
+    device: str
+    statistics: dict[str, int]
+
+
+class Vswitch(Struct, kw_only=True, frozen=True):
+    """A virtual switch, and how often it was started again."""
+
+    name: str
+    ports: tuple[VswitchPort, ...]
+    restarts: int = 0
 
 
 class App(Struct, kw_only=True, frozen=True):
@@ -268,6 +303,7 @@ class Results(Struct, kw_only=True, frozen=True):
     modelled: tuple[Modelled, ...] = ()
     machines: tuple[Machine, ...] = ()
     apps: tuple[App, ...] = ()
+    vswitches: tuple[Vswitch, ...] = ()
 
 
 class RogueResults(Struct, kw_only=True, frozen=True):

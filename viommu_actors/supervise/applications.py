@@ -11,6 +11,7 @@ from viommu_actors.kernel.vfio.noiommu import PARAMETER
 from viommu_actors.report.results import App, AppPort, Counts, Forwarded, per_packet
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.supervise.uplink import leads_out, relay
 from viommu_actors.supervise.work import read_counts
 from viommu_actors.topology.resolved import ResolvedApp, ResolvedPort, ResolvedTopology, ResolvedVm
 
@@ -44,14 +45,17 @@ def forward(
 ) -> App:
     """`row`, once the application has forwarded packets between its ports, and with their statistics.
 
-    As many as its devices have operations; none where there is no second port, or one that does not work. Raises
-    CommandFailed, ActorGone.
+    As many as its devices have operations: its own, which come back to it, or where there are others beyond its ports,
+    theirs. None where there is no second port, or one that does not work. Raises CommandFailed, ActorGone.
     """
     usable = all(port.granted for port in row.ports) and all(works(topology, port) for port in app.ports)
-    # Packets of a port with a cable do not come back to it.
-    usable = usable and all(topology.device(port.device).peer is None for port in app.ports)
-    packets = sum(topology.device(port.device).operations for port in app.ports)
-    forwarded = _forward(supervisor, vm, app, packets) if len(app.ports) > 1 and packets and usable else None
+    packets = sum(topology.operations(port.device) for port in app.ports)
+    forwarded = None
+    if usable and packets and len(app.ports) > 1 and all(port.rx == "poll" for port in app.ports):
+        if any(leads_out(topology, port) for port in app.ports):
+            forwarded = relay(topology, supervisor, vm, app)
+        else:
+            forwarded = _forward(supervisor, vm, app, packets)
     ports = tuple(
         msgspec.structs.replace(told, statistics=supervisor.command(row.name, "statistics", bdf=port.bdf))
         if told.granted

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -15,6 +16,14 @@ def checked_counts(result: Any) -> list[dict[str, Any]]:
                 way: {str(k): n for k, n in end[way].items() if isinstance(n, int)} for way in ("sent", "received")
             }})  # fmt: skip
     return ends
+
+
+def by_wire(ends: Iterable[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """How many messages of each kind went over each wire, both ways together, by the counts of whoever sent them."""
+    wires: dict[str, Counter[str]] = defaultdict(Counter)
+    for end in ends:
+        wires[end["wire"]].update(end["sent"])
+    return dict(wires)
 
 
 def all_stamps(ask: Callable[[], Any]) -> dict[str, Any]:

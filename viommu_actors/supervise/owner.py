@@ -6,7 +6,13 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from viommu_actors.supervise.plan import guest_of, hypervisor_of, process_of
-from viommu_actors.topology.resolved import ResolvedAssign, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import (
+    ResolvedAssign,
+    ResolvedDevice,
+    ResolvedTopology,
+    ResolvedVirtioNet,
+    ResolvedVm,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,12 @@ def assignment_to(vm: ResolvedVm, device: ResolvedDevice) -> ResolvedAssign:
 def kernel_beneath(vm: ResolvedVm) -> str:
     """The actor of the kernel that a VM runs on."""
     return "host" if vm.parent is None else guest_of(vm.parent)
+
+
+def owner_of_card(vm: ResolvedVm, card: ResolvedVirtioNet) -> Owner:
+    """The guest kernel of the VM that has the card, with its application."""
+    app = None if card.app is None else process_of(vm.name, card.app)
+    return Owner(guest_of(vm.name), hypervisor_of(vm.name), card.bdf, app)
 
 
 def owner_of(topology: ResolvedTopology, device: ResolvedDevice) -> Owner:

@@ -21,6 +21,7 @@ from viommu_actors.report.results import (
     Process,
     Results,
     Verdict,
+    Vswitch,
     as_expected,
 )
 from viommu_actors.report.tables import sandbox_words
@@ -28,12 +29,14 @@ from viommu_actors.supervise.applications import forward, start, works
 from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
-from viommu_actors.supervise.owner import Owner, heir_of, owner_of
+from viommu_actors.supervise.owner import Owner, heir_of, owner_of, owner_of_card
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_of
 from viommu_actors.supervise.stage import remapping_fault
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
+from viommu_actors.supervise.uplink import mate_of
+from viommu_actors.supervise.vswitches import vswitch_rows
 from viommu_actors.supervise.work import Work, read_counts
-from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVirtioNet, ResolvedVm
 
 #: Operations that a kernel does with a device that it has back.
 _RECLAIMED = 8
@@ -70,6 +73,7 @@ class Scenario:
             for device in topology.devices
             if device.rogue
         }
+        self._vswitches: tuple[Vswitch, ...] = ()
         self._done = False
 
     def run(self) -> None:
@@ -81,23 +85,32 @@ class Scenario:
         """All that comes after the boot; what a contained death took away is left out."""
         for step in (self._inspect, self._work):
             self._for_each_device(step)
+        self._for_each_card(self._send)
         for vm in self._topology.vms:
             for app in vm.apps:
                 with self._contained(app.name):
                     self._start(vm, app)
         self._for_each_device(self._work_of_app)
+        self._for_each_card(self._send_of_app)
         for vm in self._topology.vms:
             for app in vm.apps:
                 with self._contained(app.name):
                     self._forward(vm, app)
         self._for_each_device(self._attack)
         self._for_each_device(self._reclaim)
+        self._vswitches = vswitch_rows(self._topology, self._supervisor)
         self._done = True
 
     def _for_each_device(self, step: Callable[[ResolvedDevice], None]) -> None:
         for device in self._topology.devices:
             with self._contained(device.name):
                 step(device)
+
+    def _for_each_card(self, step: Callable[[ResolvedVm, ResolvedVirtioNet], None]) -> None:
+        for vm in self._topology.vms:
+            for card in vm.virtio:
+                with self._contained(card.name):
+                    step(vm, card)
 
     @contextmanager
     def _contained(self, name: str) -> Iterator[None]:
@@ -127,6 +140,7 @@ class Scenario:
             absent=tuple(self._absent),
             machines=tuple(self._machines),
             apps=tuple(self._apps),
+            vswitches=self._vswitches,
         )
 
     def boot(self) -> None:
@@ -154,7 +168,9 @@ class Scenario:
 
     def _confined(self) -> None:
         """Before anything reaches a device: it is still what it was started as."""
-        found = confinements(self._supervisor, [device.name for device in self._topology.devices])
+        untrusted = [device.name for device in self._topology.devices]
+        untrusted += [vswitch.name for vswitch in self._topology.vswitches]
+        found = confinements(self._supervisor, untrusted)
         self._processes = tuple(
             msgspec.structs.replace(each, sandbox=found[each.name].level, sandbox_detail=found[each.name].detail)
             if each.name in found
@@ -201,6 +217,30 @@ class Scenario:
             self._tell(f"{device.name}: {device.operations} frames to {device.peer}")
             self._io.append(work.send_to(replace(self._peer(device.peer), app=None), device.operations))
 
+    def _send(self, vm: ResolvedVm, card: ResolvedVirtioNet) -> None:
+        """Between the kernels, whoever takes the cards afterwards."""
+        if not card.operations:
+            return
+        mate, peer = mate_of(self._topology, card.name)
+        work = Work(self._supervisor, card, replace(owner_of_card(vm, card), app=None), self._tell)
+        self._tell(f"{card.name}: driver torn down and set up again")
+        work.set_up()
+        self._tell(f"{card.name}: {card.operations} frames to {mate} through {card.vswitch}")
+        row = work.send_through(replace(peer, app=None), card.operations)
+        self._io.append(msgspec.structs.replace(row, peer=mate))
+
+    def _send_of_app(self, vm: ResolvedVm, card: ResolvedVirtioNet) -> None:
+        """The same where an application has either end."""
+        mate, peer = mate_of(self._topology, card.name)
+        ports = self._topology.port(card.name), self._topology.port(mate)
+        if not card.operations or not any(ports) or self._refused.keys() & {card.name, mate}:
+            return
+        self._tell(f"{card.name}: {card.operations} frames to {mate}, of {card.app or 'the kernel'}")
+        work = Work(self._supervisor, card, owner_of_card(vm, card), self._tell)
+        row = work.send_through(peer, card.operations)
+        drivers = ["kernel" if port is None else port.driver for port in ports]
+        self._io.append(msgspec.structs.replace(row, peer=mate, driver=drivers[0], peer_driver=drivers[1]))
+
     def _start(self, vm: ResolvedVm, app: ResolvedApp) -> None:
         self._tell(f"{app.name} starts and takes {', '.join(f'{port.device} by {port.driver}' for port in app.ports)}")
         row = start(self._topology, self._supervisor, vm, app)
@@ -214,6 +254,9 @@ class Scenario:
     def _work_of_app(self, device: ResolvedDevice) -> None:
         port = self._topology.port(device.name)
         if port is None or not device.operations or device.name in self._refused:
+            return
+        # What an application polls on a cable it forwards.
+        if device.peer is not None and port.rx == "poll":
             return
         self._tell(f"{device.name}: {device.operations} operations of {device.app}")
         self._supervisor.command("host", "faults")

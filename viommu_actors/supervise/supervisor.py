@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import zmq
 
 from viommu_actors.supervise.actor_plan import ActorPlan
-from viommu_actors.supervise.counted import all_stamps, checked_counts
+from viommu_actors.supervise.counted import all_stamps, by_wire, checked_counts
 from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, guest_of
@@ -417,6 +417,10 @@ class Supervisor:
             if not lines or time.monotonic() > deadline:
                 return lines
             self.poll(0.02)
+
+    def messages(self) -> dict[str, Counter[str]]:
+        """How many of each kind went over each wire up to now."""
+        return by_wire(self._counts())
 
     def _counts(self) -> list[dict[str, Any]]:
         asked = [self._send(name, "counts", {}) for name in self.actors]

@@ -180,11 +180,21 @@ class ResolvedTopology(Struct, kw_only=True, frozen=True):
         """The VM whose kernel or application drives a device, physical or emulated, None for the host's. Raises
         KeyError."""
         emulated = (vm for vm in self.vms if any(each.name == device for each in vm.virtio))
-        found = next(emulated, None)
-        if found is not None:
+        if found := next(emulated, None):
             return found
         vm = self.device(device).vm
         return None if vm is None else self.vm(vm)
+
+    def card(self, name: str) -> ResolvedVirtioNet:
+        """A network card that a hypervisor emulates. Raises KeyError."""
+        return {card.name: card for vm in self.vms for card in vm.virtio}[name]
+
+    def is_card(self, device: str) -> bool:
+        return any(card.name == device for vm in self.vms for card in vm.virtio)
+
+    def operations(self, device: str) -> int:
+        """How much honest work a device does, be it physical or emulated. Raises KeyError."""
+        return self.card(device).operations if self.is_card(device) else self.device(device).operations
 
     def ports_of(self, vswitch: str) -> tuple[tuple[ResolvedVm, ResolvedVirtioNet], ...]:
         """The cards that a virtual switch serves, in the order of its ports, with their VMs."""
