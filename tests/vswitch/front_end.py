@@ -77,6 +77,8 @@ class DriverQueue:
 class Guest:
     """A guest, and the front end of its network device. `mapping`: page -> (page, leave), None without a vIOMMU."""
 
+    port: Port
+
     def __init__(self, world: World, name: str, translated: bool = True, size: int = SIZE, base: int = 0) -> None:
         self.name = name
         self.ram = bytearray(RAM)
@@ -91,7 +93,6 @@ class Guest:
         self.stuck = False
         self.down: deque[Any] = deque()
         self.up: deque[Any] = deque()
-        self.port: Port
         self._world = world
         self.connect()
         self.rx = DriverQueue(self, Queue.RECEIVE, size, base)

@@ -267,13 +267,30 @@ def test_a_front_end_that_does_not_answer_holds_nobody(world: World) -> None:
     assert b.received()[-1][14:] == b"again"
 
 
-@pytest.mark.parametrize("state", ["never started", "stopped", "reset"])
-def test_a_port_that_does_not_work_takes_nothing(world: World, state: str) -> None:
-    a, b = up(world, "ab") if state != "never started" else [*up(world, "a"), world.guest("b")]
-    if state == "stopped":
-        b.to_switch(vhost.StopVring(Queue.RECEIVE))
-    elif state == "reset":
-        b.to_switch(vhost.Reset())
+def test_a_guest_that_was_never_there_is_waited_for_once(world: World) -> None:
+    a, b = *up(world, "a"), world.guest("b")
+    world.now += 1000
+    a.send(frame(mac(1), mac(0), b"first"))
+    world.pump()
+    assert a.tx.reap() == []
+    b.give(8)
+    b.start()
+    world.pump()
+    assert len(a.tx.reap()) == len(b.received()) == 1
+    c = world.guest("c")
+    a.send(frame(mac(2), mac(0), b"second"))
+    world.pump()
+    world.now += STUCK
+    a.send(frame(mac(2), mac(0), b"third"))
+    world.pump()
+    assert len(a.tx.reap()) == len(b.received()) == 2
+    assert c.port.counters["tx_dropped"] == 2
+
+
+@pytest.mark.parametrize("message", [vhost.StopVring(Queue.RECEIVE), vhost.Reset()])
+def test_a_port_that_has_gone_takes_nothing(world: World, message: object) -> None:
+    a, b = up(world, "ab")
+    b.to_switch(message)
     a.send(frame(mac(1), mac(0)))
     world.pump()
     assert len(a.tx.reap()) == 1

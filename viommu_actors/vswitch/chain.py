@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from viommu_actors.spec import vhost
@@ -88,15 +88,15 @@ class ChainReader:
         return index
 
 
-def runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, count) of few reads of the table that bring the descriptors of `indices` in, in their order."""
-    first = last = None
-    for index in indices:
-        if first is not None and last is not None and last < index <= last + _GAP and index - first < _MOST:
+def runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(first, count) of few reads of the table that bring the descriptors of `indices` in."""
+    first = last = -1
+    for index in sorted(indices):
+        if first >= 0 and index <= last + _GAP and index - first < _MOST:
             last = index
             continue
-        if first is not None and last is not None:
+        if first >= 0:
             yield first, last - first + 1
         first = last = index
-    if first is not None and last is not None:
+    if first >= 0:
         yield first, last - first + 1

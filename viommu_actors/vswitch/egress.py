@@ -25,7 +25,11 @@ STUCK: Final = 1.0
 
 
 class Egress:
-    """The way out of a port. It takes nothing until it is opened."""
+    """The way out of a port.
+
+    Frames for a guest that was not there yet wait as for one that does not answer: when a switch has been started again
+    its front ends come back one by one. Those for one that has gone are dropped.
+    """
 
     def __init__(self, memory: TranslatedMemory, counters: Counter[str]) -> None:
         self._memory = memory
@@ -34,7 +38,7 @@ class Egress:
         self._waiting: deque[Parcel] = deque()
         #: written to the guest, which has not been seen to have it yet
         self._written: list[Parcel] = []
-        #: Frames are dropped at once, because the guest took none.
+        #: Frames are dropped at once: the guest took none, or it has gone.
         self._congested = False
         self._arrival: Wait | None = None
         #: how often it went on, and how often it had at which time (seconds)
@@ -43,9 +47,11 @@ class Egress:
 
     def send(self, frame: bytes, delivery: Delivery) -> None:
         """A frame for the guest, to be followed by `wake`; `delivery` hears when it is settled."""
-        if self._ring is None or self._congested:
+        if self._congested:
             self._counters["tx_dropped"] += 1
             return
+        if not (self._waiting or self._written):
+            self._steps += 1
         delivery.add()
         self._waiting.append(Parcel(frame, delivery))
 
@@ -53,7 +59,6 @@ class Egress:
         """The last frame for now has been sent."""
         if self._arrival is not None and self._waiting:
             arrival, self._arrival = self._arrival, None
-            self._steps += 1
             arrival.finish()
 
     def run(self, ring: Ring) -> Task:
@@ -81,16 +86,17 @@ class Egress:
     def close(self) -> None:
         """The receive queue does not work any more; nobody has what waits for it."""
         self._ring = self._arrival = None
-        self._congested = False
+        self._congested = True
         self._drop([*self._written, *self._waiting])
 
     def expire(self, now: float) -> float | None:
         """Drops what has waited for too long; when to be called again, if at all (seconds of a monotonic clock)."""
-        if self._ring is None or not (self._written or self._waiting):
+        if not (self._written or self._waiting):
             return None
         if self._seen[0] != self._steps:
             self._seen = self._steps, now
-        end = self._seen[1] + (PATIENCE if self._ring.asleep else STUCK)
+        asleep = self._ring is not None and self._ring.asleep
+        end = self._seen[1] + (PATIENCE if asleep else STUCK)
         if now < end:
             return end
         self._congested = True
