@@ -28,8 +28,13 @@ class AppActor:
         calls = Channel(name, kernel["address"], m.VFIO, m.VFIO_ANSWER, self._kernel)
         direct = Channel(name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, self._direct)
         [hugepages] = open_slots([configuration["hugepages"]], "gpa")
-        system = RemoteSystem(calls, direct, hugepages, self._signals)
-        self._control = Control(inbox, name, [self._kernel, self._direct, notify])
+        trap, self._traps = None, Tally(f"trap:{name}", name)
+        tallies = [self._kernel, self._direct, notify]
+        if configuration["hypervisor"] is not None:
+            trap = Channel(name, configuration["hypervisor"]["address"], m.DIRECT, m.TRAP_ANSWER, self._traps)
+            tallies.append(self._traps)
+        system = RemoteSystem(calls, direct, trap, hugepages, self._signals)
+        self._control = Control(inbox, name, tallies)
         self._commands = AppCommands(system, log, os.urandom)
         self._control.register(self._commands.handlers() | {"counters": self._counters})
 

@@ -1,8 +1,8 @@
 """System calls of applications beyond VFIO: sysfs, UIO, pagemap; and page faults on the BARs that they have mapped.
 
 A BAR that is mapped is lent by the channel which this kernel itself was lent: the application then reaches the device
-without a hop of this kernel's. It ends with the map: memory decoding goes off and on again, which makes the kernel
-beneath revoke the channel, and this one ask for another.
+without a hop of this kernel's. One that the hypervisor emulates is lent by the hypervisor. Either ends with the map:
+memory decoding goes off and on again, which makes whoever lent the channel revoke it, and this kernel ask for another.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class AppCalls:
         pci = _function(area)
         if pci is None:
             raise OSError(EFAULT, f"{process.name}: {request.vaddr:#x} is memory, which is mapped already")
-        first, end, token = self._channels.channel(area.physical + request.vaddr - area.start)
+        first, end, token, emulated = self._channels.channel(area.physical + request.vaddr - area.start)
         self._lent.add(pci)
-        return m.Window(area.start + first - area.physical, end - first, token)
+        return m.Window(area.start + first - area.physical, end - first, token, emulated)
 
 
 def _function(area: Vma) -> PciDevice | None:

@@ -98,9 +98,11 @@ class GuestCpu:
         for window in self._windows:
             if window[0] <= address < window[1]:
                 return Lent(*window)
-        answer = self._trap.call(m.TrapRead(address, 4))
+        answer = self._trap.call(m.TrapLend(address))
+        if type(answer) is m.TrapLent and answer.token:
+            return Lent(answer.base, answer.base + answer.size, answer.token, emulated=True)
         if type(answer) is not m.TrapDirect:
-            raise OSError(EFAULT, f"{address:#x} is emulated by the hypervisor, and leads to no device")
+            raise OSError(EFAULT, f"{address:#x} is in no BAR")
         self._windows.append((answer.base, answer.base + answer.size, answer.token))
         return Lent(*self._windows[-1])
 

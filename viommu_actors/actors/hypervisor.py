@@ -7,12 +7,13 @@ from typing import Any
 
 from viommu_actors.actors.books import shadow_books
 from viommu_actors.actors.control import LAUNCHER, Control
+from viommu_actors.actors.emulated_bars import EmulatedBars
 from viommu_actors.actors.parent_kernel import RemoteKernel
 from viommu_actors.actors.runtime import inbox_listener, log, open_slots
 from viommu_actors.actors.vhost_wire import VhostWires
 from viommu_actors.hypervisor.assigned import Edit
 from viommu_actors.hypervisor.bars import BarWindow
-from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
+from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig, is_config_space
 from viommu_actors.hypervisor.virtio.function import VirtioNet
 from viommu_actors.memory import PhysicalMemory
 from viommu_actors.spec.pci import parse_bdf
@@ -43,7 +44,9 @@ class HypervisorActor:
         self._addresses: dict[str, str] = {card["name"]: card["backend"] for card in configuration["vm"]["virtio"]}
         vhost = {card: Tally(f"vhost:{card}", name) for card in self._addresses}
         self._back_ends = VhostWires(self._inbox, vhost)
-        self._control = Control(self._inbox, name, [self._trap, self._notify, vfio, *vhost.values()])
+        self._emulated = EmulatedBars(self._machine, self._inbox, name, configuration["apps"])
+        tallies = [self._trap, self._notify, vfio, *vhost.values(), *self._emulated.tallies]
+        self._control = Control(self._inbox, name, tallies)
         self._control.register(
             {
                 "build": self._build,
@@ -84,6 +87,8 @@ class HypervisorActor:
                 self._control.run(command)
         elif peer == self._parent:
             self._serve_signal(frame)
+        elif self._emulated.serves(peer):
+            self._emulated.serve(peer, frame)
 
     def _serve_signal(self, frame: bytes) -> None:
         try:
@@ -109,6 +114,11 @@ class HypervisorActor:
         if type(trap) is m.TrapWrite:
             outcome = self._machine.write(trap.address, trap.size, trap.value)
             answer = _direct(outcome) if isinstance(outcome, BarWindow) else m.TrapDone(outcome)
+            if is_config_space(trap.address):
+                self._emulated.settle()
+        elif type(trap) is m.TrapLend:
+            window = self._machine.window(trap.address)
+            answer = self._emulated.lend(trap.address) if window is None else _direct(window)
         else:
             assert type(trap) is m.TrapRead
             value = self._machine.read(trap.address, trap.size)
@@ -137,7 +147,7 @@ class HypervisorActor:
 
     def _counters(self) -> dict[str, int]:
         counters = dict(self._machine.counters)
-        counters["traps"] = sum(self._trap.received.values())
+        counters["traps"] = sum(self._trap.received.values()) + self._emulated.traps
         # Leaves of the guest's tables that lead out of its memory.
         counters["sync_rejected"] = sum(shadow.counters["outside_ram"] for shadow in self._machine.shadows)
         return counters

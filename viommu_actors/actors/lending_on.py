@@ -14,18 +14,22 @@ from viommu_actors.spec.pci import COMMAND, Command
 
 
 class Channel(NamedTuple):
-    """A BAR's physical addresses, from `first` to before `end`, and the token that leads there."""
+    """A BAR's physical addresses, from `first` to before `end`, and the token that leads there.
+
+    `emulated`: it leads to the hypervisor, which serves this kernel's user processes by it.
+    """
 
     first: int
     end: int
     token: bytes
+    emulated: bool = False
 
 
 class Channels(Protocol):
     """What the kernel's own CPU was lent."""
 
     def channel(self, address: int) -> Channel:
-        """The one that an address lies in. Raises OSError(EFAULT) where there is none: an access would trap."""
+        """The one that an address lies in. Raises OSError(EFAULT) where there is no BAR."""
         ...
 
 
@@ -50,9 +54,9 @@ class LendingOn:
 
     def lend_bar(self, physical_address: int, size: int) -> bytes:
         """Raises OSError(EFAULT) where the BAR is not lent to this kernel as a whole."""
-        first, end, token = self._channels.channel(physical_address)
-        if (first, end) != (physical_address, physical_address + size):
-            raise OSError(EFAULT, f"{physical_address:#x}+{size:#x} is not a whole BAR")
+        first, end, token, emulated = self._channels.channel(physical_address)
+        if emulated or (first, end) != (physical_address, physical_address + size):
+            raise OSError(EFAULT, f"{physical_address:#x}+{size:#x} is not a whole BAR of a device")
         bars = ((device, bar) for device in self._devices() for bar in device.bars.values())
         self._lent[token] = next(device for device, bar in bars if bar.address == first)
         return token

@@ -19,16 +19,19 @@ from viommu_actors.wire.sockets import Channel
 class RemoteSystem(RemoteVfio):
     """`app.system.System`: one blocking call a system call; a BAR, once it is mapped, without any."""
 
-    def __init__(self, kernel: Channel, direct: Channel, hugepages: Slot | None, signals: Signals) -> None:
-        """`hugepages` is the process's own memory, whatever its base."""
+    def __init__(
+        self, kernel: Channel, direct: Channel, trap: Channel | None, hugepages: Slot | None, signals: Signals
+    ) -> None:
+        """`hugepages` is the process's own memory, whatever its base; `trap` leads to what emulates devices, if any."""
         super().__init__(kernel)
         self._direct = direct
+        self._trap = trap
         self._signals = signals
         self._hugepages = hugepages
         self.memory = PhysicalMemory()
         self.hugepage_bytes = 0 if hugepages is None else hugepages.size
-        #: (first, end, token) of each BAR that has been touched, by user addresses
-        self._windows: list[tuple[int, int, bytes]] = []
+        #: (first, end, token, emulated) of each BAR that has been touched, by user addresses
+        self._windows: list[tuple[int, int, bytes, bool]] = []
 
     # --- memory
 
@@ -105,13 +108,18 @@ class RemoteSystem(RemoteVfio):
     # --- the process itself
 
     def mmio_read(self, vaddr: int, size: int) -> int:
-        token, offset = self._window(vaddr, size)
-        value: int = self._direct.call(m.DirectRead(token, offset, size))[0]
+        first, _, token, emulated = self._window(vaddr, size)
+        request = m.DirectRead(token, vaddr - first, size)
+        value: int = (self._emulator() if emulated else self._direct).call(request)[0]
         return value
 
     def mmio_write(self, vaddr: int, size: int, value: int) -> None:
-        token, offset = self._window(vaddr, size)
-        self._direct.post(m.DirectWrite(token, offset, size, value))
+        first, _, token, emulated = self._window(vaddr, size)
+        request = m.DirectWrite(token, vaddr - first, size, value)
+        if emulated:
+            self._emulator().call(request)
+        else:
+            self._direct.post(request)
 
     def pause(self) -> None:
         os.sched_yield()
@@ -119,11 +127,15 @@ class RemoteSystem(RemoteVfio):
     def clock(self) -> float:
         return time.monotonic()
 
-    def _window(self, vaddr: int, size: int) -> tuple[bytes, int]:
-        """(token, offset) of an access; the first one to a BAR faults. Raises OSError(EFAULT) outside of all."""
-        for first, end, token in self._windows:
-            if first <= vaddr and vaddr + size <= end:
-                return token, vaddr - first
+    def _emulator(self) -> Channel:
+        assert self._trap is not None, "whoever emulates a device is known"
+        return self._trap
+
+    def _window(self, vaddr: int, size: int) -> tuple[int, int, bytes, bool]:
+        """The one of an access; the first access to a BAR faults. Raises OSError(EFAULT) outside of all."""
+        for window in self._windows:
+            if window[0] <= vaddr and vaddr + size <= window[1]:
+                return window
         fault = self._ask(m.PageFault(vaddr))
-        self._windows.append((fault.base, fault.base + fault.size, fault.token))
-        return fault.token, vaddr - fault.base
+        self._windows.append((fault.base, fault.base + fault.size, fault.token, fault.emulated))
+        return self._windows[-1]

@@ -226,7 +226,7 @@ class GuestMachine:
 
     def read(self, address: int, size: int) -> int | BarWindow:
         """The value of an emulated read, or the window that the access is to go through."""
-        if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
+        if is_config_space(address):
             function, offset = self._config_target(address, size)
             return function.config_read(offset, size) if function else (1 << size * 8) - 1
         unit = self.unit
@@ -250,7 +250,7 @@ class GuestMachine:
             self._affordable = self._effort.spent + _SLICE
             unit.write(address - VTD_BASE, size, value)
             return False
-        if platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE:
+        if is_config_space(address):
             function, offset = self._config_target(address, size)
             changed = function is not None and function.config_write(offset, size, value)
             if changed:
@@ -271,6 +271,19 @@ class GuestMachine:
                 return False
         self.counters["unassigned"] += 1
         return False
+
+    def window(self, address: int) -> BarWindow | None:
+        """The one of an assigned device that an address lies in; None where an access would trap."""
+        windows = (function.bars.at(address, 1) for function in self._assigned)
+        return next((window for window in windows if window is not None and window.token), None)
+
+    def emulated_bar(self, address: int) -> tuple[int, int] | None:
+        """Address and size of the BAR of an emulated card that an address lies in, as long as it decodes."""
+        for card in self.virtio.values():
+            if place := card.place(address, 1):
+                bar, offset = place
+                return address - offset, card.config.bars[bar].size
+        return None
 
     def _config_target(
         self, address: int, size: int
@@ -338,3 +351,8 @@ class GuestMachine:
     def _next_slot(self) -> int:
         self._slots += 1
         return self._slots - 1
+
+
+def is_config_space(address: int) -> bool:
+    """Whether an access there is one of configuration space."""
+    return platform.ECAM_BASE <= address < platform.ECAM_BASE + ECAM_SIZE

@@ -265,6 +265,8 @@ def _vm(
     hypervisor.configuration |= {
         "parent": {"name": kernel.name, "address": kernel.inbox.address},
         "guest": guest.name,
+        # Those that come to it by themselves, for what it emulates.
+        "apps": [app.name for app in apps] if vm.virtio else [],
         "ram": ram,
         "vm": {
             "name": vm.name,
@@ -312,6 +314,7 @@ def _vm(
     }
     for app in apps:
         app.configuration["kernel"] = {"name": guest.name, "address": guest.inbox.address}
+        app.configuration["hypervisor"] = guest.configuration["hypervisor"] if vm.virtio else None
     for actor in (hypervisor, guest):
         actor.fds += [slot.fd for slot in slots]
     return hypervisor, guest

@@ -42,6 +42,15 @@ class TrapWrite(NamedTuple):
     value: Value
 
 
+class TrapLend(NamedTuple):
+    """A user process has touched a BAR that was mapped for it: the kernel asks for what leads to this address of it.
+
+    No access is done. What the kernel's page tables say in reality, which the CPU walks without leaving the guest.
+    """
+
+    address: U64
+
+
 class TrapValue(NamedTuple):
     """The emulated read's value."""
 
@@ -65,7 +74,18 @@ class TrapDirect(NamedTuple):
     token: Token
 
 
-# direct: guest -> the parent kernel's fabric -> device.
+class TrapLent(NamedTuple):
+    """The address lies in a BAR that the hypervisor emulates: a user process's accesses to it come to the hypervisor.
+
+    As DirectRead and DirectWrite with this token, answered by TrapValue and TrapDone. No token: no BAR is there.
+    """
+
+    base: U64
+    size: U64
+    token: Token
+
+
+# direct: guest -> the parent kernel's fabric -> device. An application's to an emulated BAR go to the hypervisor.
 
 
 class DirectRead(NamedTuple):
@@ -324,11 +344,15 @@ class PciFunctions(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What a page fault on a BAR ends with: its user addresses, and the channel that leads there."""
+    """What a page fault on a BAR ends with: its user addresses, and the channel that leads there.
+
+    `emulated`: to the hypervisor, by an exit of the CPU, instead of straight to the device.
+    """
 
     base: U64
     size: U64
     token: Token
+    emulated: bool
 
 
 class ListPci(NamedTuple):
@@ -456,8 +480,8 @@ LINK_DOWN = Codec(
         7: tlp.InvalidateRequest,
     }
 )
-TRAP = Codec({1: TrapRead, 2: TrapWrite})
-TRAP_ANSWER = Codec({1: TrapValue, 2: TrapDone, 3: TrapDirect})
+TRAP = Codec({1: TrapRead, 2: TrapWrite, 3: TrapLend})
+TRAP_ANSWER = Codec({1: TrapValue, 2: TrapDone, 3: TrapDirect, 4: TrapLent})
 DIRECT = Codec({1: DirectRead, 2: DirectWrite})
 DIRECT_ANSWER = Codec({1: DirectValue})
 KERNEL_REQUESTS: tuple[type, ...] = (
