@@ -18,15 +18,17 @@ from viommu_actors.vswitch.task import Task, Tasks
 
 #: What the back end can do. The device's configuration is its front end's.
 FEATURES: Final = virtio.Feature.VERSION_1 | virtio.Feature.ACCESS_PLATFORM | virtio_net.Feature.MTU
+#: What is counted: frames as the switch sees them (rx is what the guest sends), then what its back end did.
+STATISTICS: Final = (
+    "rx_packets", "rx_bytes", "rx_errors", "tx_packets", "tx_bytes", "tx_errors", "tx_dropped",
+    "reads", "reads_failed", "writes", "empty_polls", "kicks", "calls",
+    "iotlb_misses", "iotlb_updates", "iotlb_invalidations", "access_failures",
+    "unexpected_completions", "broken_rings",
+)  # fmt: skip
 
 
 class Port:
-    """`send` takes messages to the front end and never blocks, `forward` bursts of the guest, `log` a line.
-
-    Counted, as the switch sees it (rx is what a guest sends): rx_packets, rx_bytes, rx_errors, tx_packets, tx_bytes,
-    tx_dropped, tx_errors; and of the back end: reads, writes, reads_failed, iotlb_misses, iotlb_updates,
-    iotlb_invalidations, access_failures, kicks, calls, empty_polls, unexpected_completions, broken_rings.
-    """
+    """`send` takes messages to the front end and never blocks, `forward` bursts of the guest, `log` a line."""
 
     def __init__(
         self,
@@ -84,13 +86,16 @@ class Port:
         self.guest.invalidate(message.iova, message.size)
         self._send(vhost.IotlbInvalidated(message.sequence))
 
+    def statistics(self) -> dict[str, int]:
+        """`STATISTICS`."""
+        return {name: self.counters[name] for name in STATISTICS}
+
     def state(self) -> dict[str, Any]:
-        """Plain values: queues that work, why others do not, entries of the device-IOTLB, counters."""
+        """Plain values: queues that work, why others do not, entries of the device-IOTLB."""
         return {
             "started": sorted(Queue(queue).name.lower() for queue in self._running),
             "broken": {Queue(queue).name.lower(): why for queue, why in self._broken.items()},
             "iotlb": len(self.guest.iotlb),
-            "counters": dict(self.counters),
         }
 
     def _start(self, queue: int) -> None:
