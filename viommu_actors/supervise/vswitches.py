@@ -19,7 +19,7 @@ def vswitch_rows(topology: ResolvedTopology, supervisor: Supervisor) -> tuple[Vs
     rows = []
     for vswitch in topology.vswitches:
         try:
-            told = supervisor.command(vswitch.name, "statistics")
+            told = supervisor.command(vswitch.name, "counters")
         except ActorGone:
             continue
         ports = tuple(
