@@ -136,7 +136,7 @@ class FrontEnd:
         for vring in self._vrings:
             self._stopping.add(vring.queue)
             self._send(vhost.StopVring(vring.queue))
-        self._await(lambda: not self._stopping, "stop")
+        self._await(lambda: not self._stopping, "a stop")
         self._running = False
         self.iotlb.forget()
         self._send(vhost.Reset())
@@ -239,7 +239,7 @@ class FrontEnd:
         """The barrier of an invalidation."""
         if self._back_end is not None:
             self._ask_to_forget(first, last)
-            self._await(lambda: not self._invalidations, "invalidation")
+            self._await(lambda: not self._invalidations, "an invalidation")
 
     def _ask_to_forget(self, first: int, last: int) -> None:
         self._sequence = (self._sequence + 1) % _SEQUENCES
@@ -251,7 +251,7 @@ class FrontEnd:
         if not until() and self._back_end is not None:
             self._back_end.wait(until)
         if not until():
-            self._cut_off(f"did not acknowledge a {what} in time")
+            self._cut_off(f"did not acknowledge {what} in time")
 
     def _send(self, message: Any) -> None:
         if self._back_end is not None and not self._back_end.send(message):

@@ -1,0 +1,437 @@
+"""The registers of an emulated network card, as its driver and as a hostile guest use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
+from viommu_actors.pci.capabilities import capabilities
+from viommu_actors.spec import pci, platform, vhost, virtio_net, virtio_pci
+from viommu_actors.spec.virtio import Feature, Status
+from viommu_actors.spec.virtio_pci import NO_VECTOR, Common, ConfigType
+from viommu_actors.vtd.config import UnitConfig
+
+BAR, TABLE = 0xC000_0000, 0xC010_0000
+READY = Status.ACKNOWLEDGE | Status.DRIVER
+ON = pci.Command.MEMORY | pci.Command.BUS_MASTER
+#: Where a test's rings are.
+DESCRIPTORS, AVAILABLE, USED = 0x20_0000, 0x20_1000, 0x20_2000
+ALL = Feature.VERSION_1 | virtio_net.Feature.MAC | virtio_net.Feature.STATUS | virtio_net.Feature.MTU
+
+
+class Card:
+    """The card of a guest without a kernel, its BARs in place."""
+
+    def __init__(self, viommu: UnitConfig | None = None) -> None:
+        self.guest = Guest(viommu)
+        self.configure(pci.BAR0 + 4 * virtio_pci.BAR, 4, BAR)
+        self.configure(pci.BAR0 + 4 * virtio_pci.MSIX_BAR, 4, TABLE)
+        self.configure(pci.COMMAND, 2, ON)
+        for vector in range(len(virtio_net.Vector)):
+            entry = TABLE + vector * pci.MSIX_ENTRY_SIZE
+            self.guest.mmio_write(entry, 8, 0xFEE0_0000)
+            self.guest.mmio_write(entry + 8, 8, 0x30 + vector)
+        self.msix = self.capability(pci.CapabilityId.MSIX)
+        self.configure(self.msix + pci.MSIX_CONTROL, 2, pci.MSIX_ENABLE)
+
+    def connect(self) -> Cable:
+        """A back end that does what it is asked."""
+        cable = self.guest.connect()
+
+        def port(message: Any) -> None:
+            if isinstance(message, vhost.GetFeatures):
+                cable.say(vhost.Features((1 << 64) - 1))
+            elif isinstance(message, vhost.StopVring):
+                cable.say(vhost.VringBase(message.queue, 0))
+            elif isinstance(message, vhost.IotlbInvalidate):
+                cable.say(vhost.IotlbInvalidated(message.sequence))
+
+        cable.port = port
+        self.serve()
+        return cable
+
+    def serve(self) -> None:
+        while serve(self.guest.cables):
+            pass
+
+    def vectors(self) -> list[int]:
+        taken = list(self.guest.beneath.vectors)
+        self.guest.beneath.vectors.clear()
+        return taken
+
+    # --- accesses
+
+    def configure(self, offset: int, size: int, value: int) -> None:
+        self.guest.mmio_write(self.guest.config(offset), size, value)
+
+    def config(self, offset: int, size: int) -> int:
+        return self.guest.mmio_read(self.guest.config(offset), size)
+
+    def put(self, register: int, size: int, value: int) -> None:
+        self.guest.mmio_write(BAR + virtio_pci.COMMON + register, size, value)
+
+    def get(self, register: int, size: int) -> int:
+        return self.guest.mmio_read(BAR + virtio_pci.COMMON + register, size)
+
+    def capability(self, wanted: int, kind: int | None = None) -> int:
+        return next(
+            at
+            for identifier, at in capabilities(self.config)[0]
+            if identifier == wanted and kind in (None, self.config(at + virtio_pci.CAP_TYPE, 1))
+        )
+
+    # --- a driver
+
+    def accept(self, features: int) -> int:
+        """Negotiates as far as FEATURES_OK; the status then."""
+        self.put(Common.DEVICE_STATUS, 1, READY)
+        for half in range(2):
+            self.put(Common.DRIVER_FEATURE_SELECT, 4, half)
+            self.put(Common.DRIVER_FEATURE, 4, features >> 32 * half & 0xFFFF_FFFF)
+        self.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK)
+        return self.get(Common.DEVICE_STATUS, 1)
+
+    def set_queue(self, queue: int, size: int = 8) -> None:
+        self.put(Common.QUEUE_SELECT, 2, queue)
+        self.put(Common.QUEUE_SIZE, 2, size)
+        self.put(Common.QUEUE_MSIX_VECTOR, 2, queue + 1)
+        for register, address in (
+            (Common.QUEUE_DESC, DESCRIPTORS),
+            (Common.QUEUE_DRIVER, AVAILABLE),
+            (Common.QUEUE_DEVICE, USED),
+        ):
+            self.put(register, 4, address + (queue << 16))
+            self.put(register + 4, 4, 0)
+        self.put(Common.QUEUE_ENABLE, 2, 1)
+
+    def start(self) -> None:
+        assert self.accept(ALL) == READY | Status.FEATURES_OK
+        self.put(Common.CONFIG_MSIX_VECTOR, 2, 0)
+        for queue in virtio_net.Queue:
+            self.set_queue(queue)
+        self.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
+
+
+@pytest.fixture
+def card() -> Card:
+    return Card()
+
+
+# --- what it is
+
+
+def test_it_is_what_qemu_shows(card: Card) -> None:
+    assert (card.config(pci.VENDOR_ID, 2), card.config(pci.DEVICE_ID, 2)) == (0x1AF4, 0x1041)
+    assert (card.config(pci.CLASS_DEVICE, 2), card.config(pci.REVISION_ID, 1)) == (0x0200, 1)
+    assert (card.config(pci.SUBSYSTEM_VENDOR_ID, 2), card.config(pci.SUBSYSTEM_ID, 2)) == (0x1AF4, 0x1100)
+    places = {}
+    for kind in (ConfigType.COMMON, ConfigType.ISR, ConfigType.DEVICE, ConfigType.NOTIFY):
+        at = card.capability(pci.CapabilityId.VENDOR, kind)
+        places[kind] = tuple(card.config(at + field, 4) for field in (virtio_pci.CAP_OFFSET, virtio_pci.CAP_SIZE))
+        assert card.config(at + virtio_pci.CAP_BAR, 1) == 4
+    assert sorted(places.values()) == [(0, 0x1000), (0x1000, 0x1000), (0x2000, 0x1000), (0x3000, 0x1000)]
+    assert card.config(card.msix + pci.MSIX_CONTROL, 2) & pci.MSIX_TABLE_SIZE_MASK == 2
+    assert card.config(card.msix + pci.MSIX_TABLE, 4) == 1
+    express = card.capability(pci.CapabilityId.PCI_EXPRESS)
+    assert card.config(express + pci.EXP_DEVICE_CAPABILITIES, 4) & pci.DEVCAP_FLR
+    assert not card.config(pci.FIRST_EXTENDED_CAPABILITY, 4), "it has no ATS"
+
+
+def test_its_configuration_is_the_topologys(card: Card) -> None:
+    def read(offset: int, size: int) -> int:
+        return card.guest.mmio_read(BAR + virtio_pci.DEVICE + offset, size)
+
+    assert read(0, 4).to_bytes(4, "little") + read(4, 2).to_bytes(2, "little") == card.guest.mac
+    assert read(virtio_net.Config.MTU, 2) + virtio_net.MIN_FRAME + virtio_net.HEADER.size == 4096
+    assert read(virtio_net.Config.STATUS, 2) == 0
+    card.connect()
+    assert read(virtio_net.Config.STATUS, 2) == virtio_net.Status.LINK_UP
+    # Behind its end, and across it.
+    assert read(12, 4) == 0xFFFF_FFFF and read(8, 8) >> 32 == 0xFFFF_FFFF
+    card.guest.mmio_write(BAR + virtio_pci.DEVICE, 4, 0)
+    assert read(0, 1) == card.guest.mac[0]
+
+
+# --- status and features
+
+
+def test_features_are_settled_only_with_what_is_required() -> None:
+    behind = Card(UnitConfig())
+    assert behind.accept(ALL) == READY, "without ACCESS_PLATFORM it would reach what the vIOMMU does not let it"
+    assert behind.accept(Feature.ACCESS_PLATFORM) == READY
+    assert behind.accept(ALL | Feature.ACCESS_PLATFORM) == READY | Status.FEATURES_OK
+
+
+def test_features_that_are_not_offered_are_not_had(card: Card) -> None:
+    cable = card.connect()
+    card.put(Common.DEVICE_FEATURE_SELECT, 4, 0)
+    low = card.get(Common.DEVICE_FEATURE, 4)
+    card.put(Common.DEVICE_FEATURE_SELECT, 4, 1)
+    offered = low | card.get(Common.DEVICE_FEATURE, 4) << 32
+    card.put(Common.DEVICE_FEATURE_SELECT, 4, 2)
+    assert offered == ALL and card.get(Common.DEVICE_FEATURE, 4) == 0
+    assert card.accept((1 << 64) - 1) & Status.FEATURES_OK
+    # Settled is settled.
+    card.put(Common.DRIVER_FEATURE, 4, 0)
+    card.set_queue(0)
+    card.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
+    card.serve()
+    assert cable.kinds(vhost.SetFeatures) == [vhost.SetFeatures(int(ALL))]
+
+
+def test_a_driver_that_skips_the_features_is_not_served(card: Card) -> None:
+    cable = card.connect()
+    card.set_queue(0)
+    card.put(Common.DEVICE_STATUS, 1, READY | Status.DRIVER_OK)
+    assert not cable.kinds(vhost.StartVring)
+
+
+def test_a_reset_stops_the_queues_and_forgets_all(card: Card) -> None:
+    cable = card.connect()
+    card.start()
+    assert [each.queue for each in cable.kinds(vhost.StartVring)] == [0, 1]
+    card.put(Common.DEVICE_STATUS, 1, 0)
+    assert [each.queue for each in cable.kinds(vhost.StopVring)] == [0, 1]
+    assert isinstance(cable.sent[-1], vhost.Reset)
+    assert card.get(Common.DEVICE_STATUS, 1) == 0
+    card.put(Common.QUEUE_SELECT, 2, 1)
+    assert (card.get(Common.QUEUE_ENABLE, 2), card.get(Common.QUEUE_SIZE, 2)) == (0, virtio_net.QUEUE_SIZE)
+    assert card.get(Common.QUEUE_MSIX_VECTOR, 2) == card.get(Common.CONFIG_MSIX_VECTOR, 2) == NO_VECTOR
+    card.start()
+    assert len(cable.kinds(vhost.StartVring)) == 4
+
+
+@pytest.mark.parametrize("how", ["bus master", "flr", "power"])
+def test_whoever_takes_the_bus_from_it_stops_the_queues(card: Card, how: str) -> None:
+    cable = card.connect()
+    card.start()
+    if how == "bus master":
+        card.configure(pci.COMMAND, 2, pci.Command.MEMORY)
+        assert not card.get(Common.DEVICE_STATUS, 1) & Status.DRIVER_OK
+    elif how == "flr":
+        express = card.capability(pci.CapabilityId.PCI_EXPRESS)
+        card.configure(express + pci.EXP_DEVICE_CONTROL, 2, pci.DEVCTL_FLR)
+        assert card.config(pci.COMMAND, 2) == 0 and card.config(pci.BAR0 + 16, 4) == 0xC
+        card.configure(pci.BAR0 + 16, 4, BAR)
+        card.configure(pci.COMMAND, 2, ON)
+        assert card.get(Common.DEVICE_STATUS, 1) == 0
+    else:
+        card.configure(pci.COMMAND, 2, 0)
+    assert [each.queue for each in cable.kinds(vhost.StopVring)] == [0, 1]
+    assert len(cable.kinds(vhost.StartVring)) == 2
+
+
+# --- queues
+
+
+@pytest.mark.parametrize("size", [0, 3, 255, 512, 0xFFFF])
+def test_a_size_that_cannot_be_is_not_taken(card: Card, size: int) -> None:
+    card.put(Common.QUEUE_SELECT, 2, 0)
+    card.put(Common.QUEUE_SIZE, 2, 16)
+    card.put(Common.QUEUE_SIZE, 2, size)
+    assert card.get(Common.QUEUE_SIZE, 2) == 16
+
+
+def test_a_queue_that_is_not_there_has_no_size(card: Card) -> None:
+    assert card.get(Common.NUM_QUEUES, 2) == 2
+    for queue in (2, 1023, 0xFFFF):
+        card.put(Common.QUEUE_SELECT, 2, queue)
+        card.set_queue(queue)
+        assert card.get(Common.QUEUE_SIZE, 2) == card.get(Common.QUEUE_ENABLE, 2) == 0
+        assert card.get(Common.QUEUE_MSIX_VECTOR, 2) == NO_VECTOR
+
+
+def test_addresses_are_taken_when_the_queue_is_enabled(card: Card) -> None:
+    cable = card.connect()
+    card.accept(ALL)
+    card.set_queue(1)
+    card.put(Common.QUEUE_DESC, 8, 0x1234)
+    assert card.get(Common.QUEUE_DESC, 8) == 0x1234
+    card.guest.memory.write(USED + 0x1_0000, b"\0\0\x34\x12")
+    card.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
+    places = DESCRIPTORS + 0x1_0000, AVAILABLE + 0x1_0000, USED + 0x1_0000
+    assert cable.kinds(vhost.SetVring) == [vhost.SetVring(1, 8, *places, 0x1234)]
+
+
+def test_a_queue_is_only_ever_enabled(card: Card) -> None:
+    cable = card.connect()
+    card.start()
+    card.vectors()
+    card.put(Common.QUEUE_SELECT, 2, 0)
+    card.put(Common.QUEUE_ENABLE, 2, 0)
+    assert card.get(Common.DEVICE_STATUS, 1) & Status.NEEDS_RESET
+    assert len(cable.kinds(vhost.StopVring)) == 2
+    card.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
+    assert card.get(Common.DEVICE_STATUS, 1) & Status.NEEDS_RESET
+    card.put(Common.DEVICE_STATUS, 1, 0)
+    card.start()
+    assert len(cable.kinds(vhost.StartVring)) == 4
+
+
+@pytest.mark.parametrize("viommu", [None, UnitConfig()])
+def test_a_used_ring_that_is_not_there_needs_a_reset(viommu: UnitConfig | None) -> None:
+    card = Card(viommu)
+    cable = card.connect()
+    card.accept(ALL | Feature.ACCESS_PLATFORM)
+    card.put(Common.CONFIG_MSIX_VECTOR, 2, 0)
+    card.set_queue(0)
+    card.put(Common.QUEUE_DEVICE + 4, 4, 0xFF)
+    card.put(Common.QUEUE_ENABLE, 2, 1)
+    card.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
+    assert card.get(Common.DEVICE_STATUS, 1) & Status.NEEDS_RESET
+    assert card.vectors() == [0x30]
+    assert not cable.kinds(vhost.SetVring)
+
+
+def test_a_notification_reaches_the_queue_whose_place_it_is(card: Card) -> None:
+    cable = card.connect()
+    for queue in (0, 1):
+        card.guest.mmio_write(BAR + virtio_pci.NOTIFY + 4 * queue, 2, 0xFFFF)
+    assert not cable.kinds(vhost.Kick), "the driver is not there yet"
+    card.start()
+    card.put(Common.QUEUE_SELECT, 2, 1)
+    assert card.get(Common.QUEUE_NOTIFY_OFF, 2) == 1
+    for place in (4, 0, 8, 0xFFC):
+        card.guest.mmio_write(BAR + virtio_pci.NOTIFY + place, 2, 0)
+    assert [each.queue for each in cable.kinds(vhost.Kick)] == [1, 0]
+
+
+# --- interrupts
+
+
+def test_interrupts_come_by_the_vector_of_their_cause(card: Card) -> None:
+    cable = card.connect()
+    card.start()
+    assert not card.vectors(), "the link came up before the driver did"
+    for queue in (1, 0, 1):
+        cable.say(vhost.Call(queue))
+    card.serve()
+    assert card.vectors() == [0x32, 0x31, 0x32]
+    generation = card.get(Common.CONFIG_GENERATION, 1)
+    cable.die()
+    assert card.vectors() == [0x30] and card.get(Common.CONFIG_GENERATION, 1) != generation
+    isr = BAR + virtio_pci.ISR
+    assert (card.guest.mmio_read(isr, 1), card.guest.mmio_read(isr, 1)) == (3, 0)
+
+
+def test_a_masked_vector_stays_pending_and_none_is_none(card: Card) -> None:
+    cable = card.connect()
+    card.start()
+    control = TABLE + pci.MSIX_ENTRY_SIZE + pci.MSIX_ENTRY_CONTROL
+    card.guest.mmio_write(control, 4, pci.MSIX_ENTRY_MASKED)
+    card.put(Common.QUEUE_SELECT, 2, 1)
+    card.put(Common.QUEUE_MSIX_VECTOR, 2, NO_VECTOR)
+    cable.say(vhost.Call(0))
+    cable.say(vhost.Call(1))
+    card.serve()
+    assert not card.vectors()
+    assert card.guest.mmio_read(TABLE + virtio_pci.MSIX_PBA, 4) == 0b10
+    card.guest.mmio_write(control, 4, 0)
+    assert card.vectors() == [0x31]
+
+
+@pytest.mark.parametrize("vector", [3, 0x7FF, 0xFFFE])
+def test_a_vector_that_is_not_there_cannot_be_had(card: Card, vector: int) -> None:
+    for register in (Common.CONFIG_MSIX_VECTOR, Common.QUEUE_MSIX_VECTOR):
+        card.put(register, 2, 1)
+        assert card.get(register, 2) == 1
+        card.put(register, 2, vector)
+        assert card.get(register, 2) == NO_VECTOR
+
+
+def test_an_interrupt_to_anywhere_else_is_none(card: Card) -> None:
+    cable = card.connect()
+    card.start()
+    card.guest.mmio_write(TABLE + pci.MSIX_ENTRY_SIZE, 8, 0x1000)
+    cable.say(vhost.Call(0))
+    card.serve()
+    assert not card.vectors() and card.guest.memory.read(0x1000, 4) == bytes(4)
+
+
+# --- the window of configuration space
+
+
+def test_the_bar_is_reached_through_configuration_space(card: Card) -> None:
+    window = card.capability(pci.CapabilityId.VENDOR, ConfigType.PCI)
+
+    def aim(offset: int, size: int, bar: int = virtio_pci.BAR) -> None:
+        card.configure(window + virtio_pci.CAP_BAR, 1, bar)
+        card.configure(window + virtio_pci.CAP_OFFSET, 4, offset)
+        card.configure(window + virtio_pci.CAP_SIZE, 4, size)
+
+    aim(Common.DEVICE_STATUS, 1)
+    card.configure(window + virtio_pci.CAP_PCI_DATA, 1, READY)
+    assert card.get(Common.DEVICE_STATUS, 1) == READY
+    assert card.config(window + virtio_pci.CAP_PCI_DATA, 1) == READY
+    aim(virtio_pci.DEVICE, 4)
+    assert card.config(window + virtio_pci.CAP_PCI_DATA, 4).to_bytes(4, "little") == card.guest.mac[:4]
+    card.configure(pci.COMMAND, 2, 0)
+    assert card.config(window + virtio_pci.CAP_PCI_DATA, 4).to_bytes(4, "little") == card.guest.mac[:4]
+    for place in ((virtio_pci.BAR_SIZE, 4), (0xFFFF_FFFF, 2), (0, 3), (0, 8), (0, 0)):
+        aim(*place)
+        card.configure(window + virtio_pci.CAP_PCI_DATA, 4, 0)
+    aim(Common.DEVICE_STATUS, 1, bar=1)
+    card.configure(window + virtio_pci.CAP_PCI_DATA, 1, 0)
+    card.configure(pci.COMMAND, 2, ON)
+    assert card.get(Common.DEVICE_STATUS, 1) == READY
+
+
+# --- whatever anybody does
+
+_MESSAGES = st.one_of(
+    st.builds(vhost.Features, st.sampled_from([0, (1 << 64) - 1])),
+    st.builds(vhost.VringBase, st.integers(0, 1), st.integers(0, 0xFFFF)),
+    st.builds(vhost.IotlbMiss, st.integers(0, (1 << 64) - 1), st.integers(1, 3)),
+    st.builds(vhost.IotlbAccessFail, st.integers(0, (1 << 64) - 1), st.just(8), st.integers(1, 3)),
+    st.builds(vhost.IotlbInvalidated, st.integers(0, 3)),
+    st.builds(vhost.MemoryRead, st.just(1), st.integers(0, (1 << 64) - 1), st.integers(1, 4096)),
+    st.builds(vhost.MemoryRead, st.just(1), st.integers(0, 0x40_1000), st.integers(1, 4096)),
+    st.builds(vhost.MemoryWrite, st.integers(0, 0x40_1000), st.binary(min_size=1, max_size=64)),
+    st.builds(vhost.Call, st.integers(0, 1)),
+)
+_PLACES = st.one_of(
+    st.sampled_from(list(Common)).map(lambda register: BAR + register),
+    st.integers(0, virtio_pci.BAR_SIZE - 1).map(lambda offset: BAR + offset),
+    st.integers(0, virtio_pci.MSIX_BAR_SIZE - 1).map(lambda offset: TABLE + offset),
+    st.integers(0, 0xFF).map(lambda offset: platform.ECAM_BASE + pci.ecam_offset(BDF, offset)),
+)
+_VALUES = st.sampled_from([0, 1, 2, 3, 0xF, 0x4F, 0x80, 0xFFFF, 0xFFFF_FFFF, 1 << 32]) | st.integers(0, (1 << 64) - 1)
+
+
+@pytest.mark.parametrize("viommu", [None, UnitConfig(intremap=True)])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    st.lists(
+        st.tuples(_PLACES, st.sampled_from([1, 2, 4, 8]), st.none() | _VALUES) | _MESSAGES | st.booleans(),
+        min_size=20,
+        max_size=80,
+    )
+)
+def test_no_guest_and_no_back_end_ends_the_machine(viommu: UnitConfig | None, steps: list[Any]) -> None:
+    card = Card(viommu)
+    cable = card.connect()
+    if viommu is None:
+        card.start()
+    for step in steps:
+        if isinstance(step, bool):
+            cable = card.connect() if step else cable
+        elif type(step) is tuple:
+            place, size, value = step
+            if value is None:
+                card.guest.mmio_read(place, size)
+            else:
+                card.guest.mmio_write(place, size, value & (1 << 8 * size) - 1)
+        else:
+            cable.say(step)
+            card.serve()
+    # A driver that comes to its senses has a card.
+    express = card.capability(pci.CapabilityId.PCI_EXPRESS)
+    card.configure(express + pci.EXP_DEVICE_CONTROL, 2, pci.DEVCTL_FLR)
+    for bar, address in ((virtio_pci.BAR, BAR), (virtio_pci.BAR + 1, 0), (virtio_pci.MSIX_BAR, TABLE)):
+        card.configure(pci.BAR0 + 4 * bar, 4, address)
+    card.configure(pci.COMMAND, 2, ON)
+    assert card.accept(ALL | Feature.ACCESS_PLATFORM) == READY | Status.FEATURES_OK

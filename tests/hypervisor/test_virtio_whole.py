@@ -1,0 +1,362 @@
+"""Guests whose kernels drive emulated cards, the real switch as their back end, and back ends that mean no good."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
+from viommu_actors.hypervisor.virtio.device_iotlb import CAPACITY
+from viommu_actors.netdev import numbered_frame
+from viommu_actors.spec import vhost
+from viommu_actors.spec.vhost import ReadStatus
+from viommu_actors.spec.vtd import FaultReason
+from viommu_actors.vswitch.switch import Switch
+from viommu_actors.vtd.config import UnitConfig
+
+FRAMES = 40
+SECRET = 0x30_0000
+SETTINGS = {
+    "none": (None, ""),
+    "strict": (UnitConfig(), "intel_iommu=on"),
+    "caching": (UnitConfig(caching_mode=True, intremap=True, eim=True), "intel_iommu=on"),
+    "qemu": (UnitConfig(caching_mode=True, quirks="qemu"), "intel_iommu=on"),
+    "passthrough": (UnitConfig(), "intel_iommu=on iommu=pt"),
+    "static": (UnitConfig(), "intel_iommu=on virtio_net.static=00:04.0"),
+    "off": (UnitConfig(), "intel_iommu=off"),
+}
+
+
+class Network:
+    """Two guests on one switch."""
+
+    def __init__(self, setting: str = "strict") -> None:
+        self.cables: list[Cable] = []
+        viommu, cmdline = SETTINGS[setting]
+        self.guests = [Guest(viommu, cmdline, number, self.cables) for number in range(2)]
+        self.start_switch()
+        self.drivers = [guest.boot() for guest in self.guests]
+
+    def start_switch(self) -> None:
+        """Its process comes up, and everybody connects."""
+        self.switch = Switch(lambda: 0.0)
+        self.cables.clear()
+        self.ends = [guest.connect() for guest in self.guests]
+        for guest, cable in zip(self.guests, self.ends, strict=True):
+            cable.port = self.switch.add(guest.card.name, cable.say).receive
+        self.serve()
+
+    def serve(self) -> None:
+        while serve(self.cables):
+            pass
+
+    def frame(self, number: int, source: int) -> bytes:
+        macs = [driver.mac for driver in self.drivers]
+        return numbered_frame(number, self.drivers[0].max_frame, macs[1 - source], macs[source])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_frames_cross_both_ways_byte_for_byte(setting: str) -> None:
+    network = Network(setting)
+    for driver in network.drivers:
+        driver.listen()
+    for number in range(FRAMES):
+        for source in range(2):
+            frame = network.frame(number, source)
+            network.drivers[source].send(frame)
+            assert network.drivers[1 - source].receive() == frame
+    for guest in network.guests:
+        assert guest.vmm.counters["virtio_blocked"] == guest.vmm.counters["virtio_outside_ram"] == 0
+        assert not [line for line in guest.lines if "DMAR" in line and "fault" in line]
+
+
+def test_each_page_is_asked_for_once_and_each_unmap_is_acknowledged_first() -> None:
+    network = Network()
+    for driver in network.drivers:
+        driver.listen()
+    network.serve()
+    before = [(len(end.kinds(vhost.IotlbUpdate)), len(end.kinds(vhost.IotlbInvalidate))) for end in network.ends]
+    for number in range(FRAMES):
+        network.drivers[0].send(network.frame(number, 0))
+        network.drivers[1].receive()
+    for end, (updates, invalidations) in zip(network.ends, before, strict=True):
+        assert len(end.kinds(vhost.IotlbInvalidate)) - invalidations == FRAMES
+        # Receive pages that wait were asked for, or will be.
+        assert abs(len(end.kinds(vhost.IotlbUpdate)) - updates - FRAMES) <= 16
+
+
+def test_static_mappings_cost_no_message_of_the_iotlb_once_they_are_known() -> None:
+    network = Network("static")
+    for driver in network.drivers:
+        driver.listen()
+    for number in range(FRAMES):
+        network.drivers[0].send(network.frame(number, 0))
+        network.drivers[1].receive()
+    known = [len(end.sent) - len(end.kinds(vhost.ReadCompletion)) - len(end.kinds(vhost.Kick)) for end in network.ends]
+    for number in range(FRAMES):
+        network.drivers[0].send(network.frame(number, 0))
+        network.drivers[1].receive()
+    now = [len(end.sent) - len(end.kinds(vhost.ReadCompletion)) - len(end.kinds(vhost.Kick)) for end in network.ends]
+    assert now == known
+
+
+@pytest.mark.parametrize("setting", ["none", "strict"])
+def test_a_switch_that_comes_back_goes_on_where_the_last_one_was_killed(setting: str) -> None:
+    network = Network(setting)
+    sender, receiver = network.drivers
+    for driver in network.drivers:
+        driver.listen()
+    sender.send(network.frame(0, 0))
+    assert receiver.receive() == network.frame(0, 0)
+    for end in network.ends:
+        end.die()
+    assert [driver.link_up for driver in network.drivers] == [False, False]
+    for guest in network.guests:
+        assert guest.wait_for_interrupt(0)
+    waiting = network.frame(1, 0)
+    # It is in the ring, and nobody takes it.
+    with pytest.raises(OSError, match="no answer"):
+        _post(sender, waiting)
+    network.start_switch()
+    assert [driver.link_up for driver in network.drivers] == [True, True]
+    assert receiver.receive() == waiting
+    for guest in network.guests:
+        guest.wait_for_interrupt(0)
+        assert [line.rpartition(" ")[2] for line in guest.lines if "link is" in line] == ["down", "up"]
+
+
+def _post(driver: Any, frame: bytes) -> None:
+    """`send`, but that what was not taken in time stays in the ring."""
+    stop, driver._stop = driver._stop, lambda: None
+    try:
+        driver.send(frame)
+    finally:
+        driver._stop = stop
+
+
+# --- back ends that mean no good
+
+
+class Rogue:
+    """A back end that says what a test wants, on a guest whose driver runs."""
+
+    def __init__(self, viommu: UnitConfig | None, cmdline: str = "intel_iommu=on") -> None:
+        self.guest = Guest(viommu, cmdline)
+        self.cable = self.guest.connect()
+        self.cable.port = self.receive
+        #: Whether it does what a front end asks.
+        self.obeys = True
+        self.completions: list[vhost.ReadCompletion] = []
+        self.driver = self.guest.boot()
+        self.serve()
+        self.driver.listen()
+        self.guest.memory.write(SECRET, b"secret")
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case vhost.GetFeatures():
+                self.cable.say(vhost.Features((1 << 64) - 1))
+            case vhost.IotlbInvalidate(sequence) if self.obeys:
+                self.cable.say(vhost.IotlbInvalidated(sequence))
+            case vhost.StopVring(queue) if self.obeys:
+                self.cable.say(vhost.VringBase(queue, 0))
+            case vhost.ReadCompletion():
+                self.completions.append(message)
+
+    def serve(self) -> None:
+        while serve(self.guest.cables):
+            pass
+
+    def read(self, iova: int, size: int = 6) -> bytes | None:
+        """What a read of its returns."""
+        self.cable.say(vhost.MemoryRead(7, iova, size))
+        self.serve()
+        tag, status, data = self.completions.pop()
+        assert tag == 7 and (status == ReadStatus.DONE) == bool(data)
+        return data or None
+
+    def write(self, iova: int, data: bytes) -> None:
+        self.cable.say(vhost.MemoryWrite(iova, data))
+        self.serve()
+
+    @property
+    def rings(self) -> list[vhost.SetVring]:
+        return self.cable.kinds(vhost.SetVring)[-2:]
+
+
+def test_without_a_viommu_it_reaches_all_of_the_guest() -> None:
+    rogue = Rogue(None)
+    assert rogue.read(SECRET) == b"secret"
+    rogue.write(SECRET, b"public")
+    assert rogue.guest.memory.read(SECRET, 6) == b"public"
+    # There is nothing beyond it.
+    assert rogue.read(1 << 32) is None
+    assert rogue.read((1 << 64) - 2) is None
+    assert rogue.guest.vmm.counters["virtio_outside_ram"] == 2
+
+
+def test_behind_a_viommu_what_was_not_mapped_is_blocked_and_the_guest_is_told() -> None:
+    rogue = Rogue(UnitConfig())
+    iommu = rogue.guest.kernel.iommu
+    assert iommu is not None
+    assert rogue.read(SECRET) is None
+    rogue.guest.wait_for_interrupt(0)
+    [fault], lost = iommu.take_faults()
+    assert (fault.source, fault.address, fault.write, fault.reason) == (BDF, SECRET, False, FaultReason.READ_DENIED)
+    rogue.write(SECRET, b"public")
+    rogue.guest.wait_for_interrupt(0)
+    [fault], lost = iommu.take_faults()
+    assert (fault.source, fault.address, fault.write, lost) == (BDF, SECRET, True, 0)
+    assert rogue.guest.memory.read(SECRET, 6) == b"secret"
+    assert rogue.guest.vmm.counters["virtio_blocked"] == 2
+    # What the driver mapped still works.
+    assert rogue.read(rogue.rings[0].available, 4) is not None
+
+
+@pytest.mark.parametrize("kind", [vhost.IotlbMiss, vhost.IotlbAccessFail])
+def test_a_miss_of_what_is_not_mapped_is_a_fault_and_has_no_answer(kind: type) -> None:
+    rogue = Rogue(UnitConfig())
+    updates = len(rogue.cable.kinds(vhost.IotlbUpdate))
+    rogue.cable.say(kind(SECRET, *((8,) if kind is vhost.IotlbAccessFail else ()), 2))
+    rogue.serve()
+    assert len(rogue.cable.kinds(vhost.IotlbUpdate)) == updates
+    rogue.guest.wait_for_interrupt(0)
+    assert rogue.guest.kernel.iommu is not None
+    [fault], _ = rogue.guest.kernel.iommu.take_faults()
+    assert (fault.source, fault.address, fault.write) == (BDF, SECRET, True)
+
+
+def test_an_answer_to_a_miss_gives_the_leave_of_the_page() -> None:
+    rogue = Rogue(UnitConfig())
+    ring = rogue.rings[0]
+    page = ring.available & ~0xFFF
+    rogue.cable.say(vhost.IotlbMiss(ring.available, 1))
+    rogue.serve()
+    update = rogue.cable.kinds(vhost.IotlbUpdate)[-1]
+    assert (update.iova, update.size, update.access) == (page, 4096, 3)
+    memory = rogue.guest.memory
+    assert memory.read(update.address + ring.available - page, 4) == rogue.read(ring.available, 4)
+
+
+def test_an_access_over_pages_is_judged_page_by_page() -> None:
+    rogue = Rogue(UnitConfig())
+    page = rogue.rings[0].descriptors & ~0xFFF
+    mapped, free = rogue.read(page + 4090, 6), rogue.read(page + 4096, 6)
+    if free is None:
+        assert rogue.read(page + 4090, 12) is None
+    else:
+        assert rogue.read(page + 4090, 12) == (mapped or b"") + free
+    before = rogue.read(page, 6)
+    rogue.write(page - 3, b"abcdef")
+    if rogue.read(page - 3, 3) is None:
+        assert rogue.read(page, 6) == before
+
+
+def test_it_raises_no_interrupt_by_writing_to_the_interrupt_range() -> None:
+    rogue = Rogue(UnitConfig())
+    rogue.write(0xFEE0_0000, b"\x20\x00\x00\x00")
+    assert not rogue.guest.beneath.vectors
+    assert rogue.guest.vmm.counters["virtio_outside_ram"] == 1
+
+
+def test_one_that_does_not_acknowledge_an_invalidation_is_cut_off_and_the_barrier_holds() -> None:
+    rogue = Rogue(UnitConfig())
+    driver, guest = rogue.driver, rogue.guest
+    iova, paddr, _ = driver._binding.control_mapping()
+    guest.memory.write(paddr, b"before")
+    assert rogue.read(iova) == b"before"
+    rogue.cable.say(vhost.IotlbMiss(iova, 1))
+    rogue.serve()
+    rogue.obeys = False
+    driver._binding.release_control()
+    assert not rogue.cable.open and not driver.link_up
+    assert guest.vmm.counters["virtio_cut_off"] == 1
+    assert [line for line in guest.lines if "did not acknowledge an invalidation" in line]
+
+
+def test_what_it_has_under_way_is_served_while_the_guest_waits_for_it() -> None:
+    rogue = Rogue(UnitConfig())
+    driver = rogue.driver
+    iova, _, _ = driver._binding.control_mapping()
+    rogue.cable.say(vhost.IotlbMiss(iova, 1))
+    rogue.serve()
+    ring, owed = rogue.rings[0].available, []
+
+    def slow(message: Any) -> None:
+        """Acknowledges once a read of its own has been answered."""
+        if isinstance(message, vhost.IotlbInvalidate):
+            owed.append(message.sequence)
+            rogue.cable.say(vhost.MemoryRead(3, ring, 4))
+        elif isinstance(message, vhost.ReadCompletion) and owed:
+            assert message.status == ReadStatus.DONE
+            rogue.cable.say(vhost.IotlbInvalidated(owed.pop()))
+
+    rogue.cable.port = slow
+    driver._binding.release_control()
+    assert rogue.cable.open and not owed
+    # It is gone for everybody, and the guest hears of who tries.
+    assert rogue.guest.vmm.counters["virtio_blocked"] == 0
+    rogue.cable.port = rogue.receive
+    assert rogue.read(iova) is None
+    assert rogue.guest.vmm.counters["virtio_blocked"] == 1
+
+
+def test_what_it_was_not_told_is_not_invalidated() -> None:
+    rogue = Rogue(UnitConfig())
+    before = len(rogue.cable.kinds(vhost.IotlbInvalidate))
+    rogue.driver._binding.control_mapping()
+    rogue.driver._binding.release_control()
+    assert len(rogue.cable.kinds(vhost.IotlbInvalidate)) == before
+
+
+def test_a_back_end_that_does_not_stop_is_cut_off_and_the_driver_has_its_reset() -> None:
+    rogue = Rogue(UnitConfig())
+    rogue.obeys = False
+    rogue.driver._stop()
+    assert not rogue.cable.open
+    assert not [line for line in rogue.guest.lines if "does not reset" in line]
+
+
+def test_a_back_end_that_takes_nothing_is_cut_off() -> None:
+    rogue = Rogue(UnitConfig())
+    rogue.cable.listens = False
+    rogue.cable.say(vhost.MemoryRead(0, 0, 1))
+    rogue.serve()
+    assert not rogue.cable.open and not rogue.driver.link_up
+
+
+def test_no_access_is_served_before_the_driver_is_ready_or_after_its_reset() -> None:
+    rogue = Rogue(None)
+    rogue.driver._stop()
+    rogue.write(SECRET, b"public")
+    assert rogue.read(SECRET) is None
+    assert rogue.guest.memory.read(SECRET, 6) == b"secret"
+    assert rogue.guest.vmm.counters["virtio_refused"] == 2
+
+
+def test_answers_that_nobody_asked_for_change_nothing() -> None:
+    rogue = Rogue(UnitConfig())
+    for message in (vhost.Features(0), vhost.VringBase(0, 9), vhost.IotlbInvalidated(0), vhost.IotlbInvalidated(77)):
+        rogue.cable.say(message)
+    rogue.serve()
+    assert rogue.cable.open and rogue.driver.link_up
+    assert rogue.guest.vmm.counters["virtio_unexpected"] == 4
+
+
+def test_a_back_end_without_the_features_that_were_promised_serves_nobody() -> None:
+    guest = Guest(UnitConfig())
+    cable = guest.connect()
+    cable.port = lambda message: cable.say(vhost.Features(1 << 32))
+    while serve(guest.cables):
+        pass
+    assert not cable.open and not guest.card.link_up
+
+
+def test_one_that_asks_for_more_pages_than_are_remembered_is_told_to_forget_all() -> None:
+    guest = Rogue(UnitConfig(), "intel_iommu=on iommu=pt")
+    told = guest.guest.card.front_end.iotlb
+    for page in range(CAPACITY + 1):
+        guest.cable.say(vhost.IotlbMiss(page % 1024 * 4096, 1))
+        guest.serve()
+    assert len(told) <= CAPACITY
