@@ -344,6 +344,10 @@ CASES = {
         TOP + OVS + vm("vm0", 'cmdline = "nic.static=00:03.0"') + card("vnet0", "ovs", "operations = 0"),
         '"vm0" has 00:03.0 (virtio-net)',
     ),
+    "a static card that is a nic": (
+        ONE + vm("vm0", 'cmdline = "virtio_net.static=00:03.0"') + assign(),
+        'virtio_net.static names "00:03.0", and no such virtio-net is there; "vm0" has 00:03.0 (nic)',
+    ),
     "a cable, and nowhere to forward to": (
         TOP + cabled("a", "b") + cabled("b", "a") + vm() + assign("a") + app("app", "a"),
         'vm[0].app[0].port[0].device: "a" has a cable',

@@ -30,6 +30,8 @@ MIN_HOST_MEMORY = 32 * MIB
 MAX_MEMORY = 8 << 30
 #: The host's own RAM starts at 64 GiB but for its first few MiB.
 _HOST_TOP = (64 << 30) + MAX_MEMORY
+#: Driver parameters that name devices, and the model of these.
+_STATIC = {"nic.static": "nic", "edu.static": "edu", "virtio_net.static": "virtio-net"}
 #: Names of processes that every run has.
 RESERVED = ("host", "launcher")
 #: QEMU, hw/i386/intel_iommu.c, vtd_iommu_notify_flag_changed().
@@ -238,18 +240,19 @@ def _static_pools(topology: Topology) -> None:
     for index, vm in enumerate(topology.vm):
         there = {bdf: models[name] for name, bdf in guest_bdfs(vm).items()}
         for parameter, address in _static_words(vm):
-            if there.get(address.removeprefix("0000:")) != parameter.partition(".")[0]:
+            model = _STATIC[parameter]
+            if there.get(address.removeprefix("0000:")) != model:
                 found = ", ".join(f"{bdf} ({model})" for bdf, model in there.items()) or "no device"
                 raise Refusal(
                     f"vm[{index}].cmdline",
-                    f'{parameter} names "{address}", and no such {parameter.partition(".")[0]} is there',
+                    f'{parameter} names "{address}", and no such {model} is there',
                     f'"{vm.name}" has {found}',
                 )
 
 
 def _static_words(vm: Vm) -> Iterator[tuple[str, str]]:
     options = CommandLine(vm.cmdline)
-    for parameter in ("nic.static", "edu.static"):
+    for parameter in _STATIC:
         for address in options.values(parameter):
             yield parameter, address
 
