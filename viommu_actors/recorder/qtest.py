@@ -173,4 +173,4 @@ class Qemu:
         return whole.decode(errors="replace").splitlines()
 
 
-_SUFFIX: Final = {4: "l", 8: "q"}
+_SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
