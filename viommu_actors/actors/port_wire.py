@@ -13,6 +13,9 @@ from viommu_actors.wire.sockets import Listener, bind_link, receive_frame, send_
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.vhost import VHOST_DOWN, VHOST_UP
 
+#: An enum's bits are expensive.
+_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+
 
 class PortWire:
     """Messages of one port; what waits is as much as a port has to say until it is answered."""
@@ -45,9 +48,14 @@ class PortWire:
         if not waiting:
             self._poller.modify(self.socket, zmq.POLLIN)
 
+    @property
+    def ready(self) -> bool:
+        """Whether a message waits: half the time of an attempt to receive one that fails."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & _POLLIN)
+
     def receive(self) -> Message | None:
-        """The next message; None for something that is none, which has been counted. Raises zmq.Again."""
-        frame = receive_frame(self.socket, zmq.NOBLOCK)
+        """The next message; None for something that is none, which has been counted. One is `ready`."""
+        frame = receive_frame(self.socket, _NOBLOCK)
         try:
             if frame is None:
                 raise MalformedMessage(Defect.FRAMES, "several frames")
@@ -61,7 +69,7 @@ class PortWire:
 
     def _send(self, frame: bytes) -> bool:
         try:
-            send_frame(self.socket, frame, zmq.NOBLOCK)
+            send_frame(self.socket, frame, _NOBLOCK)
         except zmq.Again:
             return False
         return True

@@ -82,10 +82,9 @@ class VswitchActor:
 
 def _drain(wire: PortWire, port: Port) -> None:
     for _ in range(_DRAIN):
-        try:
-            message = wire.receive()
-        except zmq.Again:
+        if not wire.ready:
             return
+        message = wire.receive()
         if message is not None:
             port.receive(message)
 

@@ -15,8 +15,9 @@ from viommu_actors.spec.vtd import PAGE_MASK, PAGE_SIZE
 from viommu_actors.vswitch.device_iotlb import DeviceIotlb
 from viommu_actors.vswitch.task import Wait
 
-#: Reads on the way; further ones wait here for their turn. Each end of the wire has room for more frames.
-_WINDOW: Final = 64
+#: Reads on the way, and pages asked for by one task; further ones wait for their turn. The front end has room for as
+#: many answers as both queues may thus have to come (`wire.zmtp.QUEUE`).
+_WINDOW: Final = 32
 _ADDRESS_SPACE: Final = 1 << 64
 _new = tuple.__new__
 
@@ -135,6 +136,8 @@ class TranslatedMemory:
                     page = missing & ~PAGE_MASK
                     waits.append(((page, access), self._miss((page, access))))
                     iova = page + PAGE_SIZE
+                    if len(waits) >= _WINDOW:
+                        yield waits[-_WINDOW][1]
             for _, wait in waits:
                 yield wait
         finally:
