@@ -12,12 +12,12 @@ CAPACITY: Final = 2048
 
 
 class DeviceIotlb:
-    """Ranges of addresses with the leave that each gives. They do not overlap: what was told last holds."""
+    """Ranges of addresses with the leave that each gives (`Access`). They do not overlap: what was told last holds."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
         #: first address -> (last, leave), in the order in which they were told; and the first addresses, sorted
-        self._ranges: dict[int, tuple[int, Access]] = {}
+        self._ranges: dict[int, tuple[int, int]] = {}
         self._starts: list[int] = []
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class DeviceIotlb:
         self.invalidate(iova, size)
         if len(self._starts) >= self._capacity:
             self._drop(next(iter(self._ranges)))
-        self._ranges[iova] = iova + size - 1, access
+        self._ranges[iova] = iova + size - 1, int(access)
         insort(self._starts, iova)
 
     def invalidate(self, iova: int, size: int) -> None:
@@ -54,7 +54,7 @@ class DeviceIotlb:
             iova = found[0] + 1
         return None
 
-    def allows(self, iova: int, size: int, access: Access) -> bool:
+    def allows(self, iova: int, size: int, access: int) -> bool:
         """Whether it may access all of these bytes so."""
         end = iova + size
         while iova < end:
@@ -64,7 +64,7 @@ class DeviceIotlb:
             iova = found[0] + 1
         return True
 
-    def _find(self, iova: int) -> tuple[int, Access] | None:
+    def _find(self, iova: int) -> tuple[int, int] | None:
         """(last, leave) of the range that holds an address."""
         at = bisect_right(self._starts, iova) - 1
         if at < 0:

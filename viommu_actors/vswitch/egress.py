@@ -9,17 +9,16 @@ from collections import Counter, deque
 from collections.abc import Generator
 from typing import Final
 
-from viommu_actors.spec.vhost import Access
 from viommu_actors.spec.virtio_net import HEADER, RECEIVE_HEADER
 from viommu_actors.vswitch.chain import Chain
 from viommu_actors.vswitch.delivery import Delivery, Parcel
-from viommu_actors.vswitch.memory import TranslatedMemory
+from viommu_actors.vswitch.memory import WRITE, TranslatedMemory
 from viommu_actors.vswitch.ring import BURST, Ring
 from viommu_actors.vswitch.task import Task, Wait
 
 #: Seconds that frames wait for a guest that gives no buffer. After that they are dropped at once until it does: whoever
 #: sends to it waits for it no more than once.
-PATIENCE: Final = 0.1
+PATIENCE: Final = 0.5
 #: Seconds that they wait, likewise, for a front end that does not answer: not at all, or not for a buffer.
 STUCK: Final = 1.0
 
@@ -117,7 +116,7 @@ class Egress:
                     used.append((chains.popleft().head, 0))
                 continue
             pieces = list(chain.part(0, size))
-            if not all(self._memory.has_leave(*piece, Access.WRITE) for piece in pieces):
+            if not all(self._memory.has_leave(*piece, WRITE) for piece in pieces):
                 if used:
                     break  # The others are not to wait for the answer.
                 if (yield from self._leave(pieces)):
@@ -139,11 +138,11 @@ class Egress:
         """For all buffers that what waits is likely to go into."""
         fits = zip(chains, self._waiting, range(BURST), strict=False)
         pieces = [piece for chain, parcel, _ in fits for piece in chain.part(0, HEADER.size + len(parcel.frame))]
-        yield from self._memory.ask(pieces, Access.WRITE)
+        yield from self._memory.ask(pieces, WRITE)
 
     def _leave(self, pieces: list[tuple[int, int]]) -> Generator[Wait, None, bool]:
         for address, length in pieces:
-            if not (yield from self._memory.leave(address, length, Access.WRITE)):
+            if not (yield from self._memory.leave(address, length, WRITE)):
                 return False
         return True
 

@@ -20,9 +20,11 @@ from viommu_actors.vswitch.task import Wait
 _WINDOW: Final = 32
 _ADDRESS_SPACE: Final = 1 << 64
 _new = tuple.__new__
+#: An enum's bits are expensive to combine, and each access does.
+READ, WRITE = int(Access.READ), int(Access.WRITE)
 
 #: A page that was asked for, and the leave.
-_Miss = tuple[int, Access]
+_Miss = tuple[int, int]
 
 
 class Read(Wait):
@@ -62,7 +64,7 @@ class Memory:
         self._counters["writes"] += 1
         self._send(_new(vhost.MemoryWrite, (iova, data)))
 
-    def miss(self, iova: int, access: Access) -> None:
+    def miss(self, iova: int, access: int) -> None:
         """Asks for leave."""
         self._counters["iotlb_misses"] += 1
         self._send(vhost.IotlbMiss(iova, access))
@@ -106,13 +108,13 @@ class TranslatedMemory:
         #: what is to be told of -> who waits for it; not asked twice
         self._misses: dict[_Miss, list[Wait]] = {}
 
-    def has_leave(self, iova: int, size: int, access: Access) -> bool:
+    def has_leave(self, iova: int, size: int, access: int) -> bool:
         """Whether it may access this now."""
         if self.translated:
             return self.iotlb.allows(iova, size, access)
         return iova + size <= _ADDRESS_SPACE
 
-    def leave(self, iova: int, size: int, access: Access) -> Generator[Wait, None, bool]:
+    def leave(self, iova: int, size: int, access: int) -> Generator[Wait, None, bool]:
         """Waits until it is known whether it may access this; without end where the front end does not tell."""
         while not self.has_leave(iova, size, access):
             if iova + size > _ADDRESS_SPACE or not self.translated:
@@ -124,7 +126,7 @@ class TranslatedMemory:
             yield from self.ask([(iova, size)], access)
         return True
 
-    def ask(self, places: Iterable[tuple[int, int]], access: Access) -> Generator[Wait, None, None]:
+    def ask(self, places: Iterable[tuple[int, int]], access: int) -> Generator[Wait, None, None]:
         """Asks at once for all pages of each (address, size) of which nothing was told, and waits for the answers."""
         if not self.translated:
             return
@@ -148,7 +150,7 @@ class TranslatedMemory:
 
     def fetch(self, iova: int, size: int) -> Generator[Wait, None, bytes | None]:
         """Reads 1 to `vhost.MAX_ACCESS` bytes; None where it may not, or could not."""
-        if not self.has_leave(iova, size, Access.READ) and not (yield from self.leave(iova, size, Access.READ)):
+        if not self.has_leave(iova, size, READ) and not (yield from self.leave(iova, size, READ)):
             return None
         read = self.memory.read(iova, size)
         yield read
@@ -157,10 +159,10 @@ class TranslatedMemory:
     def fetch_all(self, places: Iterable[tuple[int, int]]) -> Generator[Wait, None, list[bytes | None]]:
         """As `fetch` of each (address, size), all of them on the way at a time."""
         places = list(places)
-        yield from self.ask(places, Access.READ)
+        yield from self.ask(places, READ)
         reads: list[Read | None] = []
         for iova, size in places:
-            allowed = self.has_leave(iova, size, Access.READ) or (yield from self.leave(iova, size, Access.READ))
+            allowed = self.has_leave(iova, size, READ) or (yield from self.leave(iova, size, READ))
             reads.append(self.memory.read(iova, size) if allowed else None)
         for read in reads:
             if read is not None:
@@ -170,7 +172,7 @@ class TranslatedMemory:
     def store(self, iova: int, data: bytes) -> Generator[Wait, None, bool]:
         """Writes 1 to `vhost.MAX_ACCESS` bytes; False where it may not."""
         size = len(data)
-        if not self.has_leave(iova, size, Access.WRITE) and not (yield from self.leave(iova, size, Access.WRITE)):
+        if not self.has_leave(iova, size, WRITE) and not (yield from self.leave(iova, size, WRITE)):
             return False
         self.memory.write(iova, data)
         return True
