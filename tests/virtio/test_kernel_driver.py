@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EINVAL, EIO, ETIMEDOUT
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,9 @@ from tests.virtio.device import (
 )
 from viommu_actors.kernel.drivers.virtio_net import VirtioNetDriver
 from viommu_actors.kernel.kernel import Kernel
+from viommu_actors.memory import Unclaimed
 from viommu_actors.netdev import BROADCAST, numbered_frame
+from viommu_actors.spec import platform
 from viommu_actors.vtd.config import UnitConfig
 
 OTHER = bytes.fromhex("020000000205")
@@ -223,8 +227,9 @@ def test_structures_that_lie_elsewhere_are_no_structures(bar: int) -> None:
     assert BDF not in guest.kernel.drivers and any("probe failed" in line for line in guest.machine.lines)
 
 
-def test_a_doorbell_outside_of_its_structure_is_refused() -> None:
-    guest = Guest(own=function(multiplier=0x8000))
+@pytest.mark.parametrize("multiplier", [0x8000, 0xFFFF_FFFF, 3])
+def test_a_doorbell_outside_of_its_structure_is_refused(multiplier: int) -> None:
+    guest = Guest(own=function(multiplier=multiplier))
     with pytest.raises(OSError, match="where nothing is"):
         guest.driver.send(bytes(60))
     assert guest.device.status == 0
@@ -261,6 +266,42 @@ def test_a_device_that_does_not_reset_is_taken_off_the_bus_before_its_pages_go()
     guest.device.never_resets = False
     del guest.device.work  # type: ignore[attr-defined]
     assert guest.driver.run_io(1).verified and guest.machine.bus_master()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=integers(0, 1 << 32), share=integers(0, 100))
+def test_whatever_a_device_says_in_its_registers_the_kernel_boots_and_has_all_its_pages_back(
+    seed: int, share: int
+) -> None:
+    """So many of a hundred of its answers are of no meaning, of its capabilities too."""
+    random = Random(seed)
+
+    class Lying(VirtioMachine):
+        def mmio_read(self, address: int, size: int) -> int:
+            value = super().mmio_read(address, size)
+            own = address - platform.ECAM_BASE - (BDF << 12)
+            lies = self.registers(address) is not None or 0x40 <= own < 0x100
+            return random.getrandbits(8 * size) if lies and random.randrange(100) < share else value
+
+        # What a driver that was lied to does to the device is the device's own fault.
+
+        def mmio_write(self, address: int, size: int, value: int) -> None:
+            with suppress(AssertionError, Unclaimed):
+                super().mmio_write(address, size, value)
+
+        def wait_for_interrupt(self, timeout: float) -> bool:
+            with suppress(AssertionError, Unclaimed):
+                return super().wait_for_interrupt(timeout)
+            return False
+
+    machine = Lying("intel_iommu=on", UnitConfig(caching_mode=True))
+    kernel = Kernel(machine, drivers=(VirtioNetDriver,))
+    kernel.boot(machine.boot_params)
+    if (driver := kernel.drivers.get(BDF)) is not None:
+        with suppress(OSError):
+            driver.run_io(2)
+        kernel.unbind(BDF)
+    assert kernel.live_buffers == 0 and not machine.bus_master()
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,6 +18,8 @@ from viommu_actors.virtio.virtqueue import Places
 _PATIENCE = 1000
 #: The structures that a driver needs, and the bytes of each at least.
 _LEAST = {ConfigType.COMMON: virtio_pci.COMMON_BYTES, ConfigType.NOTIFY: 2, ConfigType.DEVICE: 1}
+#: Of what a driver needs.
+_ALIGNMENT = 4
 
 
 class Registers(Protocol):
@@ -109,7 +111,7 @@ class VirtioPci:
         self._set_vector(Common.QUEUE_MSIX_VECTOR, vector)
         doorbell = self._read(Common.QUEUE_NOTIFY_OFF, 2) * self._multiplier
         notify = self._structures[ConfigType.NOTIFY]
-        if doorbell + 2 > notify.size:
+        if doorbell % 2 or doorbell + 2 > notify.size:
             raise OSError(ENODEV, f"{self.name}: queue {index} is notified at {doorbell:#x}, where nothing is")
         self._doorbells[index] = notify.offset + doorbell
         self._write(Common.QUEUE_ENABLE, 2, 1)
@@ -152,14 +154,14 @@ class VirtioPci:
     # --- registers
 
     def _find(self) -> dict[int, _Structure]:
-        """The first structure of each kind that lies in a BAR that there may be (section 4.1.4)."""
+        """The first structure of each kind that lies, aligned, in a BAR that there may be (section 4.1.4)."""
         read = self._registers.config_read
         found: dict[int, _Structure] = {}
         for identifier, at in capabilities(read)[0]:
             bar = read(at + virtio_pci.CAP_BAR, 1) if identifier == pci.CapabilityId.VENDOR else pci.ENDPOINT_BARS
             kind = read(at + virtio_pci.CAP_TYPE, 1)
-            if bar < pci.ENDPOINT_BARS and kind not in found:
-                offset, size = read(at + virtio_pci.CAP_OFFSET, 4), read(at + virtio_pci.CAP_SIZE, 4)
+            offset, size = read(at + virtio_pci.CAP_OFFSET, 4), read(at + virtio_pci.CAP_SIZE, 4)
+            if bar < pci.ENDPOINT_BARS and not offset % _ALIGNMENT and kind not in found:
                 found[kind] = _Structure(bar, offset, size)
                 if kind == ConfigType.NOTIFY:
                     self._multiplier = read(at + virtio_pci.CAP_NOTIFY_MULTIPLIER, 4)
