@@ -154,7 +154,7 @@ def test_frames_cross_and_both_ends_count_alike(rig: Rig) -> None:
     for guest in (a, b):
         port = state["ports"][guest.name]
         assert port["started"] == ("receive", "transmit") and not port["broken"]
-        statistics = rig.ask("counters")[guest.name]
+        statistics = rig.ask("statistics")[guest.name]
         assert statistics["rx_packets"] == statistics["tx_packets"] == 40
         assert not guest.faults
     assert set(rig.ask("confinement")) == {"landlock", "seccomp", "why"}

@@ -46,7 +46,7 @@ class VswitchActor:
         self._control.register(
             {
                 "confinement": lambda: asdict(confinement),
-                "counters": lambda: {port.name: port.statistics() for _, port in self._ports.values()},
+                "statistics": lambda: {port.name: port.statistics() for _, port in self._ports.values()},
                 "state": self._switch.state,
             }
         )

@@ -19,7 +19,7 @@ def vswitch_rows(topology: ResolvedTopology, supervisor: Supervisor) -> tuple[Vs
     rows = []
     for vswitch in topology.vswitches:
         try:
-            told = supervisor.command(vswitch.name, "counters")
+            told = supervisor.command(vswitch.name, "statistics")
         except ActorGone:
             continue
         ports = tuple(
