@@ -1,0 +1,207 @@
+"""The hypervisor's end of vhost wires over real sockets, where the other end is a switch, or says that it is one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import zmq
+
+from tests.hypervisor.virtio_guest import Guest
+from viommu_actors.actors import vhost_wire
+from viommu_actors.actors.port_wire import PortWire
+from viommu_actors.actors.vhost_wire import VhostWires
+from viommu_actors.netdev import numbered_frame
+from viommu_actors.spec import vhost
+from viommu_actors.vswitch.switch import Switch
+from viommu_actors.vtd.config import UnitConfig
+from viommu_actors.wire.fuzz import hostile
+from viommu_actors.wire.sockets import Inbox, Listener, connect
+from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.vhost import VHOST_FRAME, VHOST_UP
+
+EVERYTHING = (1 << 64) - 1
+
+
+class OnSockets(Guest):
+    """A guest whose back ends are over sockets: while it waits for an interrupt they are served."""
+
+    wires: VhostWires
+
+    def wait_for_interrupt(self, timeout: float) -> bool:
+        while not self.beneath.vectors:
+            self.wires.serve(5000)
+        return super().wait_for_interrupt(timeout)
+
+
+class Rig:
+    """Hypervisors' sockets, with an inbox that nobody has but the test."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context[zmq.Socket[bytes]]()
+        self.inbox_listener = Listener.create()
+        self.tallies = {f"vnet{number}": Tally(f"vhost:vnet{number}", "hypervisor") for number in range(2)}
+        #: whose sockets stay until the end
+        self.back_ends: list[BackEnd] = []
+        self.inbox = Inbox(self.context, self.inbox_listener)
+        self.wires = VhostWires(self.inbox, self.tallies)
+
+    def guest(self, number: int = 0, viommu: UnitConfig | None = None) -> OnSockets:
+        guest = OnSockets(viommu, number=number)
+        guest.wires = self.wires
+        return guest
+
+    def connect(self, guest: Guest, listener: Listener) -> None:
+        self.wires.connect(guest.card.name, listener.address, guest.card.front_end)
+
+    def serve_until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            self.wires.serve(5000)
+
+    def poke(self) -> None:
+        """Something comes to the inbox."""
+        sender = connect(self.context, self.inbox_listener.address, "launcher")
+        sender.send(b"")
+        sender.close(1000)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    for wire in made.wires._wires.values():
+        wire.close()
+    made.context.destroy(linger=0)
+
+
+class SwitchThread(threading.Thread):
+    """A switch, as its process runs it."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self._context = zmq.Context[zmq.Socket[bytes]]()
+        self._poller = zmq.Poller()
+        self._switch = Switch(lambda: 0.0)
+        self.listeners = [Listener.create() for _ in names]
+        self.ports = []
+        for name, listener in zip(names, self.listeners, strict=True):
+            wire = PortWire(self._context, self._poller, listener, name, "switch")
+            self.ports.append((wire, self._switch.add(name, wire.send)))
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            ready = dict(self._poller.poll(20))
+            for wire, port in self.ports:
+                if ready.get(wire.socket, 0) & zmq.POLLOUT:
+                    wire.flush()
+                while wire.ready:
+                    if (message := wire.receive()) is not None:
+                        port.receive(message)
+
+    def end(self) -> None:
+        """Its process is gone."""
+        self._over.set()
+        self.join()
+        self._context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("viommu", [None, UnitConfig()])
+def test_frames_cross_a_switch_and_a_switch_that_comes_after_it(rig: Rig, viommu: UnitConfig | None) -> None:
+    guests = [rig.guest(number, viommu) for number in range(2)]
+    drivers: list[Any] = []
+    for _ in range(2):
+        switch = SwitchThread([guest.card.name for guest in guests])
+        for guest, listener in zip(guests, switch.listeners, strict=True):
+            rig.connect(guest, listener)
+        switch.start()
+        try:
+            rig.serve_until(lambda: all(guest.card.link_up for guest in guests))
+            drivers = drivers or [guest.boot() for guest in guests]
+            for driver in drivers:
+                driver.listen()
+            for number in range(20):
+                source = number % 2
+                frame = numbered_frame(number, 4000, drivers[1 - source].mac, drivers[source].mac)
+                drivers[source].send(frame)
+                assert drivers[1 - source].receive() == frame
+        finally:
+            switch.end()
+        rig.serve_until(lambda: not any(guest.card.link_up for guest in guests))
+
+
+class BackEnd:
+    """Whoever listens for a front end, and sends what a test wants."""
+
+    def __init__(self, rig: Rig, guest: Guest) -> None:
+        listener = Listener.create()
+        self.wire = PortWire(rig.context, zmq.Poller(), listener, guest.card.name, "rogue")
+        rig.back_ends.append(self)
+        rig.connect(guest, listener)
+        while not self.wire.ready:
+            rig.wires.serve(100)
+        assert type(self.wire.receive()) is vhost.GetFeatures
+        self.wire.send(vhost.Features(EVERYTHING))
+        rig.serve_until(lambda: guest.card.link_up)
+
+
+def test_whatever_it_sends_is_counted_and_ends_nothing(rig: Rig) -> None:
+    guest = rig.guest()
+    back_end = BackEnd(rig, guest)
+    rejected = rig.tallies["vnet0"].rejected
+    for frames in islice(hostile(11, VHOST_UP, VHOST_FRAME), 400):
+        for frame in frames[:-1]:
+            back_end.wire.socket.send(frame, zmq.SNDMORE)
+        back_end.wire.socket.send(frames[-1])
+        rig.wires.serve(100)
+        while back_end.wire.ready:
+            back_end.wire.receive()
+    back_end.wire.send(vhost.MemoryRead(3, 0, 8))
+    before = rejected.total()
+    assert before > 50
+    while not (back_end.wire.ready and back_end.wire.receive() == vhost.ReadCompletion(3, 1, b"")):
+        rig.wires.serve(100)
+    assert guest.card.link_up and len(rejected) >= 5
+
+
+def test_one_that_does_not_answer_in_time_is_cut_off(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vhost_wire, "PATIENCE", 0.05)
+    guest = rig.guest()
+    BackEnd(rig, guest)
+    driver = guest.boot()
+    driver.listen()
+    rig.poke()
+    driver._stop()
+    assert not guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 1
+    assert [line for line in guest.lines if "did not acknowledge a stop in time" in line]
+    # What came to the inbox meanwhile is still there, and told of.
+    rig.wires.serve(5000)
+    assert rig.inbox.ready
+
+
+def test_one_that_asks_and_does_not_listen_is_cut_off(rig: Rig) -> None:
+    guest = rig.guest()
+    back_end = BackEnd(rig, guest)
+    guest.boot().listen()
+    asked = 0
+    while guest.card.link_up and asked < 100_000:
+        # A switch has a limit of its own to what waits for it.
+        while asked < 100_000 and not back_end.wire._waiting:
+            back_end.wire.send(vhost.MemoryRead(0, 0, 4096))
+            asked += 1
+        rig.wires.serve(100)
+        back_end.wire.flush()
+    assert not guest.card.link_up
+    assert guest.vmm.counters["virtio_cut_off"] == 1
+
+
+def test_a_back_end_at_an_address_where_nobody_listens_is_a_link_that_is_down(rig: Rig) -> None:
+    guest = rig.guest()
+    rig.wires.connect("vnet0", "ipc://@nobody-listens-here", guest.card.front_end)
+    rig.poke()
+    rig.wires.serve(5000)
+    assert not guest.card.link_up
+    BackEnd(rig, guest)
