@@ -115,6 +115,7 @@ class Io(Struct, kw_only=True, frozen=True):
     `peer` is the card that frames went to from this one, both of a virtual switch, `peer_driver` who drove it, `wires`
     all messages meanwhile, control aside. `send_us` is what the driver's send of a frame took, the median by the wall
     clock in microseconds: until the device had it, and until it stood in the receiver's buffer over a virtual switch.
+    `repeated` counts frames that came twice, of a switch that was started again meanwhile.
     `levels`, of a device of a nested VM: the same of each VM, from the one on the host down to its own.
     `map_unmap_us`, where VMs are nested: what a page's map and unmap take the kernel that drives the device, the median
     by the wall clock in microseconds.
@@ -150,6 +151,7 @@ class Io(Struct, kw_only=True, frozen=True):
     peer_driver: UserDriver | Literal["kernel"] = "kernel"
     wires: tuple[Wire, ...] = ()
     send_us: float | None = None
+    repeated: int = 0
     levels: tuple[LevelCounts, ...] = ()
     map_unmap_us: float | None = None
 

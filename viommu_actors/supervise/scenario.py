@@ -128,7 +128,7 @@ class Scenario:
         return Results(
             topology=self._topology.name,
             ok=ok and self._done and as_expected(*rows, tuple(self._apps)),
-            processes=self._processes,
+            processes=tuple(map(self._now, self._processes)),
             verdicts=rows[0],
             io=rows[1],
             faults=tuple(
@@ -142,6 +142,11 @@ class Scenario:
             apps=tuple(self._apps),
             vswitches=self._vswitches,
         )
+
+    def _now(self, process: Process) -> Process:
+        """With the pid of who has the name at last: one that died may have been started again."""
+        actor = self._supervisor.actors.get(process.name)
+        return process if actor is None else msgspec.structs.replace(process, pid=actor.pid)
 
     def boot(self) -> None:
         """Host, hypervisors, guests."""

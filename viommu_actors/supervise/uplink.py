@@ -69,7 +69,7 @@ def relay(topology: ResolvedTopology, supervisor: Supervisor, vm: ResolvedVm, ap
             came = supervisor.command(sink[1].driver, "receive", bdf=sink[1].bdf, source=own["mac"], **told)
             relayed = supervisor.answer(awaited)
             packets += relayed["packets"]
-            failed, verified = failed or relayed["failed"], verified and bool(came)
+            failed, verified = failed or relayed["failed"], verified and came["verified"]
     counts = read_counts(supervisor, *counted)
     counts.subtract(before)
     return Forwarded(
