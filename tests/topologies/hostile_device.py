@@ -1,6 +1,7 @@
 """A device process whose code is its attacker's: the product's own, and one more command that plays local attacks.
 
-Started in place of `viommu_actors.actors`; whatever a device process does up to that command it does here too.
+Started in place of `viommu_actors.actors`; whatever a device process does up to that command it does here too. The same
+of a virtual switch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from viommu_actors.actors import __main__ as entry
 from viommu_actors.actors.device import DeviceActor
+from viommu_actors.actors.vswitch import VswitchActor
 from viommu_actors.confine import landlock, seccomp
 
 #: "landlock", "seccomp" or both: what the kernel is to lack.
@@ -37,6 +39,12 @@ class HostileDevice(DeviceActor):
     def __init__(self, configuration: dict[str, Any]) -> None:
         super().__init__(configuration)
         self._control.register({"misbehave": _misbehave, "import": _import})
+
+
+class HostileSwitch(VswitchActor):
+    def __init__(self, configuration: dict[str, Any]) -> None:
+        super().__init__(configuration)
+        self._control.register({"misbehave": _misbehave})
 
 
 def _import(module: str) -> bool:
@@ -253,4 +261,5 @@ if __name__ == "__main__":
     for what in os.environ.get(WITHOUT, "").split():
         _lack(what)
     entry._ACTORS["device"] = (__name__, HostileDevice.__name__)
+    entry._ACTORS["vswitch"] = (__name__, HostileSwitch.__name__)
     entry.main()

@@ -1,4 +1,4 @@
-"""Untrusted means untrusted: what a device process can do on the machine that it runs on."""
+"""Untrusted means untrusted: what a device process, or a virtual switch, can do on the machine that it runs on."""
 
 from __future__ import annotations
 
@@ -36,11 +36,22 @@ _OFFSET = 0x800
 _BY_PTRACE = frozenset(
     ["list /proc/PID/fd", "open /proc/PID/fd", "/proc/PID/mem", "process_vm_readv", "pidfd_getfd", "ptrace"]
 )
+#: The guest has a card of a virtual switch, too.
+_SWITCHED = f"""
+{SMALL}
+[[vm.virtio_net]]
+name = "vnet0"
+vswitch = "ovs"
+operations = 0
+
+[[vswitch]]
+name = "ovs"
+"""
 
 
 @dataclass
 class Siege:
-    """A running topology whose device turned hostile, and a canary in its guest's memory."""
+    """A running topology whose device turned hostile, or switch, and a canary in its guest's memory."""
 
     supervisor: Supervisor
     scenario: Scenario
@@ -48,9 +59,9 @@ class Siege:
     canary: bytes
     aim: dict[str, Any]
 
-    def play(self, attacks: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    def play(self, attacks: dict[str, Any], attacker: str = "nic0") -> dict[str, dict[str, Any]]:
         return {
-            attack: self.supervisor.command("nic0", "misbehave", attack=attack, **self.aim) for attack in attacks
+            attack: self.supervisor.command(attacker, "misbehave", attack=attack, **self.aim) for attack in attacks
         }
 
     def results(self) -> Results:
@@ -69,13 +80,13 @@ class Siege:
 
 @contextmanager
 def besieged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, sandbox: str = "auto", without: str = ""
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sandbox: str = "auto", without: str = "", text: str = SMALL
 ) -> Iterator[Siege]:
     """The small topology, booted and worked, with a canary and what an attacker would give much to know."""
     monkeypatch.setattr(process, "PROGRAM", ("-m", hostile_device.__name__))
     monkeypatch.setenv(hostile_device.WITHOUT, without)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    topology = resolve(parse(f'sandbox = "{sandbox}"\n{SMALL}'))
+    topology = resolve(parse(f'sandbox = "{sandbox}"\n{text}'))
     run, plan = RunFolder(topology, folder / "run"), make_plan(topology)
     [guest] = [actor for actor in plan.actors if actor.role == "guest"]
     [host] = [actor for actor in plan.actors if actor.role == "host"]
@@ -227,3 +238,19 @@ def test_what_a_device_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert kinds.pop("pipe") == 1, "the lifeline"
         assert kinds.keys() == {"socket", "anon_inode"}
         assert kinds["socket"] == 4, "two listeners, each with the one peer that it has"
+
+
+def test_a_virtual_switch_is_confined_as_a_device_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _full()
+    with besieged(tmp_path, monkeypatch, "require", text=_SWITCHED) as siege:
+        answers = siege.play(hostile_device.LOCAL_ATTACKS | hostile_device.OTHER_ATTACKS, "ovs")
+        assert len(answers) == 26
+        assert _succeeded(answers) == set(), answers
+        siege.assert_unharmed()
+        assert not (tmp_path / "written").exists()
+        [switch] = [each for each in siege.results().processes if each.name == "ovs"]
+        assert (switch.role, switch.sandbox) == ("app", "full")
+        pid = switch.pid
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        assert not [link for link in links if "memfd" in link]
+        assert sum(link.startswith("socket") for link in links) == 4, "inbox and port, each with the one peer it has"
