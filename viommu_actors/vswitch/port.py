@@ -18,6 +18,8 @@ from viommu_actors.vswitch.task import Task, Tasks
 
 #: What the back end can do. The device's configuration is its front end's.
 FEATURES: Final = virtio.Feature.VERSION_1 | virtio.Feature.ACCESS_PLATFORM | virtio_net.Feature.MTU
+#: Lines logged of what is wrong with rings.
+_LOGGED: Final = 10
 #: What is counted: frames as the switch sees them (rx is what the guest sends), then what its back end did.
 STATISTICS: Final = (
     "rx_packets", "rx_bytes", "rx_errors", "tx_packets", "tx_bytes", "tx_errors", "tx_dropped",
@@ -101,7 +103,7 @@ class Port:
     def _start(self, queue: int) -> None:
         setup = self._setups.get(queue)
         if setup is None or queue in self._running or setup.size & setup.size - 1:
-            self._log(f"{self.name}: {Queue(queue).name.lower()} queue: not to be started: {setup}")
+            self._complain(queue, f"not to be started: {setup}")
             return
         self._broken.pop(queue, None)
         self._rings[queue] = ring = Ring(setup, self.guest, self.counters, lambda: self._send(vhost.Call(queue)))
@@ -119,10 +121,15 @@ class Port:
         except RingBroken as error:
             self._broken[queue] = str(error)
             del self._running[queue]
-            self.counters["broken_rings"] += 1
-            self._log(f"{self.name}: {Queue(queue).name.lower()} queue: {error}")
+            self._complain(queue, str(error))
             if queue == Queue.RECEIVE:
                 self.egress.close()
+
+    def _complain(self, queue: int, line: str) -> None:
+        """A guest may go on with it for ever; all of it is counted."""
+        self.counters["broken_rings"] += 1
+        if self.counters["broken_rings"] <= _LOGGED:
+            self._log(f"{self.name}: {Queue(queue).name.lower()} queue: {line}")
 
     def _stop(self, queue: int) -> int:
         """A queue is not served any more; where it would go on."""
