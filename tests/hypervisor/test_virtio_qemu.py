@@ -1,4 +1,4 @@
-"""QEMU as a judge of the emulated card: what a driver sees in its registers is what it sees of QEMU's virtio-net-pci."""
+"""QEMU as a judge of the emulated card: its driver sees the registers that it sees of QEMU's virtio-net-pci."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ pytestmark = pytest.mark.judge(PROGRAM)
 SLOT = 4
 _CONFIG_ADDRESS, _CONFIG_DATA, _ENABLE = 0xCF8, 0xCFC, 1 << 31
 _OFF = (
-    "csum guest_csum gso guest_tso4 guest_tso6 guest_ecn guest_ufo host_tso4 host_tso6 host_ecn host_ufo guest_announce "
-    "mrg_rxbuf ctrl_vq ctrl_rx ctrl_vlan ctrl_rx_extra ctrl_mac_addr ctrl_guest_offloads indirect_desc event_idx queue_reset"
+    "csum guest_csum gso guest_tso4 guest_tso6 guest_ecn guest_ufo host_tso4 host_tso6 host_ecn host_ufo "
+    "guest_announce mrg_rxbuf ctrl_vq ctrl_rx ctrl_vlan ctrl_rx_extra ctrl_mac_addr ctrl_guest_offloads "
+    "indirect_desc event_idx queue_reset"
 )
 _READY = Status.ACKNOWLEDGE | Status.DRIVER
 _SETTLED = _READY | Status.FEATURES_OK
