@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from viommu_actors.actors.runtime import log
-from viommu_actors.hypervisor.bars import BarWindow
+from viommu_actors.hypervisor.machine import Register
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage, Message
 from viommu_actors.wire.sockets import Inbox
@@ -22,13 +22,9 @@ from viommu_actors.wire.tally import Tally
 class Emulation(Protocol):
     """The machine (`hypervisor.machine.GuestMachine`)."""
 
-    def emulated_bar(self, address: int) -> tuple[int, int] | None:
-        """Guest-physical address and size of the emulated BAR that decodes an address."""
+    def emulated(self, address: int, size: int) -> Register | None:
+        """Of an emulated device, at a guest-physical address that it decodes."""
         ...
-
-    def read(self, address: int, size: int) -> int | BarWindow: ...
-
-    def write(self, address: int, size: int, value: int) -> bool | BarWindow: ...
 
 
 class EmulatedBars:
@@ -39,8 +35,8 @@ class EmulatedBars:
         self._machine = machine
         self._inbox = inbox
         self._tallies = {app.encode(): Tally(f"trap:{app}", name) for app in apps}
-        #: token -> guest-physical address and size
-        self._lent: dict[bytes, tuple[int, int]] = {}
+        #: token -> guest-physical address, and what starts there
+        self._lent: dict[bytes, tuple[int, Register]] = {}
 
     @property
     def tallies(self) -> list[Tally]:
@@ -54,18 +50,20 @@ class EmulatedBars:
 
     def lend(self, address: int) -> m.TrapLent:
         """Answers the kernel: the BAR around an address, with an empty token where none is emulated there."""
-        bar = self._machine.emulated_bar(address)
-        if bar is None or not self._tallies:
+        register = self._machine.emulated(address, 1)
+        if register is None or not self._tallies:
             return m.TrapLent(address, 0, b"")
+        base = address - register.offset
+        bar = base, register._replace(offset=0)
         token = next((token for token, lent in self._lent.items() if lent == bar), None)
         if token is None:
             token = secrets.token_bytes(16)
             self._lent[token] = bar
-        return m.TrapLent(*bar, token)
+        return m.TrapLent(base, register.bar_size, token)
 
     def settle(self) -> None:
         """A configuration space was written: what does not decode any more is not lent any more."""
-        gone = [token for token, bar in self._lent.items() if self._machine.emulated_bar(bar[0]) != bar]
+        gone = [token for token, (base, bar) in self._lent.items() if self._machine.emulated(base, 1) != bar]
         for token in gone:
             del self._lent[token]
 
@@ -83,16 +81,19 @@ class EmulatedBars:
             log(f"{peer.decode()}: {error}")
             return
         tally.received[type(request)] += 1
-        base, length = self._lent.get(request[0], (0, 0))
-        offset, size = request[1], request[2]
-        inside = offset + size <= length
+        register, size = self._register(*request[:3]), request[2]
         answer: Message
         if type(request) is m.DirectWrite:
-            if inside:
-                self._machine.write(base + offset, size, request.value)
+            if register is not None:
+                register.write(size, request.value)
             answer = m.TrapDone(False)
         else:
-            value = self._machine.read(base + offset, size) if inside else (1 << size * 8) - 1
-            assert not isinstance(value, BarWindow), "an emulated BAR is no window to a device"
-            answer = m.TrapValue(value)
+            answer = m.TrapValue((1 << size * 8) - 1 if register is None else register.read(size))
         self._inbox.send(peer, answer, m.TRAP_ANSWER, tally)
+
+    def _register(self, token: bytes, offset: int, size: int) -> Register | None:
+        """What an access is for; None where nothing is lent, and for one that is not aligned."""
+        _, bar = self._lent.get(token, (0, None))
+        if bar is None or offset % size or offset + size > bar.bar_size:
+            return None
+        return bar._replace(offset=offset)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
@@ -82,6 +83,26 @@ class Held:
     device: int
     group: int
     container: int
+
+
+class Register(NamedTuple):
+    """A place in a BAR of an emulated function."""
+
+    function: VirtioNetFunction
+    bar: int
+    offset: int
+
+    @property
+    def bar_size(self) -> int:
+        return self.function.config.bars[self.bar].size
+
+    def read(self, size: int) -> int:
+        """All ones where there is nothing."""
+        value = self.function.register_read(self.bar, self.offset, size)
+        return (1 << size * 8) - 1 if value is None else value
+
+    def write(self, size: int, value: int) -> None:
+        self.function.register_write(self.bar, self.offset, size, value)
 
 
 class GuestMachine:
@@ -236,10 +257,9 @@ class GuestMachine:
             window = function.bars.at(address, size)
             if window is not None:
                 return window if window.token else function.mmio_read(window, address, size)
-        for card in self.virtio.values():
-            if place := card.place(address, size):
-                value = card.register_read(*place, size)
-                return (1 << size * 8) - 1 if value is None else value
+        emulated = self.emulated(address, size)
+        if emulated is not None:
+            return emulated.read(size)
         self.counters["unassigned"] += 1
         return (1 << size * 8) - 1
 
@@ -265,10 +285,10 @@ class GuestMachine:
                     return window
                 assigned.mmio_write(window, address, size, value)
                 return False
-        for card in self.virtio.values():
-            if place := card.place(address, size):
-                card.register_write(*place, size, value)
-                return False
+        emulated = self.emulated(address, size)
+        if emulated is not None:
+            emulated.write(size, value)
+            return False
         self.counters["unassigned"] += 1
         return False
 
@@ -277,12 +297,11 @@ class GuestMachine:
         windows = (function.bars.at(address, 1) for function in self._assigned)
         return next((window for window in windows if window is not None and window.token), None)
 
-    def emulated_bar(self, address: int) -> tuple[int, int] | None:
-        """Address and size of the BAR of an emulated card that an address lies in, as long as it decodes."""
+    def emulated(self, address: int, size: int) -> Register | None:
+        """Of an emulated card, at a guest-physical address that it decodes."""
         for card in self.virtio.values():
-            if place := card.place(address, 1):
-                bar, offset = place
-                return address - offset, card.config.bars[bar].size
+            if place := card.place(address, size):
+                return Register(card, *place)
         return None
 
     def _config_target(
