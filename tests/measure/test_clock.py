@@ -8,8 +8,8 @@ import pytest
 
 from viommu_actors.measure.clock import charge, charge_all, counts, percent_of_line_rate
 from viommu_actors.measure.costs import CostTable, parse_costs, shipped
+from viommu_actors.report.io_tables import modelled_table
 from viommu_actors.report.results import Io, Results
-from viommu_actors.report.tables import modelled_table
 from viommu_actors.report.text import plain
 
 RESULTS: dict[str, Any] = {"topology": "t", "ok": True, "processes": (), "verdicts": (), "io": (), "faults": ()}

@@ -11,29 +11,27 @@ from viommu_actors.attacks.evidence import Evidence
 from viommu_actors.attacks.expected import expected
 from viommu_actors.report.canvas import fit
 from viommu_actors.report.charts import Bar, bars
+from viommu_actors.report.io_tables import COUNTS, io_tables, modelled_table, rate_notes
 from viommu_actors.report.latency import Latencies, breakdown, distributions, goal_table, latency_table
 from viommu_actors.report.markup import Markup, element, escape
 from viommu_actors.report.parts import line_html, table_html
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.svg import legend, topology_svg
 from viommu_actors.report.tables import (
-    COUNTS,
     absent_table,
     app_table,
     assignment_table,
     fault_notes,
     fault_table,
     interrupt_note,
-    io_tables,
-    modelled_table,
     process_table,
-    rate_notes,
     sandbox_words,
     summary,
     verdict_tables,
 )
 from viommu_actors.report.text import Line, Span, Table, line
 from viommu_actors.report.tower import tower_chart
+from viommu_actors.report.vswitch_tables import vswitch_table, wire_tables
 from viommu_actors.topology.resolved import ResolvedTopology
 
 _STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
@@ -190,7 +188,9 @@ def _io(topology: ResolvedTopology, results: Results) -> list[Markup]:
         class_="legend",
     )
     intro = element("p", "In the steady state, for each operation: a single-page buffer transferred and verified.")
-    figures = _tables(*io_tables(results), modelled_table(results))
+    figures = _tables(
+        *io_tables(results), *wire_tables(results), vswitch_table(results), modelled_table(results)
+    )
     tower = tower_chart(topology, results)
     notes = [element("p", line_html(words)) for block in rate_notes(results) for words in block]
     return [intro, key_of, element("div", *panels, class_="panels"), *((tower,) if tower else ()), *figures, *notes]

@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from typing import TextIO
 
+from viommu_actors.report.io_tables import io_tables, modelled_table, rate_notes
 from viommu_actors.report.picture import picture
 from viommu_actors.report.results import Results, RogueResults
 from viommu_actors.report.tables import (
@@ -16,9 +17,6 @@ from viommu_actors.report.tables import (
     fault_notes,
     fault_table,
     interrupt_note,
-    io_tables,
-    modelled_table,
-    rate_notes,
     rogue_summary,
     sandbox_note,
     summary,
@@ -26,6 +24,7 @@ from viommu_actors.report.tables import (
 )
 from viommu_actors.report.text import Line, Style, line, plain
 from viommu_actors.report.tower import tower_table
+from viommu_actors.report.vswitch_tables import vswitch_table, wire_tables
 from viommu_actors.topology.resolved import ResolvedTopology
 
 PLAIN_WIDTH = 100
@@ -118,6 +117,8 @@ def report(topology: ResolvedTopology, results: Results, width: int) -> list[Lin
         assignment_table(results),
         app_table(results),
         *io_tables(results),
+        *wire_tables(results),
+        vswitch_table(results),
         tower_table(topology, results),
         modelled_table(results),
         fault_table(results),

@@ -8,15 +8,14 @@ from itertools import groupby
 from viommu_actors.attacks.catalogue import CATALOGUE, SCRIPTED, access_of
 from viommu_actors.attacks.evidence import Fault
 from viommu_actors.attacks.verdict import missing_proofs
+from viommu_actors.confine.level import Level
 from viommu_actors.kernel.cmdline import CommandLine
+from viommu_actors.report.io_tables import PER_PACKET, a_packet
 from viommu_actors.report.results import (
     App,
     AppPort,
     Assignment,
-    Io,
-    Machine,
-    Modelled,
-    PerPacket,
+    Forwarded,
     Process,
     Results,
     Verdict,
@@ -25,43 +24,15 @@ from viommu_actors.report.scene import WAYS
 from viommu_actors.report.text import Line, Span, Style, Table, line
 from viommu_actors.topology.resolved import ResolvedTopology
 
-DEVICES_ABREAST = 4
 MAX_FAULTS = 16
-#: What a row of I/O counts, in words.
-COUNTS = (
-    ("traps", "traps to the hypervisor"),
-    ("queue_tail_writes", "queue tail writes"),
-    ("vfio_maps", "VFIO maps"),
-    ("vfio_unmaps", "VFIO unmaps"),
-    ("pte_writes", "page table writes"),
-    ("invalidations", "invalidations"),
-    ("device_tlb_invalidations", "device-TLB invalidations"),
-    ("interrupts", "interrupts"),
-    ("interrupts_forwarded", "  of them through the hypervisor"),
-    ("system_calls", "system calls of the application"),
-    ("wakes", "times that an interrupt woke it"),
-)
-#: Told only where there was any.
-_OCCASIONAL = ("device_tlb_invalidations", "system_calls", "wakes")
-#: The same of a VM, in fewer words.
-_MACHINE_COUNTS = (
-    ("traps", "traps"),
-    ("vfio_maps", "VFIO maps"),
-    ("vfio_unmaps", "VFIO unmaps"),
-    ("pte_writes", "table writes"),
-    ("invalidations", "invalidations"),
-)
 #: What an application's start is told to have cost.
 _STARTS = {"system_calls": "system calls to start", "traps": "traps", "vfio_maps": "VFIO maps"}
-_PER_PACKET = {"traps": "traps", "vfio_maps": "VFIO maps", "system_calls": "system calls", "interrupts": "interrupts"}
 _SANDBOXES = {
     "full": "full sandbox",
     "landlock": "PARTIAL sandbox",
     "seccomp": "PARTIAL sandbox",
     "none": "NO sandbox",
 }
-#: The few of them that tell what a set-up or the other end cost.
-_MAIN_COUNTS = tuple(each for each in COUNTS if each[0] in ("traps", "vfio_maps", "vfio_unmaps"))
 
 
 def verdict_tables(topology: ResolvedTopology, results: Results) -> list[Table]:
@@ -70,26 +41,6 @@ def verdict_tables(topology: ResolvedTopology, results: Results) -> list[Table]:
         _verdict_table(topology, device, tuple(verdicts))
         for device, verdicts in groupby(results.verdicts, key=lambda verdict: verdict.device)
     ]
-
-
-def io_tables(results: Results) -> list[Table]:
-    """Counts for each device's I/O, devices side by side, and those of the VMs before it."""
-    tables = [
-        _io_table(results.io[start : start + DEVICES_ABREAST]) for start in range(0, len(results.io), DEVICES_ABREAST)
-    ]
-    return [*tables, _machine_table(results.machines)] if results.machines else tables
-
-
-def modelled_table(results: Results) -> Table | None:
-    """The I/O by the modelled clock, a row for each device and cost table; None where no cost table was given."""
-    if not results.modelled:
-        return None
-    return Table(
-        title="The same I/O by the MODELLED clock: the counts above times published costs, no time of this machine",
-        columns=("cost table", "device", "mapping", "an operation", "a map or unmap", "unit", "line rate"),
-        rows=tuple(_modelled_row(each) for each in results.modelled),
-        numbers=frozenset([3, 4]),
-    )
 
 
 def assignment_table(results: Results) -> Table | None:
@@ -129,17 +80,6 @@ def fault_notes(results: Results) -> list[list[Line]]:
     return [[line(words)]]
 
 
-def rate_notes(results: Results) -> list[list[Line]]:
-    """A block that says what packets a second compare; none without those of an application."""
-    if not any(row.driver != "kernel" and row.packets_per_second for row in results.io):
-        return []
-    words = (
-        "Packets a second compare bursts that an application polls for with one packet at a time that a kernel's driver"
-        " awaits by interrupt. What the mapping alone costs is told by the counts."
-    )
-    return [[line(words)]]
-
-
 def fault_table(results: Results) -> Table | None:
     """The first faults of the run; None where there were none."""
     if not results.faults:
@@ -170,14 +110,17 @@ def process_table(results: Results) -> Table:
 
 
 def sandbox_words(processes: Iterable[Process]) -> list[str]:
-    """How far the device processes are confined, a line for each level that there is."""
-    alike: dict[tuple[str, str], dict[str, None]] = {}
+    """How far devices and virtual switches are confined, a line for each level that there is."""
+    alike: dict[tuple[Level, str], list[str]] = {}
+    roles = set()
     for each in processes:
         if each.sandbox is not None:
-            alike.setdefault((each.sandbox, each.sandbox_detail), {})[each.name] = None
+            alike.setdefault((each.sandbox, each.sandbox_detail), []).append(each.name)
+            roles.add(each.role)
+    all_of_them = "device processes" if roles == {"device"} else "devices and switches"
     words = []
     for (level, detail), names in alike.items():
-        whose = "device processes" if len(alike) == 1 else ", ".join(names)
+        whose = all_of_them if len(alike) == 1 else ", ".join(names)
         words.append(f"{whose}: {_SANDBOXES[level]} ({detail})")
     return words
 
@@ -340,10 +283,15 @@ def _app_note(app: App, port: AppPort) -> Line:
     if not forwarded.verified:
         return line("forwarding between its devices: ", Span(forwarded.failed or "NOT VERIFIED", "unsafe"))
     rate = "" if forwarded.packets_per_second is None else f", {forwarded.packets_per_second:,.0f} a second"
-    costs = ", ".join(f"{getattr(forwarded.counts, key)} {words}" for key, words in _PER_PACKET.items())
-    each = ", ".join(f"{_a_packet(forwarded.per_packet, key)} {words}" for key, words in _PER_PACKET.items())
-    a_packet = "" if forwarded.per_packet is None else f"; a packet: {each}"
-    return line(f"{forwarded.packets} packets forwarded between its devices{rate}, all verified: {costs}{a_packet}")
+    costs = ", ".join(f"{getattr(forwarded.counts, key)} {words}" for key, words in PER_PACKET.items())
+    each = ", ".join(f"{a_packet(forwarded.per_packet, key)} {words}" for key, words in PER_PACKET.items())
+    of_each = "" if forwarded.per_packet is None else f"; a packet: {each}"
+    done = f"{forwarded.packets} packets forwarded between {_between(forwarded)}{rate}, all verified"
+    return line(f"{done}: {costs}{of_each}")
+
+
+def _between(forwarded: Forwarded) -> str:
+    return f"{' and '.join(forwarded.ends)}, both ways" if forwarded.ends else "its devices"
 
 
 def _assignment_row(each: Assignment) -> tuple[Line, ...]:
@@ -359,101 +307,6 @@ def _differences(each: Assignment) -> str:
     for difference in each.differences:
         offsets.setdefault(difference.why or "NOBODY DECIDED SO", []).append(difference.offset)
     return "; ".join(f"{why}: {' '.join(where)}" for why, where in offsets.items()) or "the guest sees the same device"
-
-
-def _counts_told(rows: Sequence[Io]) -> list[tuple[str, str]]:
-    """Which of COUNTS these rows have something to tell of."""
-    return [each for each in COUNTS if each[0] not in _OCCASIONAL or any(getattr(row, each[0]) for row in rows)]
-
-
-def _io_table(rows: tuple[Io, ...]) -> Table:
-    lines: list[tuple[str, list[Line]]] = [
-        ("mapping", [line(row.mapping) for row in rows]),
-        ("operations", [line(str(row.operations)) for row in rows]),
-        ("bytes", [_verified(row) for row in rows]),
-    ]
-    for key, words in _counts_told(rows):
-        lines.append((words, [line(_each(getattr(row, key), row.operations)) for row in rows]))
-    if any(row.driver != "kernel" for row in rows):
-        by = [line(row.driver if row.driver == "kernel" else f"app, {WAYS[row.driver]}") for row in rows]
-        lines.insert(0, ("driven by", by))
-        for key, words in _PER_PACKET.items():
-            lines.append((f"a packet: {words}", [line(_a_packet(row.per_packet, key)) for row in rows]))
-        lines.append(("packets a second, wall clock", [line(_rate(row)) for row in rows]))
-    if any(row.receiver for row in rows):
-        lines += [(f"receiver: {words}", [_receivers(row, key) for row in rows]) for key, words in _MAIN_COUNTS]
-    if any(row.map_unmap_us is not None for row in rows):
-        lines.append(("map and unmap of a page, µs", [line(_told(row.map_unmap_us)) for row in rows]))
-    for vm in dict.fromkeys(level.vm for row in rows for level in row.levels):
-        lines += [(f"{vm}: {words}", [_of_level(row, vm, key) for row in rows]) for key, words in _MAIN_COUNTS]
-    for key, words in _MAIN_COUNTS:
-        lines.append((f"driver's set-up: {words}", [_set_up(row, key) for row in rows]))
-    return Table(
-        title="I/O, and what it cost in the steady state (in brackets: for each operation)",
-        columns=("", *(row.device for row in rows)),
-        rows=tuple((line(words), *cells) for words, cells in lines),
-        numbers=frozenset(range(1, len(rows) + 1)),
-    )
-
-
-def _a_packet(counts: PerPacket | None, key: str) -> str:
-    return "" if counts is None else f"{getattr(counts, key):.4g}"
-
-
-def _rate(row: Io) -> str:
-    return "" if row.packets_per_second is None else f"{row.packets_per_second:,.0f}"
-
-
-def _set_up(row: Io, key: str) -> Line:
-    """An application's is told with the application."""
-    return line(str(getattr(row.setup, key)) if row.driver == "kernel" else "")
-
-
-def _receivers(row: Io, key: str) -> Line:
-    return line("" if row.receiver is None else _each(getattr(row.receiver, key), row.operations))
-
-
-def _told(number: float | None) -> str:
-    return "" if number is None else f"{number:,.0f}"
-
-
-def _of_level(row: Io, vm: str, key: str) -> Line:
-    counts = next((level.counts for level in row.levels if level.vm == vm), None)
-    return line("" if counts is None else _each(getattr(counts, key), row.operations))
-
-
-def _machine_table(machines: tuple[Machine, ...]) -> Table:
-    stages = [
-        (each.vm, stage, counts)
-        for each in machines
-        for stage, counts in (("built", each.build), ("booted", each.boot))
-    ]
-    return Table(
-        title="What each VM cost until its kernel had booted, drivers and all",
-        columns=("VM", "", *(words for _, words in _MACHINE_COUNTS)),
-        rows=tuple(
-            (line(vm), line(stage), *(line(str(getattr(counts, key))) for key, _ in _MACHINE_COUNTS))
-            for vm, stage, counts in stages
-        ),
-        numbers=frozenset(range(2, 2 + len(_MACHINE_COUNTS))),
-    )
-
-
-def _modelled_row(each: Modelled) -> tuple[Line, ...]:
-    per_mapping = "none" if each.per_mapping is None else f"{each.per_mapping:,.0f}"
-    percent = f"{each.percent_of_line_rate:.1f} % of {each.line_rate}"
-    cells = (each.table, each.device, each.mapping, f"{each.per_operation:,.0f}", per_mapping, each.unit, percent)
-    return tuple(line(cell) for cell in cells)
-
-
-def _verified(row: Io) -> Line:
-    if not row.should_work and row.ok:
-        return line("none, as expected")
-    return line(f"{row.bytes}, ", Span("all verified", "safe") if row.verified else Span("NOT VERIFIED", "unsafe"))
-
-
-def _each(count: int, operations: int) -> str:
-    return f"{count} ({count / operations:.4g})" if operations else str(count)
 
 
 def _many(count: int, what: str) -> str:
