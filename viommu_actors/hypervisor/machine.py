@@ -203,6 +203,7 @@ class GuestMachine:
         def send_message(address: int, data: int) -> None:
             message = self._remap(requester, address, data, True) if is_interrupt(address) else None
             if message is not None:
+                self.counters["interrupts_forwarded"] += 1
                 self._signal(*message)
 
         memory = FunctionMemory(self.memory, unit, requester, self.counters)
