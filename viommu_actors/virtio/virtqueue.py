@@ -46,8 +46,10 @@ class Virtqueue(Generic[T]):
         #: what the device has, by descriptor: the token, and how many bytes it may write into the buffer
         self._out: dict[int, tuple[T, int]] = {}
         self._free: list[int] = []
-        # Indices of the rings, modulo 2^16: the next entry to fill, what the device was told of, what it has used.
-        self._filled = self._told = self._used = 0
+        #: posted descriptors that it was not told of
+        self._untold: set[int] = set()
+        # Indices of the rings, modulo 2^16: the next entry to fill, the next one that the device uses.
+        self._filled = self._used = 0
         self.reset()
 
     @property
@@ -63,7 +65,7 @@ class Virtqueue(Generic[T]):
     @property
     def untold(self) -> int:
         """How many of them the device does not know of: no `publish` came after."""
-        return self._filled - self._told & INDEX_MASK
+        return len(self._untold)
 
     @property
     def wants_notification(self) -> bool:
@@ -80,12 +82,13 @@ class Virtqueue(Generic[T]):
         entry = places.available + RING_ENTRIES + self._filled % places.size * U16.size
         memory.write(entry, U16.pack(index))
         self._out[index] = token, length if writable else 0
+        self._untold.add(index)
         self._filled = self._filled + 1 & INDEX_MASK
 
     def publish(self) -> None:
         """Lets the device see what was posted."""
-        self._told = self._filled
-        self._memory.write(self._places.available + RING_INDEX, U16.pack(self._told))
+        self._untold.clear()
+        self._memory.write(self._places.available + RING_INDEX, U16.pack(self._filled))
 
     def take(self) -> tuple[T, int] | None:
         """A buffer that is back, and how many bytes were written into it; None where there is none.
@@ -97,11 +100,12 @@ class Virtqueue(Generic[T]):
         waiting = index - self._used & INDEX_MASK
         if not waiting:
             return None
-        if waiting > len(self._out) - self.untold:
-            raise OSError(EIO, f"the device has used {waiting} buffers of {len(self._out) - self.untold}")
+        told = len(self._out) - len(self._untold)
+        if waiting > told:
+            raise OSError(EIO, f"the device has used {waiting} buffers of {told}")
         place = places.used + RING_ENTRIES + self._used % places.size * USED_ENTRY.size
         descriptor, length = USED_ENTRY.unpack(memory.read(place, USED_ENTRY.size))
-        if descriptor not in self._out:
+        if descriptor not in self._out or descriptor in self._untold:
             raise OSError(EIO, f"the device has used descriptor {descriptor}, which it does not have")
         token, writable = self._out[descriptor]
         if length > writable:
@@ -118,6 +122,7 @@ class Virtqueue(Generic[T]):
         self._memory.write(places.descriptors, bytes(places.end - places.descriptors))
         self._memory.write(places.available + RING_FLAGS, U16.pack(self._flags))
         self._out.clear()
+        self._untold.clear()
         self._free[:] = range(places.size - 1, -1, -1)
-        self._filled = self._told = self._used = 0
+        self._filled = self._used = 0
         return out
