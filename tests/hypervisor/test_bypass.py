@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.hypervisor.whole_guest import GUEST_RAM, SLOTS, WholeGuest
+from viommu_actors.hypervisor.virtio.function import VirtioNet
 from viommu_actors.kernel.acpi import AcpiTables
 from viommu_actors.kernel.bootparams import read_boot_params
 from viommu_actors.kernel.domain import Domain
 from viommu_actors.memory import PhysicalMemory, Slot
-from viommu_actors.spec import platform
+from viommu_actors.spec import pci, platform
 from viommu_actors.spec.acpi import DrhdFlags
 from viommu_actors.spec.vtd import Command, Reg
 from viommu_actors.vtd.config import UnitConfig
@@ -69,6 +70,12 @@ def test_all_that_bypass_share_one_address_space() -> None:
 )
 def test_the_dmar_table_says_what_the_unit_is_for(bypassing: tuple[int, ...], flags: int, paths: list[object]) -> None:
     assert _scopes(WholeGuest(VIOMMU, bypassing=bypassing)) == (flags, paths)
+
+
+def test_an_emulated_card_is_in_the_scope_beside_one_that_bypasses() -> None:
+    guest = WholeGuest(VIOMMU, bypassing=SLOTS, virtio=(VirtioNet("vnet0", 7, bytes(6)),))
+    assert _scopes(guest) == (0, [((0, 0),), ((7, 0),)])
+    assert guest.machine.read(guest.config(7, pci.VENDOR_ID), 4) == 0x1041_1AF4
 
 
 def test_the_interrupts_of_a_device_that_bypasses_are_not_remapped() -> None:

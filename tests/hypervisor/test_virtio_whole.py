@@ -9,7 +9,7 @@ import pytest
 from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
 from viommu_actors.hypervisor.virtio.device_iotlb import CAPACITY
 from viommu_actors.netdev import numbered_frame
-from viommu_actors.spec import vhost
+from viommu_actors.spec import pci, vhost, virtio_net, virtio_pci
 from viommu_actors.spec.vhost import ReadStatus
 from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.vswitch.switch import Switch
@@ -324,6 +324,42 @@ def test_a_back_end_that_takes_nothing_is_cut_off() -> None:
     rogue.cable.say(vhost.MemoryRead(0, 0, 1))
     rogue.serve()
     assert not rogue.cable.open and not rogue.driver.link_up
+
+
+def test_a_guest_that_notifies_without_end_loses_nothing_but_repetitions() -> None:
+    rogue = Rogue(None)
+    rogue.cable.listens = False
+    for _ in range(1000):
+        for queue in (1, 0):
+            rogue.driver._net.notify(virtio_net.Queue(queue))
+    assert rogue.cable.open
+    rogue.cable.listens = True
+    kicks = len(rogue.cable.kinds(vhost.Kick))
+    assert rogue.read(SECRET) == b"secret"
+    assert sorted(each.queue for each in rogue.cable.kinds(vhost.Kick)[kicks:]) == [0, 1]
+
+
+def test_its_interrupts_are_remapped_and_one_that_is_not_the_drivers_is_blocked() -> None:
+    rogue = Rogue(UnitConfig(intremap=True))
+    guest = rogue.guest
+    iommu = guest.kernel.iommu
+    assert iommu is not None
+    rogue.cable.say(vhost.Call(virtio_net.Queue.RECEIVE))
+    rogue.serve()
+    assert len(guest.beneath.vectors) == 1
+    guest.beneath.vectors.clear()
+    # The message of an interrupt without remapping: to any vector that it likes.
+    table = guest.mmio_read(guest.config(pci.BAR0 + 4 * virtio_pci.MSIX_BAR), 4) & ~0xF
+    entry = table + virtio_net.Vector.RECEIVE * pci.MSIX_ENTRY_SIZE
+    guest.mmio_write(entry, 8, 0xFEE0_0000)
+    guest.mmio_write(entry + 8, 4, 0x41)
+    rogue.cable.say(vhost.Call(virtio_net.Queue.RECEIVE))
+    rogue.serve()
+    [vector] = guest.beneath.vectors
+    assert vector != 0x41, "the fault's own"
+    guest.wait_for_interrupt(0)
+    [fault], _ = iommu.take_faults()
+    assert (fault.source, fault.reason) == (BDF, FaultReason.IR_COMPATIBILITY_BLOCKED)
 
 
 def test_no_access_is_served_before_the_driver_is_ready_or_after_its_reset() -> None:

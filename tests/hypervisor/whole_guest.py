@@ -7,6 +7,7 @@ from typing import Any
 from tests.kernel.fake_machine import MIB, FakeFunction, FakeMachine, endpoint, root_port
 from tests.kernel.users import ROOT
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
+from viommu_actors.hypervisor.virtio.function import VirtioNet
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.process import UserProcess
@@ -88,6 +89,7 @@ class WholeGuest:
         viommu: UnitConfig | None = None,
         functions: tuple[FakeFunction, ...] = (),
         bypassing: tuple[int, ...] = (),
+        virtio: tuple[VirtioNet, ...] = (),
     ) -> None:
         """`bypassing`: the slots of those that the vIOMMU is not for."""
         first, second = functions or (both_kinds_of_interrupt(), both_kinds_of_interrupt())
@@ -112,6 +114,7 @@ class WholeGuest:
                 Assignment(f"0000:{bus:02x}:00.0", slot, bypass_iommu=slot in bypassing)
                 for bus, slot in zip((1, 2), SLOTS, strict=True)
             ),
+            virtio,
         )
         memory = PhysicalMemory([Slot("ram", 0, self.ram)])
         self.machine = GuestMachine(config, memory, self.beneath, self.lines.append)

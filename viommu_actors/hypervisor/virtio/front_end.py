@@ -100,6 +100,8 @@ class FrontEnd:
         #: what the back end owes: queues that are to stop, numbers of invalidations
         self._stopping: set[int] = set()
         self._invalidations: set[int] = set()
+        #: queues whose notification found no room; two of one queue are one, as of an eventfd
+        self._kicks: set[int] = set()
         self._sequence = 0
 
     # --- the back end comes and goes
@@ -116,6 +118,7 @@ class FrontEnd:
         self._ready = self._running = False
         self._stopping.clear()
         self._invalidations.clear()
+        self._kicks.clear()
         self.iotlb.forget()
         self._device.link_changed(False)
 
@@ -138,18 +141,24 @@ class FrontEnd:
             self._send(vhost.StopVring(vring.queue))
         self._await(lambda: not self._stopping, "a stop")
         self._running = False
+        self._kicks.clear()
         self.iotlb.forget()
         self._send(vhost.Reset())
 
     def kick(self, queue: int) -> None:
-        """The driver has notified the device."""
-        if self._running:
-            self._send(vhost.Kick(queue))
+        """The driver has notified the device, however often. A back end that is behind hears of it later."""
+        back_end = self._back_end
+        if self._running and back_end is not None and not back_end.send(vhost.Kick(queue)):
+            self._kicks.add(queue)
 
     # --- what the back end says
 
     def receive(self, message: Any) -> None:
         """Serves one message."""
+        if self._kicks:
+            kicks, self._kicks = self._kicks, set()
+            for queue in kicks:
+                self.kick(queue)
         kind = type(message)
         if kind is vhost.MemoryRead:
             tag, iova, size = message

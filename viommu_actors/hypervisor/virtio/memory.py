@@ -7,7 +7,8 @@ guest by its fault event (hw/i386/intel_iommu.c, vtd_iommu_translate).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
@@ -42,7 +43,7 @@ class FunctionMemory:
     def read(self, iova: int, size: int) -> bytes | None:
         """None where any of it is blocked, or no memory."""
         data = b""
-        for place, length in self._pages(iova, size):
+        for place, length in _pieces(iova, size):
             address = self._translate(place, Access.READ)
             if address is None:
                 return None
@@ -55,7 +56,7 @@ class FunctionMemory:
 
     def write(self, iova: int, data: bytes) -> bool:
         """False where any of it is blocked, or no memory; nothing is written from there on."""
-        for place, length in self._pages(iova, len(data)):
+        for place, length in _pieces(iova, len(data)):
             address = self._translate(place, Access.WRITE)
             if address is None:
                 return False
@@ -105,11 +106,11 @@ class FunctionMemory:
             return None
         return address
 
-    @staticmethod
-    def _pages(iova: int, size: int) -> Iterator[tuple[int, int]]:
-        """A range as (address, length) of its pieces, none of which crosses a page."""
-        end = iova + size
-        while iova < end:
-            length = min(PAGE_SIZE - (iova & PAGE_MASK), end - iova)
-            yield iova, length
-            iova += length
+
+def _pieces(iova: int, size: int) -> Sequence[tuple[int, int]]:
+    """A range as (address, length) of its pieces, none of which crosses a page."""
+    first = PAGE_SIZE - (iova & PAGE_MASK)
+    if size <= first:
+        return ((iova, size),)
+    starts = [iova, *range(iova + first, iova + size, PAGE_SIZE)]
+    return [(start, end - start) for start, end in pairwise([*starts, iova + size])]
