@@ -48,6 +48,13 @@ memory = "16M"
 name = "vnet1"
 vswitch = "ovs"
 """
+#: The second is an application's.
+WITH_APP = PLAIN.replace('memory = "16M"', 'memory = "32M"') + """
+[[vm.app]]
+name = "testpmd"
+[[vm.app.port]]
+device = "vnet1"
+"""
 SIZE = 2000
 FRAMES = 64
 
@@ -62,13 +69,16 @@ def booted(folder: Path, text: str) -> Iterator[tuple[Supervisor, ResolvedTopolo
 
 
 class Card:
-    """A card in the hands of its guest's kernel."""
+    """A card in the hands of its guest's kernel, or of the application that has it."""
 
     def __init__(self, supervisor: Supervisor, topology: ResolvedTopology, name: str) -> None:
         vm = topology.machine_of(name)
         assert vm is not None
-        self.guest, self.bdf = f"{vm.name}.guest", topology.card(name).bdf
+        card = topology.card(name)
+        self.guest, self.bdf = f"{vm.name}.{card.app or 'guest'}", card.bdf
         self.supervisor = supervisor
+        if card.app is not None:
+            assert not supervisor.command(self.guest, "start", drivers={self.bdf: "vfio"})["refused"]
         self.mac = self.do("netdev")["mac"]
         self.do("listen")
 
@@ -134,14 +144,24 @@ def test_without_a_viommu_nothing_is_missed_and_no_iommu_is_told(tmp_path: Path)
         assert row["invalidations"] == 0
 
 
-def test_a_switch_that_is_killed_at_work_comes_back_and_no_frame_is_lost(tmp_path: Path) -> None:
-    with booted(tmp_path, PLAIN) as (supervisor, topology):
-        sender, receiver = Card(supervisor, topology, "vnet0"), Card(supervisor, topology, "vnet1")
+@pytest.mark.parametrize(
+    ("text", "source", "target"),
+    [
+        pytest.param(PLAIN, "vnet0", "vnet1", id="from kernel to kernel"),
+        pytest.param(WITH_APP, "vnet1", "vnet0", id="from an application", marks=pytest.mark.long),
+        pytest.param(WITH_APP, "vnet0", "vnet1", id="to an application", marks=pytest.mark.long),
+    ],
+)
+def test_a_switch_that_is_killed_at_work_comes_back_and_no_frame_is_lost(
+    tmp_path: Path, text: str, source: str, target: str
+) -> None:
+    with booted(tmp_path, text) as (supervisor, topology):
+        sender, receiver = Card(supervisor, topology, source), Card(supervisor, topology, target)
         told = {"first": 0, "count": 150, "size": SIZE, "destination": receiver.mac}
         sending = sender.ask("send", **told)
         receiving = receiver.ask("receive", **told, source=sender.mac)
         for number in range(2):
-            _wait_for_traffic(supervisor)
+            _wait_for_traffic(supervisor, target)
             os.kill(supervisor.actors["ovs"].pid, signal.SIGKILL)
             while supervisor.restarts["ovs"] == number:
                 supervisor.poll(0.1)
@@ -157,10 +177,10 @@ def test_a_switch_that_is_killed_at_work_comes_back_and_no_frame_is_lost(tmp_pat
         assert supervisor.reconcile() == []
 
 
-def _wait_for_traffic(supervisor: Supervisor) -> None:
-    """Until this process of the switch has passed some frames on."""
+def _wait_for_traffic(supervisor: Supervisor, target: str) -> None:
+    """Until this process of the switch has passed some frames on to that card."""
     deadline = time.monotonic() + 10
-    while not supervisor.command("ovs", "statistics")["vnet1"].get("tx_packets", 0) >= 10:
+    while not supervisor.command("ovs", "statistics")[target].get("tx_packets", 0) >= 10:
         assert time.monotonic() < deadline, "no traffic"
 
 
