@@ -70,6 +70,8 @@ class Virtqueue(Generic[T]):
     @property
     def wants_notification(self) -> bool:
         """Whether the device is to be notified of what was published (section 2.7.10)."""
+        # No barrier stands between the store of the index and this load, as one would on hardware: a device that has
+        # just asked for notifications looks at the index by a message, long after the store is to be seen.
         flags = U16.unpack(self._memory.read(self._places.used + RING_FLAGS, U16.size))[0]
         return not flags & virtio.UsedFlag.NO_NOTIFY
 
