@@ -10,8 +10,8 @@ from viommu_actors.actors.deadlines import Deadlines
 
 def test_each_has_its_time_from_when_it_was_first_seen() -> None:
     deadlines: Deadlines[str] = Deadlines(1.0)
-    assert deadlines.watch([], 9.0) is None and not deadlines
-    assert deadlines.watch(["a"], 10.0) == 11.0 and deadlines
+    assert deadlines.watch([], 9.0) is None and not deadlines.ends
+    assert deadlines.watch(["a"], 10.0) == 11.0 and deadlines.ends
     assert deadlines.expired(["a", "b"], 10.5) == [] and deadlines.watch(["a", "b"], 10.6) == 11.0
     assert deadlines.expired(["a", "b"], 11.0) == ["a"] and deadlines.watch(["b"], 11.0) == 11.5
     assert deadlines.expired([], 11.2) == [] and deadlines.watch([], 11.2) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
 
@@ -13,22 +13,26 @@ class Deadlines(Generic[K]):
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._ends: dict[K, float] = {}
+        #: Monotonic seconds by what was owed at the last look.
+        self.ends: Final[dict[K, float]] = {}
 
     def expired(self, owed: Collection[K], now: float) -> list[K]:
         """Which of all that is owed at `now`, in monotonic seconds, is over; its owner forgets that."""
         if not owed:
-            self._ends.clear()
+            self.ends.clear()
             return []
-        ends = {key: self._ends.get(key, now + self._timeout) for key in owed}
-        self._ends = {key: end for key, end in ends.items() if end > now}
-        return [key for key, end in ends.items() if end <= now]
+        self._look(owed, now)
+        over = [key for key, end in self.ends.items() if end <= now]
+        for key in over:
+            del self.ends[key]
+        return over
 
     def watch(self, owed: Collection[K], now: float) -> float | None:
         """Looks at all that is owed at `now`; when the first of it is over, None where nothing is owed."""
-        self._ends = {key: self._ends.get(key, now + self._timeout) for key in owed}
-        return min(self._ends.values(), default=None)
+        self._look(owed, now)
+        return min(self.ends.values(), default=None)
 
-    def __bool__(self) -> bool:
-        """Whether anything was owed at the last look."""
-        return bool(self._ends)
+    def _look(self, owed: Collection[K], now: float) -> None:
+        ends = {key: self.ends.get(key, now + self._timeout) for key in owed}
+        self.ends.clear()
+        self.ends.update(ends)

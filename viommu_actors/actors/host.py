@@ -181,8 +181,9 @@ class HostActor:
 
     def _pump(self, idle: float | None) -> None:
         """One wake of the poll. `idle`: the kernel lets interrupts in, and waits for so many seconds at most."""
-        fabric, now = self._fabric, time.monotonic()
+        fabric = self._fabric
         awaits = fabric.awaits_devices
+        now = time.monotonic() if awaits else 0.0
         timeout = fabric.due(now) if awaits else -1
         if idle is not None:
             due = self._machine.pending.due

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import zmq
@@ -59,6 +59,9 @@ class Fabric:
         self._gathering: LinkWire | None = None
         self._completions: Deadlines[tuple[str, int]] = Deadlines(COMPLETION_TIMEOUT)
         self._invalidations: Deadlines[int] = Deadlines(INVALIDATION_TIMEOUT)
+        #: what is owed by each device, and was at the last look: looked at for each wake, and hardly ever there
+        self._owed: list[Sized] = [link.outstanding for link in self.ports.values()]
+        self._owed += [self._completions.ends, self._invalidations.ends]
         for each in links:
             name = each["name"]
             tally = Tally(f"link:{each['device']}", "host")
@@ -194,8 +197,7 @@ class Fabric:
     @property
     def awaits_devices(self) -> bool:
         """Whether one owes anything, or did when `expire` was called last."""
-        remembered = bool(self._completions) or bool(self._invalidations)
-        return remembered or self._complex.awaits_devices or self._unit.awaits_devices
+        return any(self._owed) or self._unit.awaits_devices
 
     def due(self, now: float) -> int:
         """Milliseconds until the first of what devices owe is over, 0 if it is; -1 where they owe nothing."""

@@ -20,6 +20,8 @@ class Outlet:
     def __init__(self, sender: str, address: str, codec: Codec, tally: Tally) -> None:
         """To the inbox at `address`, from the kernel of the actor `sender`."""
         self._waiting: dict[Message, None] = {}
+        #: whether something waits for room, or for the receiver to be up
+        self.waits = False
         self._channel: PolledChannel | None = None
         with suppress(PeerLost):  # the receiver has died, of which this kernel will be told
             self._channel = PolledChannel(sender, address, codec, codec, tally)
@@ -27,16 +29,11 @@ class Outlet:
     def post(self, message: Message) -> None:
         """Sends now or later."""
         channel = self._channel
-        if channel is None or (not self._waiting and channel.offer(message)):
+        if channel is None:
             return
-        self._waiting[message] = None
-        self._let_go()
-
-    @property
-    def waits(self) -> bool:
-        """Whether something waits for room, or for the receiver to be up."""
-        channel = self._channel
-        return channel is not None and (bool(self._waiting) or channel.wants_room)
+        if self._waiting or not channel.offer(message):
+            self._waiting[message] = None
+        self._settle(channel)
 
     @property
     def fd(self) -> int:
@@ -59,17 +56,20 @@ class Outlet:
             if not channel.offer(message):
                 break
             del self._waiting[message]
-        self._let_go()
+        self._settle(channel)
 
     def close(self) -> None:
         """The receiver is gone: nothing waits for it any more."""
         self._waiting.clear()
+        self.waits = False
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
-    def _let_go(self) -> None:
-        if self._channel is not None and self._channel.lost is not None:
+    def _settle(self, channel: PolledChannel) -> None:
+        """After something was to be sent."""
+        self.waits = bool(self._waiting) or channel.wants_room
+        if channel.lost is not None:
             self.close()
 
 

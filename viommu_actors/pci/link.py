@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from viommu_actors.spec.tlp import Completion, CompletionStatus, Downstream, HotReset, Tag
 
@@ -117,7 +117,7 @@ class Link(ABC):
         self.name = name
         self.counters: Counter[str] = Counter()
         self.log: Log | None = None
-        self.outstanding: dict[Tag, Outstanding] = {}
+        self.outstanding: Final[dict[Tag, Outstanding]] = {}
         self.send: Callable[[Downstream], bool] | None = None
         self._next_tag = 0
         #: Tags of requests that timed out since the device last completed one.

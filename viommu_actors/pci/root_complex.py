@@ -96,11 +96,6 @@ class RootComplex:
         port.abandon()
 
     @property
-    def awaits_devices(self) -> bool:
-        """Whether a request waits for a device."""
-        return any(port.outstanding for port in self.ports.values())
-
-    @property
     def outstanding(self) -> list[tuple[str, int]]:
         """(link, tag) of each request that waits for a device."""
         return [(link, tag) for link, port in self.ports.items() for tag in port.outstanding]
