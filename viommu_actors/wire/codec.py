@@ -16,6 +16,9 @@ import msgpack
 
 from viommu_actors.spec.fields import Fits, Length, OneOf, Range
 
+_new = tuple.__new__
+_unpack = msgpack.unpackb
+
 Message = tuple[Any, ...]
 #: Longest frame of any wire: a 1 MiB payload and its header. MAXMSGSIZE of every socket.
 MAX_FRAME = (1 << 20) + 4096
@@ -53,7 +56,8 @@ class Codec:
     def __init__(self, classes: Mapping[int, type[Message]]) -> None:
         self.classes = dict(classes)
         self.tags = {cls: tag for tag, cls in self.classes.items()}
-        self._checks = {tag: _compile_check(cls) for tag, cls in self.classes.items()}
+        #: by tag, the class and its check
+        self._known = {tag: (cls, _compile_check(cls)) for tag, cls in self.classes.items()}
         self._lengths = {tag: len(get_type_hints(cls)) + 1 for tag, cls in self.classes.items()}
         self._pack = msgpack.Packer(autoreset=True).pack
 
@@ -65,20 +69,21 @@ class Codec:
     def decode(self, frame: bytes) -> Message:
         """Raises MalformedMessage."""
         try:
-            fields = msgpack.unpackb(frame, use_list=False)
+            fields = _unpack(frame, use_list=False)
         except (ValueError, TypeError) as error:
             raise MalformedMessage(Defect.NOT_MSGPACK, f"not msgpack: {error}") from None
         if type(fields) is not tuple or not fields:
             raise MalformedMessage(Defect.NO_ARRAY, "not an array with a tag")
         tag = fields[0]
-        check = self._checks.get(tag) if type(tag) is int else None
-        if check is None:
+        known = self._known.get(tag) if type(tag) is int else None
+        if known is None:
             raise MalformedMessage(Defect.UNKNOWN_TAG, f"unknown tag {tag!r:.40}")
+        cls, check = known
         problem = check(fields)
         if problem:
             defect = Defect.FIELD if len(fields) == self._lengths[tag] else Defect.ARITY
-            raise MalformedMessage(defect, f"{self.classes[tag].__name__}: {problem}")
-        return tuple.__new__(self.classes[tag], fields[1:])
+            raise MalformedMessage(defect, f"{cls.__name__}: {problem}")
+        return _new(cls, fields[1:])
 
 
 def _compile_check(cls: type[Message]) -> Any:
@@ -91,10 +96,12 @@ def _compile_check(cls: type[Message]) -> Any:
     hints = {name: annotations[name] for name in cls._fields}  # type: ignore[attr-defined]
     count = len(hints)
     lines = ["def check(m):", f"    if len(m) != {count + 1}: return 'has %d fields, not {count}' % (len(m) - 1)"]
-    for index, (name, hint) in enumerate(hints.items(), start=1):
+    if hints:
+        lines.append(f"    _, {', '.join(f'f{index}' for index in range(count))}, = m")
+    for index, (name, hint) in enumerate(hints.items()):
         # A rule about an earlier field may rely on that one's own, which stands before it.
-        earlier = {field: f"m[{at}]" for at, field in enumerate(hints, start=1) if at < index}
-        condition = _condition(f"m[{index}]", hint, earlier)
+        earlier = {field: f"f{at}" for at, field in enumerate(hints) if at < index}
+        condition = _condition(f"f{index}", hint, earlier)
         if condition:
             lines.append(f"    if not ({condition}): return {f'bad {name}'!r}")
     lines.append("    return ''")
