@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from errno import EEXIST, EINVAL, ENOSPC
 
-from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, ShadowPorts, Shadows
 from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.spec.vtd import Access, Command, ContextGranularity, IotlbGranularity, Reg
 from viommu_actors.vtd.config import UnitConfig
@@ -25,7 +25,7 @@ GLOBAL, DOMAIN, PAGES = IotlbGranularity.GLOBAL, IotlbGranularity.DOMAIN, IotlbG
 Run = tuple[int, int, int, int]
 
 
-class Container:
+class Container(ShadowPorts):
     """A container with type1's rules: EEXIST, EINVAL for what would bisect, ENOSPC."""
 
     def __init__(self, limit: int = 65535) -> None:

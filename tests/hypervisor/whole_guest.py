@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.kernel.fake_machine import MIB, FakeFunction, FakeMachine, endpoint, root_port
 from tests.kernel.users import ROOT
 from viommu_actors.hypervisor.machine import Assignment, GuestMachine, VmConfig
+from viommu_actors.hypervisor.parent import MapRequest
 from viommu_actors.hypervisor.virtio.function import VirtioNet
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
@@ -57,6 +59,17 @@ class Beneath:
         """The calls that VFIO or KVM have under the same name, with the process before their arguments."""
         call = getattr(self._vfio, name, None) or getattr(self._kvm, name)
         return lambda *arguments: call(self._process, *arguments)
+
+    def map_dma_each(self, container: int, requests: Sequence[MapRequest]) -> list[OSError | None]:
+        refused: list[OSError | None] = []
+        for request in requests:
+            try:
+                self._vfio.map_dma(self._process, container, *request)
+            except OSError as error:
+                refused.append(error)
+            else:
+                refused.append(None)
+        return refused
 
     def iommu_group(self, device: str) -> int:
         return self._vfio.group_of(device)

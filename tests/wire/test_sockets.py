@@ -187,6 +187,56 @@ def test_sending_to_a_peer_that_is_gone_says_so(context: zmq.Context[Any], liste
     assert not tally.as_dict()["sent"]
 
 
+def test_calls_under_way_at_the_same_time_are_answered_in_order(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
+    """More of them than a socket has room for, while the peer takes none for a while."""
+    inbox, tally, count = _inbox(context, listener), Tally("trap", "x"), 300
+    channel, answers = channel_to("peer", TRAP, TRAP_ANSWER, tally), []
+    asking = threading.Thread(
+        target=lambda: answers.extend(channel.calls([TrapRead(n, 4) for n in range(count)])), daemon=True
+    )
+    asking.start()
+    assert inbox.socket.poll(5000)
+    time.sleep(0.1)
+    most = 0
+    for n in range(count):
+        most = max(most, tally.sent[TrapRead] - n)
+        peer, frame = inbox.receive()
+        assert TRAP.decode(frame) == TrapRead(n, 4)
+        assert inbox.send(peer, TrapValue(n), TRAP_ANSWER, Tally("trap", "y"))
+    asking.join(10)
+    assert answers == [TrapValue(n) for n in range(count)]
+    assert 1 < most <= sockets.HIGH_WATER_MARK
+    assert tally.as_dict() == {
+        "wire": "trap", "end": "x", "sent": {"TrapRead": count}, "received": {"TrapValue": count}
+    }  # fmt: skip
+
+
+def test_one_malformed_answer_takes_no_other_with_it(
+    context: zmq.Context[Any], listener: Listener, channel_to: Connect
+) -> None:
+    inbox, errors = _inbox(context, listener), []
+    channel = channel_to("peer", TRAP, TRAP_ANSWER, Tally("trap", "x"))
+
+    def ask() -> None:
+        try:
+            channel.calls([TrapRead(n, 4) for n in range(3)])
+        except MalformedMessage as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    for n in range(3):
+        peer, _ = inbox.receive()
+        inbox.socket.send_multipart([peer, b"nonsense" if n == 1 else TRAP_ANSWER.encode(TrapValue(n))])
+    asking.join(10)
+    assert len(errors) == 1
+    channel.post(TrapRead(3, 4))
+    inbox.send(inbox.receive()[0], TrapValue(3), TRAP_ANSWER, Tally("trap", "y"))
+    assert channel.receive() == TrapValue(3), "none is left over"
+
+
 def test_a_message_of_another_wire_cannot_be_sent(channel_to: Connect) -> None:
     channel = channel_to("peer", TRAP, TRAP_ANSWER, Tally("trap", "x"))
     with pytest.raises(KeyError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from viommu_actors.hypervisor.parent import MapRequest
 from viommu_actors.kernel.vfio.calls import Region
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Message
@@ -76,6 +78,10 @@ class RemoteVfio:
 
 class RemoteKernel(RemoteVfio):
     """`hypervisor.parent.ParentKernel`: KVM too."""
+
+    def map_dma_each(self, container: int, requests: Sequence[MapRequest]) -> list[OSError | None]:
+        answers = self._channel.calls([m.MapDma(container, *request) for request in requests])
+        return [OSError(*answer) if isinstance(answer, m.Failed) else None for answer in answers]
 
     def mmap_ram(self, slot: str) -> int:
         return int(self._ask(m.MmapRam(slot)).value)

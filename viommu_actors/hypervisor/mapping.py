@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from viommu_actors.hypervisor.parent import ParentKernel
-from viommu_actors.hypervisor.shadow import Ram
+from viommu_actors.hypervisor.held import Mapping
+from viommu_actors.hypervisor.parent import MapRequest, ParentKernel
+from viommu_actors.hypervisor.shadow import Ram, ShadowPorts
 from viommu_actors.spec.vtd import Access
 
 
-class GuestMapping:
+class GuestMapping(ShadowPorts):
     """The ports of a shadow over one VFIO container; `vaddrs` are user addresses of the ranges of `ram`."""
 
     def __init__(
@@ -24,11 +26,17 @@ class GuestMapping:
 
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
         """Raises OSError where the parent kernel refuses; the range must lie in one range of RAM."""
+        self._counters["vfio_maps"] += 1
+        self._parent.map_dma(self._container, *self._request(iova, gpa, size, access))
+
+    def map_each(self, mappings: Sequence[Mapping]) -> list[OSError | None]:
+        self._counters["vfio_maps"] += len(mappings)
+        return self._parent.map_dma_each(self._container, [self._request(*mapping) for mapping in mappings])
+
+    def _request(self, iova: int, gpa: int, size: int, access: Access) -> MapRequest:
         for base, end, vaddr in self._ram:
             if base <= gpa < end:
-                self._counters["vfio_maps"] += 1
-                self._parent.map_dma(self._container, int(access), vaddr + gpa - base, iova, size)
-                return
+                return int(access), vaddr + gpa - base, iova, size
         raise ValueError(f"no guest RAM at {gpa:#x}")
 
     def unmap(self, iova: int, size: int) -> None:

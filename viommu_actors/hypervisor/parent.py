@@ -6,13 +6,21 @@ the parent kernel, at any depth of nesting. Every method raises OSError with the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from viommu_actors.kernel.vfio.calls import VfioCalls
 
+#: (flags, vaddr, iova, size)
+MapRequest = tuple[int, int, int, int]
+
 
 class ParentKernel(VfioCalls, Protocol):
     """The ioctls, one method each; descriptors are integers of this process."""
+
+    def map_dma_each(self, container: int, requests: Sequence[MapRequest]) -> list[OSError | None]:
+        """Several `map_dma`, one after another, none of which waits for the one before; what was refused, and why."""
+        ...
 
     def mmap_ram(self, slot: str) -> int:
         """User address of one of this process's own memory slots."""

@@ -47,6 +47,8 @@ _Entry = tuple[int, int, Sequence[Mapping]]
 _CUT_SHORT_LOGGED: Final = 10
 #: What a map or unmap costs, in entries read.
 _CALL_EFFORT: Final = 32
+#: Maps that are asked for at once.
+_AT_ONCE: Final = 64
 
 
 class Effort:
@@ -62,6 +64,20 @@ class ShadowPorts(Protocol):
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
         """Raises OSError where the container refuses; nothing is mapped then."""
         ...
+
+    def map_each(self, mappings: Sequence[Mapping]) -> list[OSError | None]:
+        """Several, in order, each as `map` does it: what was refused, and why. After an ENOSPC it may leave off."""
+        results: list[OSError | None] = []
+        for mapping in mappings:
+            try:
+                self.map(*mapping)
+            except OSError as error:
+                results.append(error)
+                if error.errno == ENOSPC:
+                    break
+            else:
+                results.append(None)
+        return results
 
     def unmap(self, iova: int, size: int) -> None:
         """Takes away every mapping in the range, none of which crosses its ends. A barrier. Must not fail."""
@@ -212,6 +228,7 @@ class Shadow:
         """
         self._full = missed = False
         reaching_out: list[Mapping] = []
+        due: list[Mapping] = []
         # Nothing is to be held from `bare` to the next mapping.
         bare, end = first, last
         for begin, finish, mappings in self._entries(first, last):
@@ -224,33 +241,49 @@ class Shadow:
                     reaching_out += self._drop(bare, wanted.iova - 1, first, last)
                 if self._held.at(wanted.iova) != wanted:
                     reaching_out += self._drop(wanted.iova, wanted.last, first, last)
-                    self._map(wanted)
-                    missed |= self._full
+                    due.append(wanted)
+                    if len(due) == _AT_ONCE:
+                        self._map(due)
+                        missed |= self._full
+                        due.clear()
                 bare = wanted.last + 1
         if bare <= end:
             reaching_out += self._drop(bare, end, first, last)
+        if due:
+            self._map(due)
+            missed |= self._full
         if missed and not self._full:
             # An unmap after the refusal has made room. The second time there is nothing left to unmap.
             self._sync(first, last)
         for gone in reaching_out:
             self._sync(gone.iova, gone.last)
 
-    def _map(self, mapping: Mapping) -> None:
+    def _map(self, due: list[Mapping]) -> None:
         """What is refused counts as not there, so that the next look at it tries again."""
         if self._full:
             return
-        try:
-            self._effort.spent += _CALL_EFFORT
-            self._ports.map(*mapping)
-        except OSError as error:
-            self.counters["map_errors"] += 1
-            self._full = error.errno == ENOSPC
-            if error.errno not in self._errors_logged:
-                self._errors_logged.add(error.errno)
-                self._log(f"shadow {self.requester:#06x}: map of {mapping.iova:#x}+{mapping.size:#x}: {error}")
+        self._effort.spent += _CALL_EFFORT * len(due)
+        if len(due) > 1:
+            for mapping, error in zip(due, self._ports.map_each(due), strict=False):
+                self._mapped(mapping, error)
             return
-        self.counters["maps"] += 1
-        self._held.add(mapping)
+        try:
+            self._ports.map(*due[0])
+        except OSError as error:
+            self._mapped(due[0], error)
+        else:
+            self._mapped(due[0], None)
+
+    def _mapped(self, mapping: Mapping, error: OSError | None) -> None:
+        if error is None:
+            self.counters["maps"] += 1
+            self._held.add(mapping)
+            return
+        self.counters["map_errors"] += 1
+        self._full |= error.errno == ENOSPC
+        if error.errno not in self._errors_logged:
+            self._errors_logged.add(error.errno)
+            self._log(f"shadow {self.requester:#06x}: map of {mapping.iova:#x}+{mapping.size:#x}: {error}")
 
     def _drop(self, first: int, last: int, inner: int = 0, outer: int = _LAST_ADDRESS) -> list[Mapping]:
         """Unmaps every mapping that overlaps first..last; returns those that reach out of inner..outer."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, ShadowPorts, Shadows
 from viommu_actors.kernel.domain import Domain
 from viommu_actors.kernel.invalidation import QueuedInvalidation
 from viommu_actors.kernel.pages import PageAllocator
@@ -162,7 +162,7 @@ class _Cpu:
         """Nobody reads it."""
 
 
-class _Container:
+class _Container(ShadowPorts):
     """Takes all: once the shadow is built, these invalidations change nothing of it."""
 
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from msgspec import UNSET
 
 from viommu_actors.hypervisor.qemu_shadow import QemuShadow
-from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, ShadowPorts, Shadows
 from viommu_actors.memory import Unclaimed
 from viommu_actors.replay import transcript as t
 from viommu_actors.replay.container import Container, Piece, apart, outside
@@ -46,7 +46,7 @@ def memory_map(ram: list[tuple[int, int]]) -> list[Ram]:
     return sorted(pieces + [Ram(first, end - first, Access.READ) for first, end in ROM])
 
 
-class _Device:
+class _Device(ShadowPorts):
     """One assigned device: the ports of its shadow, its container, QEMU's beside it, and what was said."""
 
     def __init__(self, strict: bool) -> None:

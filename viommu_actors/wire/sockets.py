@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from viommu_actors.wire.zmtp import WaitingPeer
 send_frame = zmq.backend.Socket.send
 #: Messages that wait in a socket before its sender is told to try again.
 HIGH_WATER_MARK = 64
+#: Calls that are under way at a time: so many answers a peer has room for, whenever they are taken.
+_CALLS = HIGH_WATER_MARK // 2
 #: An enum's bits are expensive to combine.
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _POLLIN = int(zmq.POLLIN)
@@ -148,8 +151,30 @@ class Channel:
 
     def call(self, message: Message) -> Message:
         """Sends and waits for the answer. Raises MalformedMessage."""
-        self.post(message)
+        self.tally.sent[type(message)] += 1
+        self._send(self._encode(message))
         return self.receive()
+
+    def calls(self, messages: Sequence[Message]) -> list[Message]:
+        """Several, none of which waits for the answer to the one before; the peer takes them one after another.
+
+        Raises MalformedMessage once all are answered.
+        """
+        answers: list[Message] = []
+        malformed: list[MalformedMessage] = []
+        for begin in range(0, len(messages), _CALLS):
+            some = messages[begin : begin + _CALLS]
+            for message in some:
+                self.tally.sent[type(message)] += 1
+            self._peer.send_all([self._encode(message) for message in some])
+            for _ in some:
+                try:
+                    answers.append(self.receive())
+                except MalformedMessage as error:
+                    malformed.append(error)
+        if malformed:
+            raise malformed[0]
+        return answers
 
     def post(self, message: Message) -> None:
         """Sends and goes on; waits while the peer is not up, or takes no more."""

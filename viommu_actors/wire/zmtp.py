@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from viommu_actors.wire.codec import Defect, MalformedMessage
@@ -261,6 +262,15 @@ class WaitingPeer(ZmtpPeer):
         except OSError as error:
             raise PeerLost(str(error)) from None
         return True
+
+    def send_all(self, frames: Iterable[bytes]) -> None:
+        """Messages that go out together. Waits for room. Raises PeerLost."""
+        if not self.up:
+            self.shake_hands()
+        try:
+            self._socket.sendall(b"".join(map(_framed, frames)))
+        except OSError as error:
+            raise PeerLost(str(error)) from None
 
     def receive(self) -> bytes:
         """Waits for the next message. Raises MalformedMessage once for each that is none, and PeerLost."""

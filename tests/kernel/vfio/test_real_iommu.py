@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel.fake_machine import MIB, FakeMachine, endpoint, root_port
 from tests.kernel.users import ROOT
-from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, ShadowPorts, Shadows
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.kernel.vfio.vfio import Vfio
@@ -144,7 +144,7 @@ def test_a_guests_tables_reach_the_hosts_unit(host: Host) -> None:
     shadows = Shadows()
     viommu = RemappingUnit(UnitConfig(caching_mode=True), guest_memory, lambda address, data: None, shadows)
 
-    class Ports:
+    class Ports(ShadowPorts):
         def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
             host.map(iova, size, offset=gpa, flags=int(access))
 
