@@ -11,7 +11,7 @@ from viommu_actors.spec.vtd_interrupts import INTERRUPT_BASE, Interrupt
 
 def test_a_vector_that_is_pending_is_pending_once() -> None:
     nothing: Any = None
-    machine = HostMachine(PhysicalMemory(), nothing, nothing, lambda _: None)
+    machine = HostMachine(PhysicalMemory(), nothing, nothing, nothing, lambda _: None)
     taken: list[int] = []
     machine.set_interrupt_handler(taken.append)
     for _ in range(1000):
@@ -26,7 +26,7 @@ def test_a_vector_that_is_pending_is_pending_once() -> None:
 
 def test_a_vector_that_comes_while_it_is_handled_comes_again() -> None:
     nothing: Any = None
-    machine = HostMachine(PhysicalMemory(), nothing, nothing, lambda _: None)
+    machine = HostMachine(PhysicalMemory(), nothing, nothing, nothing, lambda _: None)
     taken: list[int] = []
 
     def handler(vector: int) -> None:

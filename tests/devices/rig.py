@@ -13,6 +13,7 @@ from typing import Any
 
 from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
+from viommu_actors.ioapic import IoApic
 from viommu_actors.kernel.driver import Driver
 from viommu_actors.kernel.drivers import DRIVERS
 from viommu_actors.kernel.kernel import Kernel
@@ -20,7 +21,7 @@ from viommu_actors.memory import PhysicalMemory, Slot
 from viommu_actors.pci.component import BridgeConfig, SwitchConfig, behind
 from viommu_actors.pci.root_complex import RootComplex
 from viommu_actors.pci.root_port import PortConfig, slot_name
-from viommu_actors.spec import pci, platform
+from viommu_actors.spec import ioapic, pci, platform
 from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
@@ -64,6 +65,7 @@ class Rig:
             lambda address, data: self._vectors.append(data & 0xFF),
             invalidate_device=lambda *request: self.root.invalidate_device(*request),
         )
+        self.ioapic = IoApic(lambda address, data: self._interrupt(platform.IOAPIC_SOURCE_ID, address, data))
         self.root = RootComplex(
             self.memory,
             self.unit.translate,
@@ -71,6 +73,7 @@ class Rig:
             [PortConfig(slot, acs, max_payload) for slot in devices]
             + [PortConfig(slot, acs, max_payload, below) for slot, (below, _) in (components or {}).items()],
             self.unit.translation_agent if device_iotlb else None,
+            lambda line, asserted: self.ioapic.set_line(line, asserted),
         )
         self._handler: Callable[[int], None] = lambda vector: None
         self._random = None if seed is None else random.Random(seed)
@@ -143,6 +146,8 @@ class Rig:
                 for number in self.unit.device_invalidations:
                     self.unit.expire_device_invalidation(number)
             return self.unit.read(offset, size)
+        if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            return self.ioapic.read(offset, size)
         answer: list[int] = []
         if platform.ECAM_BASE <= address < _ECAM_END:
             place = address - platform.ECAM_BASE
@@ -156,6 +161,8 @@ class Rig:
         offset = address - platform.REMAPPING_UNIT_BASE
         if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
             self.unit.write(offset, size, value)
+        elif 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            self.ioapic.write(offset, size, value)
         elif platform.ECAM_BASE <= address < _ECAM_END:
             place = address - platform.ECAM_BASE
             done: list[bool] = []
@@ -174,7 +181,8 @@ class Rig:
     def wait_for_interrupt(self, timeout: float) -> bool:
         self.pump()
         taken = bool(self._vectors)
-        while self._vectors:
+        # Those that a handler raises are for the next time: a line that is up would go on for ever.
+        for _ in range(len(self._vectors)):
             self._handler(self._vectors.popleft())
         return taken
 

@@ -27,11 +27,12 @@ from viommu_actors.actors.runtime import anonymous_slot, inbox_listener, log, op
 from viommu_actors.actors.tenants import Tenants
 from viommu_actors.apic import PendingInterrupts, accepted
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
+from viommu_actors.ioapic import IoApic
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.kernel.kvm import Kvm
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.memory import PhysicalMemory
-from viommu_actors.spec import pci, platform
+from viommu_actors.spec import ioapic, pci, platform
 from viommu_actors.spec.vtd import FaultReason
 from viommu_actors.spec.vtd_interrupts import Interrupt
 from viommu_actors.vtd.config import UnitConfig
@@ -50,9 +51,15 @@ class HostMachine:
     """`kernel.machine.Machine`: the registers are in this process, devices are behind the fabric."""
 
     def __init__(
-        self, memory: PhysicalMemory, unit: RemappingUnit, fabric: Fabric, pump: Callable[[float | None], None]
+        self,
+        memory: PhysicalMemory,
+        unit: RemappingUnit,
+        ioapic: IoApic,
+        fabric: Fabric,
+        pump: Callable[[float | None], None],
     ) -> None:
         self.memory = memory
+        self._ioapic = ioapic
         self._unit = unit
         self._fabric = fabric
         self._pump = pump
@@ -70,6 +77,8 @@ class HostMachine:
             while self._unit.awaits_devices:
                 self._pump(None)
             return self._unit.read(offset, size)
+        if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            return self._ioapic.read(offset, size)
         answer: list[int] = []
         self._fabric.read(address, size, answer.append)
         while not answer:
@@ -80,6 +89,9 @@ class HostMachine:
         offset = address - platform.REMAPPING_UNIT_BASE
         if 0 <= offset < platform.REMAPPING_UNIT_SIZE:
             self._unit.write(offset, size, value)
+            return
+        if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            self._ioapic.write(offset, size, value)
             return
         done: list[bool] = []
         self._fabric.write(address, size, value, lambda: done.append(True))
@@ -137,8 +149,9 @@ class HostActor:
         self._poller = zmq.Poller()
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         ports, links = configuration["ports"], configuration["links"]
-        self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links)
-        self._machine = HostMachine(memory, self._unit, self._fabric, self._pump)
+        lines = IoApic(lambda address, data: self._msi(platform.IOAPIC_SOURCE_ID, address, data))
+        self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links, lines.set_line)
+        self._machine = HostMachine(memory, self._unit, lines, self._fabric, self._pump)
         self._kernel = Kernel(self._machine)
         self._tenants = Tenants(name, configuration["vms"])
         self._lending = Lending(self._fabric, self._inbox, self._tenants.inject)

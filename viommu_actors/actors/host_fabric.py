@@ -42,11 +42,12 @@ class Fabric:
         msi: Interrupt,
         ports: list[dict[str, Any]],
         links: list[dict[str, Any]],
+        line: Callable[[int, bool], None],
     ) -> None:
         configs = [PortConfig(port["slot"], port["acs"], below=_component(port["below"])) for port in ports]
         self._unit = unit
         ats = unit.translation_agent if unit.config.device_iotlb else None
-        self._complex = RootComplex(memory, unit.translate, msi, configs, ats)
+        self._complex = RootComplex(memory, unit.translate, msi, configs, ats, line)
         self._poller = poller
         #: by the link's name
         self._wires: dict[str, LinkWire] = {}

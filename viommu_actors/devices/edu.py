@@ -1,8 +1,7 @@
 """QEMU's educational device on a PCI Express link: liveness, factorial, interrupts and one DMA channel.
 
-QEMU docs/specs/edu.rst. Different here: it is a PCI Express function (capability, function level reset), it has
-no INTx, it starts a transfer at once instead of after 100 ms, and a transfer that leaves its buffer is
-refused, logged, and over.
+QEMU docs/specs/edu.rst. Different here: it is a PCI Express function (capability, function level reset), it starts a
+transfer at once instead of after 100 ms, and a transfer that leaves its buffer is refused, logged, and over.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ class Edu(Endpoint):
             edu.VENDOR_ID, edu.DEVICE_ID, pci.ClassCode.UNCLASSIFIED_OTHER, edu.REVISION
         )
         config.add_bar(edu.BAR, edu.BAR_SIZE)
+        config_space.add_intx(config)
         config_space.add_msi(config)
         config_space.add_power_management(config)
         config_space.add_express(config, pci.PortType.ENDPOINT, max_payload)
@@ -86,6 +86,7 @@ class Edu(Endpoint):
                 self._raise(value)
             case Reg.INTERRUPT_ACKNOWLEDGE:
                 self._interrupts &= ~value
+                self.set_intx(bool(self._interrupts))
             case Reg.DMA_SOURCE | Reg.DMA_DESTINATION | Reg.DMA_COUNT | Reg.DMA_COMMAND:
                 self._write_dma(Reg(offset), value)
 
@@ -100,6 +101,7 @@ class Edu(Endpoint):
 
     def _raise(self, causes: int) -> None:
         self._interrupts |= causes
+        self.set_intx(bool(self._interrupts))
         if self._interrupts:
             self.interrupt()
 

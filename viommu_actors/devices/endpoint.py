@@ -17,7 +17,7 @@ from viommu_actors.devices.dma_engine import DmaEngine, Transfer
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.pci.function import Function
 from viommu_actors.spec import pci, tlp
-from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, MemWrite
+from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, IntxMessage, MemWrite
 
 #: Lines logged of each kind of complaint; all are counted.
 _COMPLAINTS_LOGGED = 10
@@ -211,6 +211,9 @@ class Endpoint(Function):
             self._msix.signal_otherwise(address, data)
         else:
             self._send_message(address, data)
+
+    def drive_wire(self, pin: int, asserted: bool) -> None:
+        self.send(IntxMessage(pin, asserted))
 
     def _post_message(self, address: int, data: int) -> None:
         payload = data.to_bytes(4, "little")

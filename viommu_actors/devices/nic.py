@@ -51,7 +51,7 @@ class _Ring:
 class Nic(Endpoint):
     """`send_frame` is its end of a cable (None: no cable); `receive_frame` takes what comes from the other end.
 
-    With `msix` it has three MSI-X vectors beside its MSI, with `ats` address translation services.
+    With `msix` it has three MSI-X vectors beside its MSI and its INTx, with `ats` address translation services.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Nic(Endpoint):
         config = config_space.endpoint_header(nic.VENDOR_ID, nic.DEVICE_ID, pci.ClassCode.ETHERNET, nic.REVISION)
         config.add_bar(nic.BAR, nic.BAR_SIZE)
         config_space.add_power_management(config)
+        config_space.add_intx(config)
         config_space.add_msi(config)
         if msix:
             config.add_bar(nic.MSIX_BAR, nic.MSIX_BAR_SIZE)
@@ -88,10 +89,13 @@ class Nic(Endpoint):
         self._halted = Status(0)
         self._cause = 0
         self._cause_enable = 0
+        #: causes that an interrupt was asked for
+        self._raised = 0
         self._tx = _Ring(Status.TX_HALTED)
         self._rx = _Ring(Status.RX_HALTED)
         self._frames: deque[bytes] = deque()
         self._statistics = dict.fromkeys(nic.STATISTICS, 0)
+        self.set_intx(False)
 
     # --- cable
 
@@ -164,8 +168,11 @@ class Nic(Endpoint):
             self._set_control(value)
         elif offset == Reg.CAUSE:
             self._cause &= ~value
+            self._raised &= ~value
+            self._drive()
         elif offset == Reg.CAUSE_ENABLE:
             self._cause_enable = value & (Cause.TX_DONE | Cause.RX_DONE | Cause.LINK_CHANGED | Cause.ERROR)
+            self._drive()
         elif not self._control & Control.ENABLE:
             self._set_ring(offset, value)
 
@@ -295,8 +302,13 @@ class Nic(Endpoint):
 
     def _raise(self, cause: Cause) -> None:
         self._cause |= cause
+        self._raised |= cause
+        self._drive()
         if cause & self._cause_enable:
             self.interrupt(_VECTORS.get(cause, Vector.OTHER))
+
+    def _drive(self) -> None:
+        self.set_intx(bool(self._raised & self._cause_enable))
 
     def _has_link(self) -> bool:
         return self._link_up or bool(self._control & Control.LOOPBACK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import Struct
 
-from viommu_actors.spec import acpi
+from viommu_actors.spec import acpi, ioapic
 
 OEM_ID = b"VIOMMU"
 OEM_TABLE_ID = b"VIOMMUAC"
@@ -47,14 +47,19 @@ def mcfg(ecam: acpi.Ecam) -> bytes:
     return table(acpi.MCFG_SIGNATURE, 1, bytes(acpi.MCFG_RESERVED) + allocation)
 
 
-def madt(cpus: int, local_apic: int) -> bytes:
-    """`cpus` enabled processors with local APICs 0, 1, ..."""
+def madt(cpus: int, local_apic: int, io_apic: int) -> bytes:
+    """`cpus` enabled processors with local APICs 0, 1, ... and one I/O APIC for all lines."""
     entries = [
         acpi.MADT_LOCAL_APIC.pack(
             acpi.MADT_LOCAL_APIC_TYPE, acpi.MADT_LOCAL_APIC.size, cpu, cpu, acpi.MADT_LOCAL_APIC_ENABLED
         )
         for cpu in range(cpus)
     ]
+    entries.append(
+        acpi.MADT_IO_APIC.pack(
+            acpi.MADT_IO_APIC_TYPE, acpi.MADT_IO_APIC.size, ioapic.IDENTIFIER, 0, io_apic, 0
+        )
+    )
     return table(acpi.MADT_SIGNATURE, 4, acpi.MADT_BODY.pack(local_apic, 0) + b"".join(entries))
 
 

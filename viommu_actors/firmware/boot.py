@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 from viommu_actors.firmware import acpi as tables
 from viommu_actors.memory import Memory
-from viommu_actors.spec import acpi, boot, platform
+from viommu_actors.spec import acpi, boot, ioapic, pci, platform
 
 #: Extended BIOS data area and video memory: never RAM for a kernel (QEMU's e820).
 _CONVENTIONAL_END = 0x9_FC00
+_IO_APIC = acpi.DeviceScope(
+    acpi.ScopeType.IOAPIC,
+    ioapic.IDENTIFIER,
+    pci.bdf_bus(platform.IOAPIC_SOURCE_ID),
+    ((pci.bdf_device(platform.IOAPIC_SOURCE_ID), pci.bdf_function(platform.IOAPIC_SOURCE_ID)),),
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,12 @@ class MachineDescription:
 def remapping_unit(
     host_address_width: int, interrupt_remapping: bool = False, scopes: tuple[acpi.DeviceScope, ...] = ()
 ) -> acpi.Dmar:
-    """A DMAR table with the platform's one unit, over all of PCI or over `scopes`."""
+    """A DMAR table with the platform's one unit, over all of PCI or over `scopes`; and over the I/O APIC, if it remaps
+    interrupts."""
     flags = acpi.DmarFlags.INTR_REMAP if interrupt_remapping else 0
     everything = 0 if scopes else acpi.DrhdFlags.INCLUDE_PCI_ALL
+    if interrupt_remapping:
+        scopes = (*scopes, _IO_APIC)
     unit = acpi.Drhd(int(everything), 0, platform.REMAPPING_UNIT_BASE, scopes)
     return acpi.Dmar(host_address_width, int(flags), (unit,))
 
@@ -55,7 +64,7 @@ def install_acpi(memory: Memory, machine: MachineDescription) -> int:
     """Writes the ACPI tables; returns the RSDP's address."""
     bodies = [
         tables.mcfg(acpi.Ecam(platform.ECAM_BASE, 0, 0, platform.ECAM_BUSES - 1)),
-        tables.madt(machine.cpus, platform.LOCAL_APIC_BASE),
+        tables.madt(machine.cpus, platform.LOCAL_APIC_BASE, platform.IOAPIC_BASE),
     ]
     if machine.dmar is not None:
         bodies.append(tables.dmar(machine.dmar))

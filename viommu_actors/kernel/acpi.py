@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from viommu_actors.kernel.lines import IoApic
 from viommu_actors.kernel.machine import KernelPanic
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec import acpi
@@ -17,10 +18,11 @@ _SCAN_FIRST, _SCAN_END = 0xE_0000, 0x10_0000
 
 
 class Madt(NamedTuple):
-    """Interrupt controllers: the local APICs' address and the ids of enabled processors."""
+    """Interrupt controllers: the local APICs' address and the ids of enabled processors; the first I/O APIC."""
 
     local_apic: int
     cpus: tuple[int, ...]
+    io_apic: IoApic | None = None
 
 
 class AcpiTables:
@@ -49,10 +51,11 @@ class AcpiTables:
         raise KernelPanic("ACPI: MCFG names no configuration space for PCI segment 0")
 
     def madt(self) -> Madt:
-        """Processors and their local APICs."""
+        """Processors and their local APICs, and the I/O APIC of the first line."""
         table = self._required(acpi.MADT_SIGNATURE, acpi.MADT_BODY.size)
         local_apic, _ = acpi.MADT_BODY.unpack_from(table, acpi.HEADER.size)
         cpus = []
+        io_apic = None
         for offset, kind, length in _structures(table, acpi.HEADER.size + acpi.MADT_BODY.size, _madt_head, 2, "MADT"):
             if kind == acpi.MADT_LOCAL_APIC_TYPE:
                 if length < acpi.MADT_LOCAL_APIC.size:
@@ -60,7 +63,13 @@ class AcpiTables:
                 *_, apic_id, flags = acpi.MADT_LOCAL_APIC.unpack_from(table, offset)
                 if flags & acpi.MADT_LOCAL_APIC_ENABLED:
                     cpus.append(apic_id)
-        return Madt(local_apic, tuple(cpus))
+            elif kind == acpi.MADT_IO_APIC_TYPE:
+                if length < acpi.MADT_IO_APIC.size:
+                    raise KernelPanic(f"ACPI: MADT has an I/O APIC entry of {length} bytes")
+                *_, address, first_line = acpi.MADT_IO_APIC.unpack_from(table, offset)
+                if first_line == 0:
+                    io_apic = IoApic(address, first_line)
+        return Madt(local_apic, tuple(cpus), io_apic)
 
     def dmar(self) -> acpi.Dmar | None:
         """Remapping units, or None where the machine shows none."""

@@ -16,11 +16,12 @@ from viommu_actors.kernel.drivers import DRIVERS
 from viommu_actors.kernel.hotplug import HotPlug
 from viommu_actors.kernel.intel_iommu import IntelIommu
 from viommu_actors.kernel.irq import Interrupts
+from viommu_actors.kernel.lines import LineInterrupts
 from viommu_actors.kernel.machine import KernelPanic, Machine
 from viommu_actors.kernel.pages import HUGEPAGE, PAGE, PageAllocator
 from viommu_actors.kernel.pci import PciDevice
 from viommu_actors.kernel.pci_bus import PciBus
-from viommu_actors.spec import acpi
+from viommu_actors.spec import acpi, pci
 from viommu_actors.spec.boot import E820Type
 from viommu_actors.spec.pci import ClassCode, format_bdf, parse_bdf
 
@@ -43,6 +44,7 @@ class Kernel:
     cmdline: CommandLine
     pages: PageAllocator
     irq: Interrupts
+    lines: LineInterrupts
     bus: PciBus
 
     def __init__(self, machine: Machine, drivers: Sequence[type[Driver]] = DRIVERS) -> None:
@@ -84,8 +86,10 @@ class Kernel:
         self._reserve_hugepages()
         gap = params.pci_gap
         log(f"[mem {gap[0]:#010x}-{gap[1] - 1:#010x}] available for PCI devices")
-        log(f"smpboot: Allowing {len(tables.madt().cpus)} CPUs, 0 hotplug CPUs")
+        madt = tables.madt()
+        log(f"smpboot: Allowing {len(madt.cpus)} CPUs, 0 hotplug CPUs")
         self.irq = Interrupts(self.counters, log)
+        self.lines = LineInterrupts(self.machine, self.irq, madt.io_apic, log)
         self.machine.set_interrupt_handler(self.irq.dispatch)
         dmar = self._detect_iommu(tables)
         self._scan_pci(tables.ecam(), gap, enable_acs=dmar is not None)
@@ -253,6 +257,10 @@ class Kernel:
             log("DMAR: Initialization failed; devices reach all memory")
             return
         self.iommu = iommu
+        self.lines.source = next(
+            (pci.bdf(scope.start_bus, *scope.path[0]) for scope in unit.scopes if scope.kind == acpi.ScopeType.IOAPIC),
+            None,
+        )
         self._remap_interrupts(iommu, dmar)
         passthrough = self.cmdline.get("iommu") == "pt" or self.cmdline.enabled("iommu.passthrough")
         log(f"iommu: Default domain type: {'Passthrough' if passthrough else 'Translated'}")

@@ -260,6 +260,11 @@ def add_express(space: ConfigSpace, port_type: pci.PortType, max_payload: int, l
     return offset
 
 
+def add_intx(space: ConfigSpace) -> None:
+    """The function interrupts by INTA where neither MSI nor MSI-X is on."""
+    space.define(pci.INTERRUPT_PIN, 1, 1)
+
+
 def number_port(space: ConfigSpace, express: int, number: int) -> None:
     """Numbers the port of a PCI Express capability, which from here on tells whether its link is up."""
     link = space.read(express + pci.EXP_LINK_CAPABILITIES, 4) | pci.LNKCAP_DLL_ACTIVE_REPORTING

@@ -33,6 +33,8 @@ class Function:
         self._msi = config.capability(pci.CapabilityId.MSI)
         msix = config.capability(pci.CapabilityId.MSIX)
         self._msix = None if msix is None else MsixTable(config, msix, self._send_message)
+        #: whether it has something that it interrupts for by INTx, and whether its wire is up
+        self._intx_pending = self._intx_asserted = False
 
     # --- for subclasses
 
@@ -46,19 +48,45 @@ class Function:
     def device_reset(self) -> None:
         """The device's own state back to what it is after power-on."""
 
+    def drive_wire(self, pin: int, asserted: bool) -> None:
+        """The wire of its INTx goes up or down; 0 is INTA. A function that has a pin overrides it."""
+
     # --- interrupts
 
     def interrupt(self, vector: int = 0) -> bool:
         """Raises a message signalled interrupt: by MSI-X where it is enabled, where a masked one stays pending; else
-        by MSI, which has fewer messages. False where neither is enabled."""
+        by MSI, which has fewer messages. False where neither is enabled: INTx is for `set_intx`."""
         if self._msix is not None and self._msix.enabled:
             self._msix.signal(vector)
             return True
         if self._message is None:
-            self.counters["no interrupt"] += 1
+            if not self._intx_asserted:
+                self.counters["no interrupt"] += 1
             return False
         address, data, messages = self._message
         return self._send_message(address, data & -messages | (data | vector) & messages - 1)
+
+    def set_intx(self, pending: bool) -> None:
+        """Whether the function has something that it interrupts for by INTx, which it does with no MSI and MSI-X on.
+
+        Interrupt status tells it, interrupt disable keeps it from the wire (PCI 3.0 section 6.2.3).
+        """
+        if pending != self._intx_pending:
+            self._intx_pending = pending
+            self._drive_intx()
+
+    def _drive_intx(self) -> None:
+        pin = self.config.read(pci.INTERRUPT_PIN, 1)
+        if not pin:
+            return
+        signalled = self._message is not None or (self._msix is not None and self._msix.enabled)
+        pending = self._intx_pending and not signalled
+        status = self.config.read(pci.STATUS, 2) & ~pci.Status.INTX
+        self.config.set(pci.STATUS, 2, status | (pci.Status.INTX if pending else 0))
+        asserted = pending and not self.config.read(pci.COMMAND, 2) & pci.Command.INTX_DISABLE
+        if asserted != self._intx_asserted:
+            self._intx_asserted = asserted
+            self.drive_wire(pin - 1, asserted)
 
     def _send_message(self, address: int, data: int) -> bool:
         if not self._bus_master:
@@ -126,6 +154,7 @@ class Function:
         self.config.reset()
         if self._msix is not None:
             self._msix.reset()
+        self._intx_pending = False
         self._latch()
         self.device_reset()
 
@@ -144,6 +173,7 @@ class Function:
         self._message = self._read_message()
         if self._msix is not None:
             self._msix.latch()
+        self._drive_intx()
 
     def _read_message(self) -> tuple[int, int, int] | None:
         """Address, data and number of messages of an enabled MSI."""

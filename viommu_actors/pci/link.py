@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
+from viommu_actors.spec import pci
 from viommu_actors.spec.tlp import Completion, CompletionStatus, Downstream, HotReset, Tag
 
 #: Tags that a port may have in flight (10-bit tags).
@@ -119,6 +120,9 @@ class Link(ABC):
         self.log: Log | None = None
         self.outstanding: Final[dict[Tag, Outstanding]] = {}
         self.send: Callable[[Downstream], bool] | None = None
+        self._wires = 0
+        #: hears when a wire of the device has gone up or down
+        self.wires_changed: Callable[[], None] = lambda: None
         self._next_tag = 0
         #: Tags of requests that timed out since the device last completed one.
         self._overdue: set[Tag] = set()
@@ -160,6 +164,21 @@ class Link(ABC):
         """Counts what came up the link and is no transaction, by what is wrong with it."""
         self.counters[f"rejected: {defect}"] += 1
         self.record("message", 0, 0, 0, Outcome.MALFORMED)
+
+    @property
+    def wires(self) -> tuple[int, ...]:
+        """INTx wires of the device that are asserted; 0 is INTA."""
+        return tuple(pin for pin in range(pci.INTX_PINS) if self._wires >> pin & 1)
+
+    def set_wire(self, pin: int, asserted: bool) -> None:
+        """The device says that one of its wires goes up or down (section 2.2.8.1)."""
+        self._wires = self._wires & ~(1 << pin) | asserted << pin
+        self.wires_changed()
+
+    def drop_wires(self) -> None:
+        """A link that is down has no wire up."""
+        self._wires = 0
+        self.wires_changed()
 
     # --- downstream
 
@@ -215,8 +234,9 @@ class Link(ABC):
             waiting.fail()
 
     def start_over(self) -> None:
-        """A device fresh from its reset, or another: it owes nothing."""
+        """A device fresh from its reset, or another: it owes nothing, and asks for nothing."""
         self._overdue.clear()
+        self.drop_wires()
 
     def hot_reset(self) -> None:
         """Resets the device, as bridge control's secondary bus reset does."""

@@ -20,6 +20,7 @@ from viommu_actors.pci.switch import Switch
 from viommu_actors.pci.upstream import Interrupt, Translate, TranslationServices, Upstream
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.ats import encode_range
+from viommu_actors.spec.ioapic import intx_line
 
 #: What the root complex names itself by in invalidations.
 _ROOT_ID = pci.bdf(0, 0, 0)
@@ -30,7 +31,8 @@ class RootComplex:
 
     `translate(requester, address, access)` is asked for each memory transaction, `interrupt(requester,
     address, data)` gets each message signalled interrupt and says what blocked it, if anything did. `ats` answers
-    address translation services, where there are any.
+    address translation services, where there are any. `line(number, asserted)` is told when a line of the I/O APIC goes
+    up or down, which devices share that have INTx.
     """
 
     def __init__(
@@ -40,12 +42,17 @@ class RootComplex:
         interrupt: Interrupt,
         ports: Sequence[PortConfig],
         ats: TranslationServices | None = None,
+        line: Callable[[int, bool], None] = lambda number, asserted: None,
     ) -> None:
         self._slots = {config.slot: RootPort(config) for config in ports}
         self._upstream = Upstream(memory, translate, interrupt, list(self._slots.values()), ats)
         #: By the name of the link: what each device's link ends at.
         self.ports: dict[str, Link] = {}
         self._receivers: dict[str, Callable[[object], None]] = {}
+        self._line = line
+        self._asserted: set[int] = set()
+        #: (slot, number behind what stands in it) of each link
+        self._places: dict[str, tuple[int, int]] = {}
         for config in ports:
             self._stand(config)
         self._host_bridge = config_space.endpoint_header(
@@ -58,15 +65,33 @@ class RootComplex:
         if config.below is None:
             self.ports[port.name] = port
             self._receivers[port.name] = partial(self._upstream.receive, port)
+            self._wire(port, config.slot, 0)
             return
         if isinstance(config.below, SwitchConfig):
             port.component = Switch(config.below, port, self._upstream, config.max_payload)
         else:
             port.component = PciBridge(config.below, port, self._upstream, config.max_payload)
         port.set_presence(True)
-        for link in port.component.links:
+        for number, link in enumerate(port.component.links):
             self.ports[link.name] = link
             self._receivers[link.name] = partial(port.component.receive, link)
+            self._wire(link, config.slot, number)
+
+    def _wire(self, link: Link, slot: int, number: int) -> None:
+        self._places[link.name] = slot, number
+        link.wires_changed = self._settle_lines
+
+    def _settle_lines(self) -> None:
+        """Each port on the way up turns the wires by its device number (section 2.2.8.1), so that devices behind one
+        component spread over the lines of its slot."""
+        asserted = {
+            intx_line(slot, pin + number)
+            for name, (slot, number) in self._places.items()
+            for pin in self.ports[name].wires
+        }
+        for line in sorted(asserted ^ self._asserted):
+            self._line(line, line in asserted)
+        self._asserted = asserted
 
     # --- links
 
@@ -94,6 +119,7 @@ class RootComplex:
         port.send = None
         port.set_presence(False)
         port.abandon()
+        port.drop_wires()
 
     @property
     def outstanding(self) -> list[tuple[str, int]]:

@@ -21,6 +21,7 @@ from viommu_actors.spec.tlp import (
     Completion,
     CompletionStatus,
     ConfigRequest,
+    IntxMessage,
     InvalidateCompletion,
     MemRead,
     MemWrite,
@@ -107,6 +108,9 @@ class Upstream:
             self._invalidated(port, message)
         elif isinstance(message, ConfigRequest):
             self._config(port, message)
+        elif isinstance(message, IntxMessage):
+            port.record("intx", 0, message.pin, 0, Outcome.OK)
+            port.set_wire(*message)
         else:
             port.record(type(message).__name__, 0, 0, 0, Outcome.UNSUPPORTED)
 

@@ -37,6 +37,9 @@ MADT_BODY = Struct("<II")
 MADT_LOCAL_APIC = Struct("<BBBBI")
 MADT_LOCAL_APIC_TYPE = 0
 MADT_LOCAL_APIC_ENABLED = 1
+#: type, length, I/O APIC id, reserved, address, number of its first line
+MADT_IO_APIC = Struct("<BBBBII")
+MADT_IO_APIC_TYPE = 1
 
 DMAR_SIGNATURE = b"DMAR"
 #: host address width - 1, flags, reserved

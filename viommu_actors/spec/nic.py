@@ -26,7 +26,10 @@ MSIX_PBA = 0x800
 
 
 class Vector(IntEnum):
-    """MSI-X vectors. A controller whose interrupts come by MSI has one for all of them."""
+    """MSI-X vectors. A controller whose interrupts come by MSI has one for all of them.
+
+    INTx is asserted as long as a cause that is enabled, and that an interrupt was asked for, stands in `Reg.CAUSE`.
+    """
 
     RECEIVE = 0
     TRANSMIT = 1

@@ -32,5 +32,9 @@ MMIO_LAST = 0xFEBF_FFFF
 REMAPPING_UNIT_BASE = 0xFED9_0000
 REMAPPING_UNIT_SIZE = 0x1000
 
+#: I/O APIC registers, and the requester ID of its interrupts (QEMU: Q35_PSEUDO_BUS_PLATFORM, no device on any link).
+IOAPIC_BASE = 0xFEC0_0000
+IOAPIC_SOURCE_ID = 0xFF00
+
 #: Local APIC registers for a CPU, interrupt messages for a device.
 LOCAL_APIC_BASE = 0xFEE0_0000

@@ -157,6 +157,14 @@ class InvalidateCompletion(NamedTuple):
     itags: U32
 
 
+class IntxMessage(NamedTuple):
+    """Assert_INTx or Deassert_INTx, a message to the port above (section 2.2.8.1): wire `pin` (0 is INTA) goes up or
+    down. Whose wire it is follows from the link."""
+
+    pin: Annotated[int, Range(0, 3)]
+    asserted: bool
+
+
 class ConfigRequest(NamedTuple):
     """Configuration request of a device, which none may send: they go down from the root only (section 7.3.3).
 
@@ -178,5 +186,5 @@ class HotReset(NamedTuple):
 
 
 #: What a device may send, and what it may be sent.
-Upstream = MemRead | MemWrite | Atomic | Completion | ConfigRequest | InvalidateCompletion
+Upstream = MemRead | MemWrite | Atomic | Completion | ConfigRequest | InvalidateCompletion | IntxMessage
 Downstream = MmioRead | MmioWrite | CfgRead | CfgWrite | HotReset | Completion | InvalidateRequest

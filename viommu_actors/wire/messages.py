@@ -467,6 +467,7 @@ LINK_UP = Codec(
         4: tlp.Completion,
         5: tlp.ConfigRequest,
         7: tlp.InvalidateCompletion,
+        8: tlp.IntxMessage,
     }
 )
 LINK_DOWN = Codec(
