@@ -145,6 +145,10 @@ class LocalSystem:
         self.calls["set_irqs"] += 1
         self._vfio.set_irqs(self.process, device, index, start, eventfds)
 
+    def act_on_irqs(self, device: int, index: int, action: int, start: int, count: int) -> None:
+        self.calls["act_on_irqs"] += 1
+        self._vfio.act_on_irqs(self.process, device, index, action, start, count)
+
     def reset(self, device: int) -> None:
         self._vfio.reset(self.process, device)
 

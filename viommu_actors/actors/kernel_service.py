@@ -122,6 +122,7 @@ def _vfio_calls(vfio: Vfio) -> dict[type, Call]:
         m.RegionRead: lambda p, r: m.Content(vfio.region_read(p, r.device, r.region, r.offset, r.size)),
         m.RegionWrite: lambda p, r: vfio.region_write(p, r.device, r.region, r.offset, r.data),
         m.SetIrqs: lambda p, r: vfio.set_irqs(p, r.device, r.irq, r.start, r.eventfds),
+        m.ActOnIrqs: lambda p, r: vfio.act_on_irqs(p, r.device, r.irq, r.action, r.start, r.interrupts),
         m.ResetDevice: lambda p, r: vfio.reset(p, r.device),
         m.MmapRegion: lambda p, r: m.Done(vfio.mmap_region(p, r.device, r.region)),
         m.Eventfd: lambda p, r: m.Done(vfio.eventfd(p)),

@@ -63,6 +63,9 @@ class RemoteVfio:
     def set_irqs(self, device: int, index: int, start: int, eventfds: tuple[int, ...]) -> None:
         self._ask(m.SetIrqs(device, index, start, eventfds))
 
+    def act_on_irqs(self, device: int, index: int, action: int, start: int, count: int) -> None:
+        self._ask(m.ActOnIrqs(device, index, action, start, count))
+
     def reset(self, device: int) -> None:
         self._ask(m.ResetDevice(device))
 

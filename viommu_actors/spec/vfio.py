@@ -60,6 +60,15 @@ class IrqFlags(IntFlag):
     NORESIZE = 1 << 3
 
 
+class IrqAction(IntEnum):
+    """VFIO_DEVICE_SET_IRQS without data: what is done to interrupts (VFIO_IRQ_SET_ACTION_*)."""
+
+    MASK = 1 << 3
+    UNMASK = 1 << 4
+    #: As if the device had raised them.
+    TRIGGER = 1 << 5
+
+
 class RegionIndex(IntEnum):
     """Regions of a vfio-pci device; BAR n is region n."""
 

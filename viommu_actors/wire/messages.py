@@ -244,6 +244,16 @@ class SetIrqs(NamedTuple):
     eventfds: Annotated[tuple[Annotated[int, Range(-1, 0x7FFF_FFFF)], ...], Length(0, pci.MSIX_MAX_VECTORS)]
 
 
+class ActOnIrqs(NamedTuple):
+    """VFIO_DEVICE_SET_IRQS without data: masks, unmasks or raises interrupts."""
+
+    device: Handle
+    irq: U32
+    action: U8
+    start: U32
+    interrupts: U32
+
+
 class ResetDevice(NamedTuple):
     """VFIO_DEVICE_RESET."""
 
@@ -490,7 +500,7 @@ KERNEL_REQUESTS: tuple[type, ...] = (
     RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
     CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi, IommuGroup,
     ListPci, BindDriver, NoiommuMode, OpenNoiommuGroup, Pagemap, OpenUio, UioConfigRead, UioConfigWrite, UioMmap,
-    PageFault, ReadCount,
+    PageFault, ReadCount, ActOnIrqs,
 )  # fmt: skip
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
 VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo, 6: PciFunctions, 7: Window})

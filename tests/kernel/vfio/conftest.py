@@ -11,6 +11,7 @@ import pytest
 from tests.kernel.users import ROOT
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.irq import Interrupts
+from viommu_actors.kernel.lines import LineInterrupts
 from viommu_actors.kernel.pci import Bar, PciDevice
 from viommu_actors.kernel.process import UserProcess
 from viommu_actors.kernel.vfio.vfio import Vfio
@@ -133,6 +134,8 @@ class Kernel:
         self.holders: list[Callable[[PciDevice], bool]] = []
         self.taints: set[str] = set()
         self.irq = Interrupts(self.counters, self.machine.log)
+        # No I/O APIC, so that no function is offered with INTx.
+        self.lines = LineInterrupts(self.machine, self.irq, None, self.machine.log)  # type: ignore[arg-type]
         self.pci = [self._function(bdf, flr) for bdf, flr in ((EDU, True), (NIC, True), (MATE, False))]
         self.pci[0].bars[0] = Bar(BAR_ADDRESS, BAR_SIZE, is64=False, prefetch=False)
         self.pci[0].config_write(pci.BAR0, 4, BAR_ADDRESS)

@@ -66,8 +66,16 @@ class VirtualConfig:
     has it, and nothing of it is the user's to write.
     """
 
-    def __init__(self, device: PciDevice, reset: Callable[[], None], msi_active: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        device: PciDevice,
+        reset: Callable[[], None],
+        msi_active: Callable[[], bool],
+        intx_disabled: Callable[[bool], None] | None,
+    ) -> None:
+        """`intx_disabled` is told the user's interrupt disable bit; None where no INTx is offered, and no pin shown."""
         self._msi_active = msi_active
+        self._intx_disabled = intx_disabled
         self._device = device
         self._reset = reset
         self._values = bytearray(CONFIG_SIZE)
@@ -126,6 +134,8 @@ class VirtualConfig:
         if offset in _BAR_REGISTERS:
             mask, flags = self._bar_masks[offset - BAR0 >> 2]
             self._set(offset & ~3, 4, self._get(offset & ~3, 4) & mask | flags)
+        if self._intx_disabled is not None and _covers(offset, size, COMMAND):
+            self._intx_disabled(bool(self._get(COMMAND, 2) & Command.INTX_DISABLE))
         if self._msi is not None and _covers(offset, size, self._msi + MSI_CONTROL):
             self._msi_control(self._msi + MSI_CONTROL)
         if self._express is not None and _covers(offset, size, self._express + EXP_DEVICE_CONTROL):
@@ -163,9 +173,11 @@ class VirtualConfig:
             self._set(BAR0 + 4 * index, 4, self._get(BAR0 + 4 * index, 4) & mask | flags)
         self._keep(ROM_ADDRESS, 4, virtual=0xFFFF_FFFF, writable=0)
         self._set(ROM_ADDRESS, 4, 0)
-        # INTx is not offered, so no pin is shown.
         self._keep(INTERRUPT_PIN, 1, virtual=0xFF, writable=0)
-        self._set(INTERRUPT_PIN, 1, 0)
+        if self._intx_disabled is None:
+            self._set(INTERRUPT_PIN, 1, 0)
+        # However the kernel has kept it quiet, the user finds it open.
+        self._set(COMMAND, 2, self._get(COMMAND, 2) & ~int(Command.INTX_DISABLE))
         power = device.capability(CapabilityId.POWER_MANAGEMENT)
         if power is not None:
             self._keep(power + PM_CONTROL, 2, virtual=0, writable=PM_STATE_MASK)

@@ -59,7 +59,12 @@ class VfioDevice:
         if self._resettable:
             self._reset_function()
         self._interrupts = DeviceInterrupts(kernel, pci)
-        self._config = VirtualConfig(pci, self._reset_if_possible, lambda: self._interrupts.msi_active)
+        self._config = VirtualConfig(
+            pci,
+            self._reset_if_possible,
+            lambda: self._interrupts.msi_active,
+            self._interrupts.intx.set_disabled if self._interrupts.intx.offered else None,
+        )
 
     def close(self) -> None:
         """The last close: DMA and interrupts stop, and the function is reset."""
@@ -120,6 +125,10 @@ class VfioDevice:
     def set_irqs(self, index: int, start: int, eventfds: tuple[EventFd | None, ...]) -> None:
         """See `DeviceInterrupts.set`."""
         self._interrupts.set(index, start, eventfds)
+
+    def act_on_irqs(self, index: int, action: int, start: int, count: int) -> None:
+        """See `DeviceInterrupts.act`."""
+        self._interrupts.act(index, action, start, count)
 
     def ask_back(self) -> None:
         """The function is gone: its user is asked, once, to let go of it (vfio_pci_core_request)."""

@@ -1,4 +1,4 @@
-"""Interrupts of an open vfio-pci device: MSI or MSI-X vectors that signal eventfds (drivers/vfio/pci/vfio_pci_intrs.c).
+"""Interrupts of an open vfio-pci device that signal eventfds: INTx, MSI or MSI-X (drivers/vfio/pci/vfio_pci_intrs.c).
 
 The kernel programs the function; the user has no hand in addresses and data.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, ENOTTY
 from functools import partial
 from typing import TYPE_CHECKING
 
 from viommu_actors.kernel.msi import Msi, Msix
 from viommu_actors.kernel.process import EventFd
+from viommu_actors.kernel.vfio.intx import Intx
 from viommu_actors.spec.pci import COMMAND, CapabilityId, Command
-from viommu_actors.spec.vfio import IRQ_COUNT, IrqFlags, IrqIndex
+from viommu_actors.spec.vfio import IRQ_COUNT, IrqAction, IrqFlags, IrqIndex
 
 if TYPE_CHECKING:
     from viommu_actors.kernel.kernel import Kernel
@@ -31,7 +32,7 @@ class IrqInfo:
 
 
 class DeviceInterrupts:
-    """MSI and MSI-X of one function, of which one at a time is on."""
+    """INTx, MSI and MSI-X of one function, of which one at a time is on."""
 
     def __init__(self, kernel: Kernel, device: PciDevice) -> None:
         self._irq = kernel.irq
@@ -44,6 +45,9 @@ class DeviceInterrupts:
         self._owned: list[tuple[int, range]] = []
         #: signalled when the user is to let go of the device
         self._request: EventFd | None = None
+        self.intx = Intx(kernel, device)
+        if self.intx.offered:
+            self._counts[IrqIndex.INTX] = 1
         if device.capability(CapabilityId.MSI) is not None:
             self._counts[IrqIndex.MSI] = Msi(device).messages
         if device.capability(CapabilityId.MSIX) is not None:
@@ -67,6 +71,8 @@ class DeviceInterrupts:
         count = self._counts.get(index, 0)
         if not count:
             return IrqInfo(IrqFlags(0), 0)
+        if index == IrqIndex.INTX:
+            return IrqInfo(IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED, count)
         # MSI-X vectors come and go one by one; how many MSI messages there are is settled when it is turned on.
         resize = IrqFlags(0) if index == IrqIndex.MSIX else IrqFlags.NORESIZE
         return IrqInfo(IrqFlags.EVENTFD | resize, count)
@@ -78,8 +84,6 @@ class DeviceInterrupts:
         there, and while the other kind is on; ENOSPC where the kernel has no vectors for them.
         """
         name = self._device.name
-        if index == IrqIndex.INTX:
-            raise OSError(EINVAL, f"{name}: INTx is not offered, use MSI or MSI-X")
         count = self.info(index).count
         if start < 0 or start >= count or len(eventfds) > count - start:
             raise OSError(EINVAL, f"{name}: interrupts {start}+{len(eventfds)} of {count} at index {index}")
@@ -91,10 +95,31 @@ class DeviceInterrupts:
         with self._decoding():
             if not eventfds:
                 self.disable()
+            elif index == IrqIndex.INTX:
+                self._set_intx(eventfds[0])
             elif index == IrqIndex.MSI:
                 self._set_msi(start, eventfds)
             else:
                 self._set_msix(start, eventfds)
+
+    def act(self, index: int, action: int, start: int, count: int) -> None:
+        """VFIO_DEVICE_SET_IRQS without data: masks, unmasks or raises interrupts that are on.
+
+        Raises OSError: EINVAL for interrupts that are not on, ENOTTY for an action that the index does not have: MSI
+        and MSI-X are not masked by VFIO.
+        """
+        limit = 1 if index == IrqIndex.INTX else len(self._vectors)
+        if self._active is None or index != self._active or start < 0 or count <= 0 or start + count > limit:
+            raise OSError(EINVAL, f"{self._device.name}: interrupts {start}+{count} of index {index} are not on")
+        if action == IrqAction.TRIGGER:
+            for number in range(start, start + count):
+                self._signal(number)
+        elif index == IrqIndex.INTX and action == IrqAction.MASK:
+            self.intx.mask()
+        elif index == IrqIndex.INTX and action == IrqAction.UNMASK:
+            self.intx.unmask()
+        else:
+            raise OSError(ENOTTY, f"{self._device.name}: no action {action:#x} for index {index}")
 
     def request(self) -> None:
         """Asks the user to let go of the device (VFIO_PCI_REQ_IRQ_INDEX), where he wants to be asked."""
@@ -105,7 +130,9 @@ class DeviceInterrupts:
         """No interrupt of the function comes from here on."""
         self._triggers.clear()
         self._vectors.clear()
-        if self._active is not None:
+        if self._active is IrqIndex.INTX:
+            self.intx.disable()
+        elif self._active is not None:
             with self._decoding():
                 self._irq.free_device(self._device)
         self._active = None
@@ -115,6 +142,13 @@ class DeviceInterrupts:
         if self._active is IrqIndex.MSIX:
             with self._decoding():
                 self._irq.restore(self._device)
+
+    def _set_intx(self, eventfd: EventFd | None) -> None:
+        if self._active is None:
+            self.intx.enable(eventfd)
+            self._active = IrqIndex.INTX
+        else:
+            self.intx.set_trigger(eventfd)
 
     def _set_msi(self, start: int, eventfds: tuple[EventFd | None, ...]) -> None:
         count = start + len(eventfds)
@@ -148,6 +182,9 @@ class DeviceInterrupts:
             self._irq.free(self._vectors.pop(number))
 
     def _signal(self, number: int) -> None:
+        if self._active is IrqIndex.INTX:
+            self.intx.signal()
+            return
         eventfd = self._triggers.get(number)
         if eventfd is not None:
             eventfd.signal()

@@ -254,6 +254,12 @@ class Vfio:
         files = tuple(None if fd == NO_EVENTFD else process.file(fd, EventFd, mismatch=EINVAL) for fd in eventfds)
         self._open(process, device).set_irqs(index, start, files)
 
+    def act_on_irqs(
+        self, process: UserProcess, device: int, index: int, action: int, start: int, count: int
+    ) -> None:
+        """Masks, unmasks or raises interrupts: see `DeviceInterrupts.act`."""
+        self._open(process, device).act_on_irqs(index, action, start, count)
+
     def reset(self, process: UserProcess, device: int) -> None:
         """EINVAL: the device has no reset; ENOTTY: it did not come back."""
         self._open(process, device).reset()
