@@ -13,7 +13,7 @@ from viommu_actors.app.system import PciInfo
 from viommu_actors.devices.nic import Nic
 from viommu_actors.kernel.process import EventFd, UserProcess
 from viommu_actors.kernel.sysfs import Sysfs
-from viommu_actors.kernel.uio import Uio
+from viommu_actors.kernel.uio import Uio, UioFile
 from viommu_actors.kernel.vfio.calls import Region
 from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.spec.privileges import Capability
@@ -174,6 +174,8 @@ class LocalSystem:
     def read_count(self, descriptor: int) -> int:
         self.calls["read_count"] += 1
         self.signalled.discard(descriptor)
+        if isinstance(uio := self.process.files[descriptor], UioFile):
+            return uio.read()
         count = self.process.file(descriptor, EventFd).read()
         if not count:
             raise OSError(EAGAIN, "not signalled")
@@ -187,6 +189,9 @@ class LocalSystem:
 
     def uio_config_write(self, uio: int, offset: int, data: bytes) -> None:
         self._uio.config_write(self.process, uio, offset, data)
+
+    def uio_write(self, uio: int, on: int) -> None:
+        self.process.file(uio, UioFile).write()
 
     def uio_mmap(self, uio: int, bar: int) -> int:
         return self._uio.mmap(self.process, uio, bar)

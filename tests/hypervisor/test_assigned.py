@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
+from viommu_actors.hypervisor.intx import Lines
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.kernel.vfio.calls import Region
@@ -100,7 +101,7 @@ def _straight(requester: int, address: int, data: int, record: bool) -> tuple[in
 
 def _function(parent: Parent, *edits: Edit) -> AssignedFunction:
     slots = count()
-    delivery = Delivery(parent, 1, Routes(parent, 1), _straight, Counter(), parent.refused)  # type: ignore[arg-type]
+    delivery = Delivery(parent, 1, Routes(parent, 1), _straight, Counter(), parent.refused, Lines(print))  # type: ignore[arg-type]
     return AssignedFunction(delivery, 2, 0x18, list(edits), lambda: next(slots))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import count
+from typing import Any
 
 import pytest
 
+from viommu_actors.hypervisor.intx import Lines
 from viommu_actors.hypervisor.msix import Msix
 from viommu_actors.hypervisor.routes import Routes
 from viommu_actors.hypervisor.vectors import Delivery, Remap, Vectors
@@ -53,6 +55,9 @@ class Parent:
     def signal_msi(self, vm: int, address: int, data: int) -> None:
         self.signalled.append((address, data))
 
+    def signal_line(self, address: int, data: int) -> None:
+        raise AssertionError("no line here")
+
     def refused(self, what: str, error: OSError) -> None:
         raise error
 
@@ -65,8 +70,11 @@ class Parent:
 def _vectors(parent: Parent, remap: Remap | None = None, irqfd: bool = True) -> tuple[Vectors, Counter[str]]:
     counters: Counter[str] = Counter()
     straight: Remap = lambda _requester, address, data, _record: (address, data)  # noqa: E731
-    delivery = Delivery(parent, VM, Routes(parent, VM), remap or straight, counters, parent.refused, irqfd)  # type: ignore[arg-type]
-    return Vectors(delivery, DEVICE, REQUESTER, 2), counters
+    kvm: Any = parent
+    delivery = Delivery(
+        kvm, VM, Routes(kvm, VM), remap or straight, counters, parent.refused, Lines(parent.signal_line), irqfd
+    )
+    return Vectors(delivery, DEVICE, REQUESTER, 2, None), counters
 
 
 def test_a_programmed_vector_never_meets_the_hypervisor() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.devices.rig import Rig
 from viommu_actors.devices.edu import Edu
+from viommu_actors.devices.endpoint import Endpoint
+from viommu_actors.devices.nic import Nic
 from viommu_actors.kernel import intx
 from viommu_actors.kernel.lines import UNHANDLED_LIMIT
 from viommu_actors.kernel.pci import PciDevice
@@ -187,3 +190,32 @@ def test_a_remapping_entry_of_a_line_is_taken_from_the_io_apic_alone() -> None:
     blocked = machine.unit.counters["interrupts_blocked"]
     assert machine._interrupt(machine.bdf(1), 0xFEE0_0010, 0x8000) is not None
     assert machine.unit.counters["interrupts_blocked"] == blocked + 1
+
+
+@pytest.mark.parametrize("options", [{}, REMAPS], ids=["compatibility format", "remapped"])
+def test_drivers_do_with_intx_where_a_device_has_no_msi(options: dict[str, Any]) -> None:
+    machine = Rig(
+        {
+            1: lambda send, log: _without_messages(Edu(send, log)),
+            5: lambda send, log: _without_messages(Nic(send, log, mac=bytes(6), msix=False)),
+        },
+        **options,
+    )
+    before = machine.kernel.counters["interrupts"]
+    for slot in (1, 5):
+        assert machine.driver(slot).run_io(8).verified
+    assert machine.kernel.counters["interrupts"] - before == 8 + 4
+    for slot in (1, 5):
+        machine.kernel.unbind(machine.bdf(slot))
+    assert machine.ioapic.masked(intx_line(1, 0))
+
+
+def _without_messages(device: Endpoint) -> Endpoint:
+    """As a device that has INTx alone: the chain of its capabilities leads past MSI."""
+    config = device.config
+    chain = [offset for kind, offset in config.capabilities() if kind != pci.CapabilityId.MSI]
+    config.define(pci.CAPABILITY_POINTER, 1, chain[0])
+    for offset, following in pairwise([*chain, 0]):
+        config.define(offset + pci.CAPABILITY_NEXT, 1, following)
+    device._msi = None
+    return device

@@ -302,7 +302,6 @@ CASES = {
         + 'rx = "interrupt"\n',
         'port[0].device: "a" has a cable to "b", which an application has too',
     ),
-    "sleep by uio": (TAKEN + app() + 'driver = "uio"\nrx = "interrupt"\n', "port[0].rx: uio_pci_generic has no MSI"),
     "unknown way": (TAKEN + app() + 'driver = "igb_uio"\n', "vm[0].app[0].port[0].driver"),
     "part of a hugepage": (TAKEN + app("a", "nic0", 'hugepages = "3M"'), "hugepages: 3M is not a multiple of 2 MiB"),
     "hugepages too few for the pool": (

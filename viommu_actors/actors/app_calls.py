@@ -41,6 +41,7 @@ class AppCalls:
             m.UioMmap: lambda p, r: m.Done(uio.mmap(p, r.uio, r.bar)),
             m.PageFault: self._fault,
             m.ReadCount: _read_count,
+            m.UioWrite: lambda p, r: p.file(r.uio, UioFile).write(),
         }
 
     def area_gone(self, area: Vma) -> None:
@@ -70,6 +71,8 @@ def _told(info: PciInfo) -> tuple[str, int, int, str, int, int, tuple[int, ...]]
 
 
 def _read_count(process: UserProcess, request: m.ReadCount) -> Message:
+    if isinstance(uio := process.files.get(request.descriptor), UioFile):
+        return m.Done(uio.read())
     count = process.file(request.descriptor, EventFd, mismatch=EINVAL).read()
     if not count:
         raise OSError(EAGAIN, f"{process.name}: eventfd {request.descriptor} was not signalled")

@@ -11,9 +11,13 @@ from viommu_actors.actors.parent_kernel import RemoteVfio
 from viommu_actors.actors.signals import Signals
 from viommu_actors.app.system import PciInfo
 from viommu_actors.memory import PhysicalMemory, Slot
+from viommu_actors.spec import pci
 from viommu_actors.spec.vfio import RegionIndex
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.sockets import Channel
+
+#: (offset, bytes) of what moves no BAR and switches none off: interrupt disable.
+_COMMAND_HIGH = (pci.COMMAND + 1, 1)
 
 
 class RemoteSystem(RemoteVfio):
@@ -71,8 +75,12 @@ class RemoteSystem(RemoteVfio):
         return bytes(self._ask(m.UioConfigRead(uio, offset, size)).data)
 
     def uio_config_write(self, uio: int, offset: int, data: bytes) -> None:
-        self._forget_windows()
+        if (offset, len(data)) != _COMMAND_HIGH:
+            self._forget_windows()
         self._ask(m.UioConfigWrite(uio, offset, data))
+
+    def uio_write(self, uio: int, on: int) -> None:
+        self._ask(m.UioWrite(uio, on))
 
     def uio_mmap(self, uio: int, bar: int) -> int:
         return int(self._ask(m.UioMmap(uio, bar)).value)

@@ -6,7 +6,7 @@ Memory decoding and bus mastering are the application's to turn on. No interrupt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import ENODEV, ENOTSUP
+from errno import EAGAIN, EIO, ENODEV
 from typing import ClassVar, Literal, Protocol
 
 from viommu_actors.app.mempool import Hugepage
@@ -14,7 +14,7 @@ from viommu_actors.app.system import HUGEPAGE, PciInfo, System
 from viommu_actors.kernel.sysfs import VFIO_PCI
 from viommu_actors.kernel.uio import NAME as UIO
 from viommu_actors.spec import pci
-from viommu_actors.spec.vfio import DmaFlags, IommuType, IrqIndex, RegionIndex
+from viommu_actors.spec.vfio import DmaFlags, IommuType, IrqAction, IrqIndex, RegionIndex
 
 #: What stands between a function and the memory: an IOMMU, or nothing, by two ways.
 UserDriver = Literal["vfio", "noiommu", "uio"]
@@ -37,7 +37,15 @@ class Function(Protocol):
         ...
 
     def enable_interrupt(self, vector: int) -> int:
-        """Has an interrupt signal the descriptor that it returns, until `close`; once. ENOTSUP: the way has none."""
+        """Has an interrupt signal the descriptor that it returns, until `close`; once. EIO: the device has none."""
+        ...
+
+    def take_interrupts(self) -> int:
+        """How many came since the last time."""
+        ...
+
+    def rearm_interrupt(self) -> None:
+        """The device has been seen to: INTx, which masks itself as it comes, is let through again."""
         ...
 
     def close(self) -> None: ...
@@ -50,6 +58,7 @@ class VfioFunction:
         self._system = system
         self._device = device
         self._eventfd: int | None = None
+        self._intx = False
         self.driver: UserDriver = driver
 
     def config_read(self, offset: int, size: int) -> int:
@@ -62,13 +71,25 @@ class VfioFunction:
         return self._system.mmap_region(self._device, bar)
 
     def enable_interrupt(self, vector: int) -> int:
-        """By MSI-X where the function has so many vectors, else by its one MSI (VFIO_DEVICE_SET_IRQS)."""
-        system = self._system
-        msix = system.irq_count(self._device, IrqIndex.MSIX) > vector
-        index, start = (IrqIndex.MSIX, vector) if msix else (IrqIndex.MSI, 0)
-        eventfd = self._eventfd = system.eventfd()
-        system.set_irqs(self._device, index, start, (eventfd,))
-        return eventfd
+        """By MSI-X where the function has so many vectors, else by its one MSI, else by INTx (VFIO_DEVICE_SET_IRQS)."""
+        system, device = self._system, self._device
+        index, start = IrqIndex.MSIX, vector
+        if system.irq_count(device, index) <= vector:
+            index, start = IrqIndex.MSI if system.irq_count(device, IrqIndex.MSI) else IrqIndex.INTX, 0
+        if not system.irq_count(device, index):
+            raise OSError(EIO, "the device has no interrupt")
+        self._eventfd = system.eventfd()
+        self._intx = index is IrqIndex.INTX
+        system.set_irqs(device, index, start, (self._eventfd,))
+        return self._eventfd
+
+    def take_interrupts(self) -> int:
+        assert self._eventfd is not None, "there is an interrupt"
+        return _count_of(self._system, self._eventfd)
+
+    def rearm_interrupt(self) -> None:
+        if self._intx:
+            self._system.act_on_irqs(self._device, IrqIndex.INTX, IrqAction.UNMASK, 0, 1)
 
     def close(self) -> None:
         """The kernel turns the interrupts off with the last close of the device."""
@@ -85,6 +106,8 @@ class UioFunction:
     def __init__(self, system: System, name: str) -> None:
         self._system = system
         self._uio = system.open_uio(name)
+        #: interrupts in all, up to the last time
+        self._taken = 0
 
     def config_read(self, offset: int, size: int) -> int:
         return int.from_bytes(self._system.uio_config_read(self._uio, offset, size), "little")
@@ -96,7 +119,19 @@ class UioFunction:
         return self._system.uio_mmap(self._uio, bar)
 
     def enable_interrupt(self, vector: int) -> int:
-        raise OSError(ENOTSUP, "uio_pci_generic has no MSI")
+        """INTx, for whatever the device interrupts. The kernel's driver listens from the start."""
+        self._taken = _count_of(self._system, self._uio)
+        self.rearm_interrupt()
+        return self._uio
+
+    def take_interrupts(self) -> int:
+        before, self._taken = self._taken, _count_of(self._system, self._uio) or self._taken
+        return self._taken - before
+
+    def rearm_interrupt(self) -> None:
+        """Clears interrupt disable, which the kernel's driver has set (DPDK: uio_intx_intr_enable)."""
+        high = self.config_read(pci.COMMAND + 1, 1)
+        self.config_write(pci.COMMAND + 1, 1, high & ~(pci.Command.INTX_DISABLE >> 8))
 
     def close(self) -> None:
         self._system.close(self._uio)
@@ -166,6 +201,16 @@ class Vfio:
             system.close(container)
             raise
         self._containers[kind] = container
+
+
+def _count_of(system: System, descriptor: int) -> int:
+    """0 where nothing came since the last time."""
+    try:
+        return system.read_count(descriptor)
+    except OSError as error:
+        if error.errno != EAGAIN:
+            raise
+        return 0
 
 
 def open_function(system: System, vfio: Vfio, info: PciInfo, driver: UserDriver) -> Function:

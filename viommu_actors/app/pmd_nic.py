@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from errno import EAGAIN, EIO, ENOTSUP
+from errno import EIO, ENOTSUP
 
 from viommu_actors.app.mempool import Heap, Mbuf, Mempool
 from viommu_actors.app.pci import Function, set_command
@@ -171,9 +171,11 @@ class NicPort:
 
     def rx_intr_enable(self) -> None:
         """From here on a packet that is received raises the interrupt. One that came before raises none: look again."""
+        self._write(Reg.CAUSE, Cause.RX_DONE)
         self._write(Reg.CAUSE_ENABLE, Cause.RX_DONE)
-        # A read pushes the posted write to the controller, and what the controller wrote before into the rings.
+        # A read pushes the posted writes to the controller, and what the controller wrote before into the rings.
         self._read(Reg.CAUSE_ENABLE)
+        self.function.rearm_interrupt()
 
     def rx_intr_disable(self) -> None:
         """From here on none does; one that is under way may still come."""
@@ -188,14 +190,10 @@ class NicPort:
             raise OSError(ENOTSUP, f"{self.name} has no receive interrupt")
         if not self._system.wait([self._interrupt], seconds):
             return 0
-        try:
-            came = self._system.read_count(self._interrupt)
-        except OSError as error:
-            if error.errno != EAGAIN:
-                raise
-            return 0
-        self.statistics["rx_wakes"] += 1
-        self.statistics["rx_interrupts"] += came
+        came = self.function.take_interrupts()
+        if came:
+            self.statistics["rx_wakes"] += 1
+            self.statistics["rx_interrupts"] += came
         return came
 
     def tx_burst(self, mbufs: Sequence[Mbuf]) -> int:

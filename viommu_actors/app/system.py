@@ -71,6 +71,10 @@ class System(VfioCalls, Protocol):
         """As `uio_config_read`."""
         ...
 
+    def uio_write(self, uio: int, on: int) -> None:
+        """Turns interrupts on or off, where the driver has `irqcontrol`. ENOSYS: it has not; EIO as `read_count`."""
+        ...
+
     def uio_mmap(self, uio: int, bar: int) -> int:
         """User address of a BAR (sysfs's `resourceN`). ENOENT where there is none."""
         ...
@@ -78,14 +82,18 @@ class System(VfioCalls, Protocol):
     # --- sleep
 
     def wait(self, descriptors: Collection[int], seconds: float) -> Collection[int]:
-        """Sleeps until one of these eventfds is signalled (epoll_wait), and tells which; none after so many seconds.
+        """Sleeps until one of these is signalled (epoll_wait), and tells which; none after so many seconds. They are
+        eventfds, or open devices of UIO.
 
         It may tell of one whose signals have been read already, as a wait that nothing in the kernel stands behind may.
         """
         ...
 
     def read_count(self, descriptor: int) -> int:
-        """How often an eventfd was signalled since the last time; it does not block. EAGAIN: not once."""
+        """How often an eventfd was signalled since the last time; how many interrupts a device of UIO had in all.
+
+        It does not block. EAGAIN: none since the last time; EIO: the device has no interrupt.
+        """
         ...
 
     # --- the process itself

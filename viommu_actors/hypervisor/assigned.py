@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from viommu_actors.hypervisor.bars import Bars, BarWindow
+from viommu_actors.hypervisor.intx import Intx
 from viommu_actors.hypervisor.msi import Msi
 from viommu_actors.hypervisor.msix import Msix
 from viommu_actors.hypervisor.overlay import Decision, Overlay
 from viommu_actors.hypervisor.regions import Regions
 from viommu_actors.hypervisor.vectors import Delivery, Vectors
 from viommu_actors.spec import pci, vfio
+from viommu_actors.spec.ioapic import intx_line
 
 _DWORD = 4
 _ALL_ONES = 0xFFFF_FFFF
@@ -58,16 +60,17 @@ class AssignedFunction:
         self._regions = Regions(parent, device, delivery.refused)
         self.bars = Bars(delivery, device, self._regions, raw, next_slot)
         self.interrupts: list[Msi | Msix] = []
+        self.intx = _intx(delivery, device, requester, raw[pci.INTERRUPT_PIN])
         self._msix: Msix | None = None
         self._overlay = Overlay()
         self._decide_header()
         shown = self._decide_capabilities(raw, {_CAPABILITIES[edit.hide] for edit in edits if edit.hide})
         if (offset := shown.get(pci.CapabilityId.MSI)) is not None:
             control = int.from_bytes(raw[offset + pci.MSI_CONTROL : offset + pci.MSI_CONTROL + 2], "little")
-            vectors = Vectors(delivery, device, requester, vfio.IrqIndex.MSI)
+            vectors = Vectors(delivery, device, requester, vfio.IrqIndex.MSI, self.intx)
             self.interrupts.append(Msi(vectors, offset, control, parent.irq_count(device, vfio.IrqIndex.MSI)))
         if (offset := shown.get(pci.CapabilityId.MSIX)) is not None:
-            self._msix = Msix(Vectors(delivery, device, requester, vfio.IrqIndex.MSIX), offset, raw)
+            self._msix = Msix(Vectors(delivery, device, requester, vfio.IrqIndex.MSIX, self.intx), offset, raw)
             self.interrupts.append(self._msix)
         self._edits = Overlay()
         for edit in edits:
@@ -120,6 +123,8 @@ class AssignedFunction:
         """The device is gone: no interrupt of it, and nothing where its BARs were."""
         for interrupt in self.interrupts:
             interrupt.vectors.disable()
+        if self.intx is not None:
+            self.intx.unplug()
         self.bars.decode(False)
 
     def decisions(self) -> list[Decision]:
@@ -190,3 +195,11 @@ class AssignedFunction:
             pci.EXP_LINK_CONTROL_2,
         ):
             self._overlay.decide(offset + register, _ALL_ONES, 0, why)
+
+
+def _intx(delivery: Delivery, device: int, requester: int, pin: int) -> Intx | None:
+    """INTx of a function on one of the guest's root buses; None where VFIO does not offer it."""
+    if not pin or not delivery.parent.irq_count(device, vfio.IrqIndex.INTX):
+        return None
+    line = intx_line(pci.bdf_device(requester), pin - 1)
+    return Intx(delivery.parent, device, line, delivery.lines, delivery.counters, delivery.refused)

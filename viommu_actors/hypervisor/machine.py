@@ -15,6 +15,7 @@ from viommu_actors.firmware.boot import MachineDescription, install, remapping_u
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
 from viommu_actors.hypervisor.bars import BarWindow
 from viommu_actors.hypervisor.host_bridge import HostBridge
+from viommu_actors.hypervisor.intx import Lines
 from viommu_actors.hypervisor.mapping import GuestMapping
 from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
@@ -25,7 +26,7 @@ from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.hypervisor.virtio.function import VirtioNet, VirtioNetFunction
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
 from viommu_actors.memory import PhysicalMemory
-from viommu_actors.spec import pci, platform, vfio
+from viommu_actors.spec import ioapic, pci, platform, vfio
 from viommu_actors.spec.acpi import DeviceScope, ScopeType
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED, UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
@@ -124,6 +125,7 @@ class GuestMachine:
         #: of each assigned device, where there is a vIOMMU
         self.shadows: list[Shadow] = []
         self._slots = 0
+        self._lines = Lines(self._line_raised)
         #: what it holds of the parent kernel, by the eventfd that asks for it back
         self._held: dict[int, Held] = {}
         #: open groups by their number
@@ -144,7 +146,14 @@ class GuestMachine:
         parent = self._parent
         self._vm = parent.create_vm(self.config.name)
         self._delivery = Delivery(
-            parent, self._vm, Routes(parent, self._vm), self._remap, self.counters, self._refused, self.config.irqfd
+            parent,
+            self._vm,
+            Routes(parent, self._vm),
+            self._remap,
+            self.counters,
+            self._refused,
+            self._lines,
+            self.config.irqfd,
         )
         self._ram = [Ram(slot.base, slot.size) for slot in self.memory.slots]
         self._vaddrs = [parent.mmap_ram(slot.name) for slot in self.memory.slots]
@@ -254,6 +263,8 @@ class GuestMachine:
         unit = self.unit
         if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
             return unit.read(address - VTD_BASE, size)
+        if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            return self._lines.controller.read(offset, size)
         for function in self._assigned:
             window = function.bars.at(address, size)
             if window is not None:
@@ -270,6 +281,9 @@ class GuestMachine:
         if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
             self._affordable = self._effort.spent + _SLICE
             unit.write(address - VTD_BASE, size, value)
+            return False
+        if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
+            self._lines.controller.write(offset, size, value)
             return False
         if is_config_space(address):
             function, offset = self._config_target(address, size)
@@ -328,6 +342,12 @@ class GuestMachine:
         """An interrupt that the vIOMMU raises itself, or an emulated function once it is remapped."""
         self._parent.signal_msi(self._vm, address, data)
 
+    def _line_raised(self, address: int, data: int) -> None:
+        """The I/O APIC's message, which the vIOMMU remaps as any other."""
+        message = self._remap(platform.IOAPIC_SOURCE_ID, address, data, True)
+        if message is not None:
+            self._signal(*message)
+
     def eventfd_signalled(self, eventfd: int) -> None:
         """An interrupt that comes through the hypervisor, or a device that is wanted back."""
         if eventfd in self._held:
@@ -335,6 +355,8 @@ class GuestMachine:
             return
         for function in self._assigned:
             if any(each.vectors.signalled(eventfd) for each in function.interrupts):
+                return
+            if function.intx is not None and function.intx.signalled(eventfd):
                 return
 
     def _give_back(self, eventfd: int) -> None:

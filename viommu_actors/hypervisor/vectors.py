@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from viommu_actors.hypervisor.intx import Intx, Lines
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.regions import Refused
 from viommu_actors.hypervisor.routes import Routes
@@ -43,14 +44,16 @@ class Delivery:
     remap: Remap
     counters: Counter[str]
     refused: Refused
+    lines: Lines
     irqfd: bool = True
 
 
 class Vectors:
     """The vectors of one interrupt index (VFIO's MSI or MSI-X) of one device."""
 
-    def __init__(self, delivery: Delivery, device: int, requester: int, index: int) -> None:
-        """`requester` is the device's ID in the guest."""
+    def __init__(self, delivery: Delivery, device: int, requester: int, index: int, intx: Intx | None) -> None:
+        """`requester` is the device's ID in the guest; its `intx` is off while these are on."""
+        self._intx = intx
         self._delivery = delivery
         self._device = device
         self._requester = requester
@@ -74,6 +77,8 @@ class Vectors:
         if not count:
             return
         parent = self._delivery.parent
+        if self._intx is not None:
+            self._intx.give_way(True)
         self._vectors = [_Vector(parent.eventfd()) for _ in range(count)]
         try:
             parent.set_irqs(self._device, self._index, 0, tuple(self.eventfds))
@@ -82,6 +87,7 @@ class Vectors:
             for vector in self._vectors:
                 parent.close(vector.eventfd)
             self._vectors.clear()
+            self._let_intx()
 
     def disable(self) -> None:
         """No interrupt any more."""
@@ -92,6 +98,7 @@ class Vectors:
             self._leave_fast_path(vector)
             self._delivery.parent.close(vector.eventfd)
         self._vectors.clear()
+        self._let_intx()
 
     def program(self, number: int, address: int, data: int, masked: bool) -> None:
         """The guest's message of a vector, and whether it is masked. One that came meanwhile is delivered."""
@@ -118,6 +125,10 @@ class Vectors:
                 self._deliver(vector)
                 return True
         return False
+
+    def _let_intx(self) -> None:
+        if self._intx is not None:
+            self._intx.give_way(False)
 
     def _route(self, vector: _Vector) -> None:
         delivery = self._delivery

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from viommu_actors.kernel.lines import IoApic
+from viommu_actors.kernel.lines import IoApicInfo
 from viommu_actors.kernel.machine import KernelPanic
 from viommu_actors.memory import Memory, Unclaimed
 from viommu_actors.spec import acpi
@@ -22,7 +22,7 @@ class Madt(NamedTuple):
 
     local_apic: int
     cpus: tuple[int, ...]
-    io_apic: IoApic | None = None
+    io_apic: IoApicInfo | None = None
 
 
 class AcpiTables:
@@ -68,7 +68,7 @@ class AcpiTables:
                     raise KernelPanic(f"ACPI: MADT has an I/O APIC entry of {length} bytes")
                 *_, address, first_line = acpi.MADT_IO_APIC.unpack_from(table, offset)
                 if first_line == 0:
-                    io_apic = IoApic(address, first_line)
+                    io_apic = IoApicInfo(address, first_line)
         return Madt(local_apic, tuple(cpus), io_apic)
 
     def dmar(self) -> acpi.Dmar | None:

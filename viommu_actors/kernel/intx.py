@@ -9,7 +9,7 @@ from viommu_actors.spec.pci import COMMAND, Command, Status
 def mask_supported(device: PciDevice) -> bool:
     """Whether the function has an interrupt disable bit, as PCI 2.3 does (pci_intx_mask_supported)."""
     command = device.config_read(COMMAND, 2)
-    device.config_write(COMMAND, 2, command ^ Command.INTX_DISABLE)
+    device.config_write(COMMAND, 2, command ^ int(Command.INTX_DISABLE))
     changed = device.config_read(COMMAND, 2) ^ command
     device.config_write(COMMAND, 2, command)
     return changed == Command.INTX_DISABLE
@@ -37,7 +37,7 @@ def _check_and_set(device: PciDevice, masked: bool) -> bool:
     if asking != masked:
         return False
     command = both & 0xFFFF
-    wanted = command | Command.INTX_DISABLE if masked else command & ~Command.INTX_DISABLE
+    wanted = command | int(Command.INTX_DISABLE) if masked else command & ~int(Command.INTX_DISABLE)
     if wanted != command:
-        device.config_write(COMMAND, 2, int(wanted))
+        device.config_write(COMMAND, 2, wanted)
     return True

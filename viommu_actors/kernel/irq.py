@@ -231,6 +231,11 @@ class Interrupts:
         return self._msix[signal.device.bdf], signal.index
 
 
+def has_messages(device: PciDevice) -> bool:
+    """Whether the device has MSI or MSI-X."""
+    return any(device.capability(kind) is not None for kind in (pci.CapabilityId.MSI, pci.CapabilityId.MSIX))
+
+
 def has_vectors(device: PciDevice, count: int) -> bool:
     """Whether the device's MSI-X has that many."""
     offset = device.capability(pci.CapabilityId.MSIX)

@@ -27,7 +27,7 @@ Handler = Callable[[], bool]
 UNHANDLED_LIMIT = 1000
 
 
-class IoApic(NamedTuple):
+class IoApicInfo(NamedTuple):
     """The controller as MADT tells of it: its registers, the number of its first line."""
 
     address: int
@@ -47,7 +47,7 @@ class LineInterrupts:
     """The lines of one kernel. Nothing is set up before somebody asks for one."""
 
     def __init__(
-        self, machine: Machine, irq: Interrupts, controller: IoApic | None, log: Callable[[str], None]
+        self, machine: Machine, irq: Interrupts, controller: IoApicInfo | None, log: Callable[[str], None]
     ) -> None:
         self._machine = machine
         self._irq = irq

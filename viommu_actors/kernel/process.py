@@ -128,9 +128,12 @@ class UserProcess:
         """A new eventfd. Raises EMFILE."""
         file = EventFd()
         descriptor = self.install(file)
-        if self._notify is not None:
-            file.wake_process = partial(self._notify, self.name, descriptor)
+        file.wake_process = self.waker(descriptor)
         return descriptor
+
+    def waker(self, descriptor: int) -> Callable[[], None]:
+        """What wakes the process where it sleeps on a descriptor of its own."""
+        return (lambda: None) if self._notify is None else partial(self._notify, self.name, descriptor)
 
     def close(self, descriptor: int) -> None:
         """Raises EBADF."""

@@ -81,8 +81,6 @@ def _ports(key: str, topology: Topology, vm: Vm, app: App, taken: dict[str, str]
         device = devices[port.device]
         if device.model != "nic":
             raise Refusal(place, f'"{port.device}" is an {device.model}, and an application drives nics', "name a nic")
-        if port.rx == "interrupt" and port.driver == "uio":
-            raise Refusal(f"{key}.port[{p}].rx", "uio_pci_generic has no MSI to be woken by", 'leave it at "poll"')
         if device.peer is not None:
             _cable(place, topology, port, device.peer, forwards=len(outward) > 1)
 

@@ -167,7 +167,7 @@ class AppPort(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         Meta(
             description=(
                 "How the application waits for packets. poll: it looks for them without end; interrupt: it sleeps until"
-                " the device's interrupt wakes it, by VFIO."
+                " the device's interrupt wakes it: its MSI-X by VFIO, its INTx by UIO."
             ),
             examples=["poll"],
         ),

@@ -421,8 +421,15 @@ class UioMmap(NamedTuple):
     bar: U32
 
 
+class UioWrite(NamedTuple):
+    """write() of /dev/uioN: 1 or 0 for interrupts on or off, where its driver knows that."""
+
+    uio: Handle
+    on: U32
+
+
 class ReadCount(NamedTuple):
-    """read() of an eventfd, non-blocking; answered with its count."""
+    """read() of an eventfd or of /dev/uioN, non-blocking; answered with its count."""
 
     descriptor: Handle
 
@@ -443,7 +450,7 @@ class Inject(NamedTuple):
 
 
 class EventfdSignal(NamedTuple):
-    """An eventfd that no irqfd consumes was signalled."""
+    """An eventfd that no irqfd consumes was signalled; or a device of UIO, by the descriptor of its open file."""
 
     eventfd: Handle
 
@@ -500,7 +507,7 @@ KERNEL_REQUESTS: tuple[type, ...] = (
     RegionRead, RegionWrite, SetIrqs, ResetDevice, MmapRegion, MmapRam, CloseHandle, Eventfd,
     CreateVm, SetMemory, SetRoutes, BindIrqfd, SignalMsi, IommuGroup,
     ListPci, BindDriver, NoiommuMode, OpenNoiommuGroup, Pagemap, OpenUio, UioConfigRead, UioConfigWrite, UioMmap,
-    PageFault, ReadCount, ActOnIrqs,
+    PageFault, ReadCount, ActOnIrqs, UioWrite,
 )  # fmt: skip
 VFIO = Codec(dict(enumerate(KERNEL_REQUESTS, start=1)))
 VFIO_ANSWER = Codec({1: Done, 2: Failed, 3: Content, 4: RegionInfo, 5: IrqInfo, 6: PciFunctions, 7: Window})

@@ -8,7 +8,9 @@ from contextlib import ExitStack
 from errno import ETIMEDOUT
 from typing import TYPE_CHECKING
 
+from viommu_actors.kernel import intx
 from viommu_actors.kernel.dma import Direction, Dma
+from viommu_actors.kernel.irq import has_messages
 from viommu_actors.spec import pci
 
 if TYPE_CHECKING:
@@ -64,18 +66,27 @@ class Binding:
     """A device in the hands of a driver: bus master, interrupts, DMA."""
 
     def __init__(
-        self, kernel: Kernel, device: PciDevice, handlers: Sequence[Callable[[], None]], dma_bits: int = 64
+        self,
+        kernel: Kernel,
+        device: PciDevice,
+        handlers: Sequence[Callable[[], None]],
+        dma_bits: int = 64,
+        asks: Callable[[], bool] | None = None,
     ) -> None:
-        """`handlers` one for each MSI-X vector; all run for the one MSI of a device without.
+        """`handlers` one for each MSI-X vector; all run for the one MSI of a device without, or its INTx.
 
-        Raises OSError where the device cannot be taken into use.
+        `asks`, of a driver that can do with INTx: whether the device asks; what takes its wire down is done by then, or
+        by the handlers. Raises OSError where the device cannot be taken into use.
         """
         self.kernel = kernel
         self.device = device
         self.memory = kernel.machine.memory
         self.dma = kernel.dma(device)
         self.dma.set_mask(dma_bits)
-        kernel.irq.request_vectors(device, handlers)
+        if asks is not None and not has_messages(device):
+            self._request_line(handlers, asks)
+        else:
+            kernel.irq.request_vectors(device, handlers)
         device.set_command(*[pci.Command.MEMORY | pci.Command.BUS_MASTER] * 2)
         self._control: tuple[int, int] | None = None
 
@@ -88,6 +99,20 @@ class Binding:
         """Gives the device and its vectors back."""
         self.device.set_bus_master(False)
         self.kernel.irq.free_device(self.device)
+        if not has_messages(self.device):
+            self.kernel.lines.free(self.device)
+            intx.enable(self.device, False)
+
+    def _request_line(self, handlers: Sequence[Callable[[], None]], asks: Callable[[], bool]) -> None:
+        def handle() -> bool:
+            asked = asks()
+            if asked:
+                for handler in handlers:
+                    handler()
+            return asked
+
+        self.kernel.lines.request(self.device, handle)
+        intx.enable(self.device, True)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Takes interrupts until `done()`. Raises TimeoutError (ETIMEDOUT) where the device does not answer."""

@@ -42,7 +42,7 @@ class EduDriver(BoundDriver):
         self._sequence = 0
         self._static = is_static(kernel, device, "edu.static")
         with ExitStack() as undo:
-            self._binding = binding = Binding(kernel, device, [self._interrupt], _dma_bits(kernel))
+            self._binding = binding = Binding(kernel, device, [self._interrupt], _dma_bits(kernel), self._asks)
             undo.callback(binding.release)
             self._identify()
             self._out = Buffers(kernel, binding.dma, 1, Direction.TO_DEVICE, self._static)
@@ -91,6 +91,9 @@ class EduDriver(BoundDriver):
             self._binding.wait(lambda: self._done, "DMA")
         finally:
             buffers.unmap(iova)
+
+    def _asks(self) -> bool:
+        return self._device.read(edu.BAR, Reg.INTERRUPT_STATUS, 4) not in (0, _NO_DEVICE)
 
     def _interrupt(self) -> None:
         causes = self._device.read(edu.BAR, Reg.INTERRUPT_STATUS, 4)

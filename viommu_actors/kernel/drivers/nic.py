@@ -46,7 +46,7 @@ class NicDriver(NetDriver):
         self._posted: deque[tuple[int, int, int]] = deque()
         self._static = is_static(kernel, device, "nic.static")
         with ExitStack() as undo:
-            self._binding = binding = Binding(kernel, device, self._handlers())
+            self._binding = binding = Binding(kernel, device, self._handlers(), asks=self._asks)
             undo.callback(binding.release)
             self.mac = self._reset()
             self._tx, self._rx = self._ring(undo), self._ring(undo)
@@ -153,8 +153,9 @@ class NicDriver(NetDriver):
                 self._post_receive(page)
 
     def _stop(self) -> None:
-        """No more DMA of the controller, and its receive buffers back."""
+        """No more DMA of the controller and no interrupt, and its receive buffers back."""
         self._mode = None
+        self._write(Reg.CAUSE_ENABLE, 0)
         self._write(Reg.CONTROL, 0)
         # A read pushes the posted write, and what the controller wrote before, to where they belong.
         self._device.read(nic.BAR, Reg.CONTROL, 4)
@@ -199,6 +200,14 @@ class NicDriver(NetDriver):
         """By `nic.Vector`. What was sent and received stands in the rings, which a wait looks at as it wakes; only
         of the third the controller itself is to be asked, and where one MSI is all there is, of each."""
         return [_awake, _awake, self._called]
+
+    def _asks(self) -> bool:
+        """Of INTx: takes the causes, which lets the wire go down."""
+        causes = self._device.read(nic.BAR, Reg.CAUSE, 4)
+        if causes in (0, _NO_CONTROLLER):
+            return False
+        self._write(Reg.CAUSE, causes)
+        return True
 
     def _called(self) -> None:
         self._woken = True
