@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Target
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolved import ResolvedComponent, ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import (
+    ResolvedComponent,
+    ResolvedDevice,
+    ResolvedTopology,
+    ResolvedVirtioNet,
+    ResolvedVm,
+)
 
 LABELS: dict[Style, str] = {"safe": "safe", "unsafe": "UNSAFE", "unknown": "not observed"}
 #: What the labels mean.
@@ -23,9 +29,26 @@ WAYS: dict[UserDriver, str] = {"vfio": "VFIO", "noiommu": "VFIO no-iommu", "uio"
 _HARM = ("leaked", "corrupted", "delivered")
 _INTERRUPTS = (Target.HOST_VECTOR, Target.OTHER_DEVICE, Target.BEYOND_TABLE, Target.ABSENT_ENTRY)
 
-Column = tuple[ResolvedVm | None, ResolvedDevice | None]
 Machine = Literal["guest", "host"]
 What = Literal["memory", "host memory", "page tables", "other guest", "interrupts"]
+
+
+#: What stands at the foot of an arrow.
+Endpoint = ResolvedDevice | ResolvedVirtioNet
+
+
+class Column(NamedTuple):
+    """A device beside the VM that has it at last, or a card that the VM's hypervisor emulates, or a VM alone."""
+
+    vm: ResolvedVm | None
+    device: ResolvedDevice | None = None
+    card: ResolvedVirtioNet | None = None
+
+    @property
+    def app(self) -> str | None:
+        """The application that has what it is of."""
+        own = self.device or self.card
+        return None if own is None else own.app
 
 
 @dataclass(frozen=True)
@@ -55,15 +78,20 @@ class Scene:
         self._pids = {process.name: process.pid for process in results.processes}
 
     def columns(self) -> list[Column]:
-        """One for each device beside the VM that has it at last, one for each VM without any."""
+        """One for each device and card, one for each VM without any. Cards of neighbouring VMs stand side by side, as
+        their switch is one box."""
         columns: list[Column] = []
-        for vm in self.topology.vms:
-            columns += [(vm, device) for device in self.devices(vm)] or [(vm, None)]
-        return columns + [(None, device) for device in self.topology.devices if device.vm is None]
+        for number, vm in enumerate(self.topology.vms):
+            cards = [Column(vm, card=card) for card in vm.virtio]
+            devices = [Column(vm, device) for device in self.devices(vm)]
+            columns += [*cards, *devices] if number % 2 else [*devices, *cards]
+            if not vm.virtio and not devices:
+                columns.append(Column(vm))
+        return columns + [Column(None, device) for device in self.topology.devices if device.vm is None]
 
-    def own(self, device: ResolvedDevice) -> Arrow:
+    def own(self, device: Endpoint) -> Arrow:
         """To the memory of the kernel that drives the device."""
-        if device.vm is None:
+        if isinstance(device, ResolvedDevice) and device.vm is None:
             return self._arrow(device, "host memory", "host", Target.HOST_MEMORY)
         return self._arrow(device, "memory", "guest", Target.GUEST_MEMORY)
 
@@ -106,6 +134,7 @@ class Scene:
             return "no vIOMMU"
         own = {device.name for device in self.devices(vm)}
         behind = [assign.device for assign in vm.assign if assign.device in own and not assign.bypass_iommu]
+        behind += [card.name for card in vm.virtio]
         if not behind:
             return "for VMs in it" if len(vm.assign) > len(own) else "no device behind it"
         mode = self.topology.setting(behind[0])
@@ -124,11 +153,15 @@ class Scene:
             return "shadow tables, or all RAM"
         return "shadow tables, by VFIO" if True in shadowed else "maps all RAM, by VFIO"
 
-    def application(self, vm: ResolvedVm, device: ResolvedDevice) -> str:
-        """The application that has the device from the guest's kernel, with its process; "" where none has."""
-        return self.titled(f"{device.app}: app", f"{vm.name}.{device.app}") if device.app else ""
+    def application(self, vm: ResolvedVm, app: str) -> str:
+        """An application in a guest, with its process."""
+        return self.titled(f"{app}: app", f"{vm.name}.{app}")
 
-    def grant(self, device: ResolvedDevice) -> str:
+    def vswitch(self, name: str) -> str:
+        """A virtual switch with its process."""
+        return self.titled(f"{name}: virtual switch", name)
+
+    def grant(self, device: Endpoint) -> str:
         """How that application has it, or that the kernel refused."""
         port = self.topology.port(device.name)
         if port is None:
@@ -152,7 +185,7 @@ class Scene:
         setting, port = self.topology.setting(device), self.topology.port(device)
         return setting == "strict" or (setting == "passthrough" and port is not None and port.driver == "vfio")
 
-    def _arrow(self, device: ResolvedDevice, what: What, machine: Machine, *targets: Target) -> Arrow:
+    def _arrow(self, device: Endpoint, what: What, machine: Machine, *targets: Target) -> Arrow:
         verdicts = tuple(v for v in self._results.verdicts if v.device == device.name and v.target in targets)
         return Arrow(what, machine, verdicts)
 

@@ -15,6 +15,7 @@ from viommu_actors.report.scene import (
     LEGEND,
     Arrow,
     Column,
+    Endpoint,
     Machine,
     Scene,
     What,
@@ -24,7 +25,7 @@ from viommu_actors.report.scene import (
     seen_as,
 )
 from viommu_actors.report.text import Style
-from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm
+from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVirtioNet, ResolvedVm
 
 #: Columns beside each other in one band.
 BAND = 4
@@ -32,7 +33,7 @@ BAND = 4
 _COLUMN, _MARGIN, _GAP, _INSET = 290, 8, 24, 8
 _TITLE, _ROW, _BAR, _SEEN, _STRIP, _PORT, _COMPONENT, _DEVICE = 26, 28, 42, 30, 40, 24, 40, 70
 _LANE, _LANES_APART, _PILL = 26, 22, 22
-_APP = 44
+_APP = _SWITCH = 48
 #: Where arrows may end, from the top down.
 _ENDS: dict[Machine, tuple[What, ...]] = {
     "guest": ("memory", "page tables"),
@@ -82,18 +83,22 @@ class _Band:
         self._number = number
         self._arrows = {
             device.name: _downwards([scene.own(device), *scene.others(device), scene.interrupts(device)])
-            for _, device in columns
+            for _, device, _ in columns
             if device is not None
         }
+        self._arrows |= {card.name: [scene.own(card)] for _, _, card in columns if card is not None}
         self._heads: dict[tuple[Machine, What], float] = {}
-        guests = any(vm is not None for vm, _ in columns)
+        guests = any(column.vm is not None for column in columns)
         self._app = float(_MARGIN + _TITLE)
-        apps = any(device is not None and device.app is not None for _, device in columns)
+        apps = any(column.app is not None for column in columns)
         below_guest = self._place_heads("guest", _MARGIN + (_APP + _INSET if apps else 0)) if guests else 0.0
         self._viommu = below_guest + 4
         self._seen = self._viommu + _BAR + 10
         self._hypervisor = self._seen + _SEEN + 10
-        self._host = self._hypervisor + _STRIP + _GAP if guests else float(_MARGIN)
+        self._switch = self._hypervisor + _STRIP + _GAP
+        switches = any(column.card is not None for column in columns)
+        below = self._switch + (_SWITCH + _GAP if switches else 0)
+        self._host = below if guests else float(_MARGIN)
         self._iommu = self._place_heads("host", self._host) + 4
         self._port = self._iommu + _BAR + 10
         self._component = self._port + _PORT + 10 + _GAP
@@ -104,21 +109,26 @@ class _Band:
     def draw(self, bands: int) -> Markup:
         boxes = [self._host_box()]
         x = _MARGIN
-        for vm, group in groupby(self._columns, key=lambda column: column[0]):
-            width = len(list(group)) * _COLUMN
+        for vm, group in groupby(self._columns, key=lambda column: column.vm):
+            columns = list(group)
             if vm is not None:
-                boxes.append(self._guest(vm, x, width))
-            x += width
+                boxes.append(self._guest(vm, x, columns))
+            x += len(columns) * _COLUMN
         placed = list(enumerate(self._columns))
-        for behind, members in groupby(placed, key=lambda item: item[1][1] and item[1][1].behind):
+        for behind, members in groupby(placed, key=lambda item: item[1].device and item[1].device.behind):
             if behind is not None:
-                boxes.append(self._component_box(behind, [(i, device) for i, (_, device) in members if device]))
-        for (vm, app), members in groupby(placed, key=lambda item: (item[1][0], item[1][1] and item[1][1].app)):
+                boxes.append(self._component_box(behind, [(i, device) for i, (_, device, _) in members if device]))
+        for (vm, app), members in groupby(placed, key=lambda item: (item[1].vm, item[1].app)):
             if vm is not None and app is not None:
-                boxes.append(self._app_box(vm, [(i, device) for i, (_, device) in members if device]))
-        devices = [(vm, device, _MARGIN + i * _COLUMN) for i, (vm, device) in placed if device is not None]
+                owned = [(i, device or card) for i, (_, device, card) in members]
+                boxes.append(self._app_box(vm, app, [(i, own) for i, own in owned if own is not None]))
+        devices = [(vm, device, _MARGIN + i * _COLUMN) for i, (vm, device, _) in placed if device is not None]
         boxes += [self._device_boxes(vm, device, x) for vm, device, x in devices]
         arrows = [self._arrow(device, *each, x) for _, device, x in devices for each in self._lanes(device)]
+        cards = [(card, float(_MARGIN + i * _COLUMN)) for i, (_, _, card) in placed if card is not None]
+        boxes += [self._switch_box(each.name, cards) for each in self._scene.topology.vswitches if cards]
+        boxes += [self._seen_box(f"{card.bdf} {card.name}", x) for card, x in cards]
+        arrows += [self._arrow(card, *each, x) for card, x in cards for each in self._lanes(card)]
         width, height = self._width + 2 * _MARGIN, self._height
         name = f"picture-{self._number}"
         part = f", part {self._number} of {bands}" if bands > 1 else ""
@@ -152,7 +162,12 @@ class _Band:
     def _told(self) -> str:
         """The picture in words."""
         said = []
-        for vm, device in self._columns:
+        for vm, device, card in self._columns:
+            if card is not None:
+                ends = ", ".join(arrow.label for arrow in self._arrows[card.name])
+                taken = f", taken by {card.app} ({self._scene.grant(card)})" if card.app else ""
+                said.append(f"{card.name}, emulated, port of {card.vswitch}{taken}: {ends}.")
+                continue
             if device is None:
                 said.append(f"{vm.name if vm else ''}: no device.")
                 continue
@@ -163,8 +178,10 @@ class _Band:
             said.append(f"{device.name}, {manners(device)}, {behind}: {ends}.")
         return " ".join(said)
 
-    def _guest(self, vm: ResolvedVm, x: float, width: float) -> Markup:
+    def _guest(self, vm: ResolvedVm, x: float, columns: list[Column]) -> Markup:
+        width = len(columns) * _COLUMN
         scene, top, left, inner = self._scene, _MARGIN, x + _INSET, width - 2 * _INSET
+        emulated = [f"emulates {', '.join(card.name for card in vm.virtio)}"] if vm.virtio else []
         height = self._hypervisor + _STRIP - top
         there = vm.viommu is not None
         drawn = [
@@ -177,20 +194,20 @@ class _Band:
                 x + width,
                 self._hypervisor,
                 scene.titled("hypervisor", f"{vm.name}.hypervisor"),
-                scene.hypervisor(vm),
+                "; ".join(filter(None, [*emulated, scene.hypervisor(vm)])),
             ),
         ]
-        if not scene.devices(vm):
+        if not scene.devices(vm) and not vm.virtio:
             drawn += self._victim(vm, left)
         return element("g", *drawn, class_="vm")
 
-    def _app_box(self, vm: ResolvedVm, members: list[tuple[int, ResolvedDevice]]) -> Markup:
+    def _app_box(self, vm: ResolvedVm, app: str, members: list[tuple[int, Endpoint]]) -> Markup:
         """The process in the guest's user space, and how it has its devices."""
         left, width = _MARGIN + members[0][0] * _COLUMN, len(members) * _COLUMN
         return element(
             "g",
             _box(left + _INSET, self._app, width - 2 * _INSET, _APP, "device"),
-            svg_text(left + 2 * _INSET, self._app + 18, self._scene.application(vm, members[0][1]), "title"),
+            svg_text(left + 2 * _INSET, self._app + 18, self._scene.application(vm, app), "title"),
             *(
                 svg_text(_MARGIN + column * _COLUMN + 2 * _INSET, self._app + 36, self._scene.grant(device), "note")
                 for column, device in members
@@ -251,14 +268,34 @@ class _Band:
             svg_text(left, self._device + 58, manners(device), "note", inner),
         ]
         if vm is not None:
-            drawn.append(_box(left, self._seen, inner, _SEEN, "seen"))
-            drawn.append(svg_text(end, self._seen + 19, seen_as(vm, device), "note end", inner - 3 * _LANES_APART))
+            drawn.append(self._seen_box(seen_as(vm, device), x))
         return element("g", *drawn, class_="device", data_device=device.name)
 
-    def _lanes(self, device: ResolvedDevice) -> list[tuple[Arrow, int]]:
+    def _seen_box(self, words: str, x: float) -> Markup:
+        """A device as the guest sees it."""
+        left, inner = x + 2 * _INSET, _COLUMN - 4 * _INSET
+        end = left + inner - _INSET
+        told = svg_text(end, self._seen + 19, words, "note end", inner - 3 * _LANES_APART)
+        return element("g", _box(left, self._seen, inner, _SEEN, "seen"), told)
+
+    def _switch_box(self, name: str, cards: list[tuple[ResolvedVirtioNet, float]]) -> Markup:
+        """A process on the host, and a port of it below each of its cards."""
+        own = [(card, x) for card, x in cards if card.vswitch == name]
+        if not own:
+            return element("g")
+        left, right = own[0][1], own[-1][1] + _COLUMN
+        return element(
+            "g",
+            _box(left + _INSET, self._switch, right - left - 2 * _INSET, _SWITCH, "device"),
+            svg_text(left + 2 * _INSET, self._switch + 20, self._scene.vswitch(name), "title"),
+            *(svg_text(x + 2 * _INSET, self._switch + 38, f"port {card.name}", "note") for card, x in own),
+            class_="vswitch",
+        )
+
+    def _lanes(self, device: Endpoint) -> list[tuple[Arrow, int]]:
         return [(arrow, lane) for lane, arrow in enumerate(self._arrows[device.name])]
 
-    def _arrow(self, device: ResolvedDevice, arrow: Arrow, lane: int, column: float) -> Markup:
+    def _arrow(self, device: Endpoint, arrow: Arrow, lane: int, column: float) -> Markup:
         """The higher it ends the more to the left it stands, so that no head is in another's way."""
         x = column + _LANE + lane * _LANES_APART
         label_y = self._heads[arrow.machine, arrow.what]
@@ -266,7 +303,8 @@ class _Band:
         kind = "interrupt" if arrow.what == "interrupts" else "dma"
         stop = None if arrow == self._scene.own(device) else self._stop(arrow)
         # To its own memory the legal part of its traffic goes on.
-        shaft = [element("path", d=f"M{x:g} {self._device:g}V{stop or tip + 8:g}", class_="shaft")]
+        start = self._device if isinstance(device, ResolvedDevice) else self._switch
+        shaft = [element("path", d=f"M{x:g} {start:g}V{stop or tip + 8:g}", class_="shaft")]
         if stop is not None:
             shaft.append(element("path", d=f"M{x:g} {stop:g}V{tip + 8:g}", class_="beyond"))
             shaft.append(element("path", d=f"M{x - 8:g} {stop:g}H{x + 8:g}", class_="stop"))
