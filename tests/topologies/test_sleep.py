@@ -115,3 +115,47 @@ def test_intx_where_interrupts_are_not_remapped(tmp_path: Path) -> None:
         text = ONE.replace("[vm.viommu]", viommu).replace("=on", "=on iommu=pt") + UIO
         row = _rows(write(folder, text), folder)["uio"]
         assert row["verified"] and row["wakes"] == 32
+
+
+#: A nic without MSI, handed on to a guest in a guest.
+NESTED = """
+name = "nested"
+
+[host]
+memory = "32M"
+
+[[device]]
+name = "nic0"
+model = "nic"
+operations = 8
+
+[[vm]]
+name = "l1"
+memory = "64M"
+
+[vm.viommu]
+
+[[vm.assign]]
+device = "nic0"
+edit = [{ hide = "msi" }, { hide = "msix" }]
+
+[[vm]]
+name = "l2"
+parent = "l1"
+memory = "16M"
+
+[vm.viommu]
+
+[[vm.assign]]
+device = "nic0"
+"""
+
+
+def test_intx_goes_up_the_tower_and_its_end_comes_down(tmp_path: Path) -> None:
+    finished = launch(write(tmp_path, NESTED), tmp_path / "run", "--json")
+    assert finished.status == 0, finished.stderr
+    [row] = finished.results["io"]
+    assert row["verified"] and row["interrupts"] == row["interrupts_forwarded"] == 4
+    traps = {level["vm"]: level["counts"]["traps"] for level in row["levels"]}
+    # Two for each map and unmap; for each interrupt, L2's end of it; in L1 VFIO masks (read, write), ends and unmasks.
+    assert traps == {"l2": 2 * 8 + 4, "l1": 2 * 8 + 5 * 4}

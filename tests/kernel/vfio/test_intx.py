@@ -7,8 +7,10 @@ from errno import EINVAL, ENOTTY
 import pytest
 
 from tests.kernel.user_intx import VfioUser
+from viommu_actors.kernel.lines import UNHANDLED_LIMIT
 from viommu_actors.spec import pci
 from viommu_actors.spec.ioapic import intx_line
+from viommu_actors.spec.tlp import IntxMessage
 from viommu_actors.spec.vfio import IrqAction, IrqFlags, IrqIndex
 
 DISABLE = pci.Command.INTX_DISABLE
@@ -138,3 +140,25 @@ def test_a_reset_keeps_it_on() -> None:
     user.ring()
     user.settle()
     assert user.woken == [eventfd]
+
+
+def test_a_device_that_ignores_interrupt_disable_loses_its_line() -> None:
+    """Masked as it is, the interrupt is nobody's, and comes for as often as the kernel puts up with that."""
+    user, eventfd = started()
+    user.ring()
+    user.settle()
+    user.rig.root.receive("slot1", IntxMessage(0, True))
+    before = user.kernel.counters["interrupts"]
+    while user.rig.wait_for_interrupt(0):
+        assert user.kernel.counters["interrupts"] - before <= UNHANDLED_LIMIT
+    assert user.woken == [eventfd]
+    assert any("nobody cared" in line for line in user.rig.lines)
+
+
+def test_a_wire_that_goes_up_for_nothing_is_nobodys() -> None:
+    user, _ = started()
+    user.rig.root.receive("slot1", IntxMessage(0, True))
+    while user.rig.wait_for_interrupt(0):
+        pass
+    assert user.woken == []
+    assert user.kernel.counters["interrupts"] == UNHANDLED_LIMIT
