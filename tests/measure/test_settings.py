@@ -34,6 +34,12 @@ def test_rogues_are_quiet_while_they_are_measured() -> None:
     assert not any(device.rogue for topology in made.values() for device in topology.devices)
 
 
+def test_a_virtual_switch_is_there_where_its_guests_are() -> None:
+    cards = "".join(f'[[vm.virtio_net]]\nname = "vnet{n}"\nvswitch = "ovs"\n' for n in range(2))
+    made = settings_of(parse(TEXT + cards + '[[vswitch]]\nname = "ovs"\n'), "pack")
+    assert {name for name, topology in made.items() if topology.vswitches} == made.keys() - {"host", "many"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [

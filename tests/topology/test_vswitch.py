@@ -9,8 +9,10 @@ import pytest
 
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.topology.load import load, parse
+from viommu_actors.topology.refusals import check
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.topology.resolved import ResolvedTopology
+from viommu_actors.topology.settings import under
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -65,3 +67,11 @@ def test_each_front_end_is_told_of_its_own_port_and_the_switch_has_no_memory(res
         plan.close()
         for device in list(plan.cables):
             plan.pull(device)
+
+
+def test_under_a_setting_of_the_hosts_own_devices_no_switch_is_left_alone() -> None:
+    topology = load(CONFIGS / "vswitch.toml")
+    changed = under(topology, "none", "host")
+    assert not changed.vm and not changed.vswitch
+    check(changed)
+    assert under(topology, "none", "guest").vswitch == topology.vswitch

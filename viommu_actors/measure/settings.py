@@ -32,7 +32,7 @@ def settings_of(topology: Topology, placement: Placement) -> dict[str, ResolvedT
     """The topology in each of `SETTINGS`. Raises Refusal where it has no guest to measure."""
     index, vm = _measured(topology)
     models = {device.name: device.model for device in topology.device}
-    nics = ",".join(bdf for name, bdf in guest_bdfs(vm).items() if models[name] == "nic")
+    nics = ",".join(bdf for name, bdf in guest_bdfs(vm).items() if models.get(name) == "nic")
     quiet = tuple(replace(device, rogue=()) for device in topology.device)
     base = replace(topology, placement=placement, device=quiet)
 
@@ -45,8 +45,8 @@ def settings_of(topology: Topology, placement: Placement) -> dict[str, ResolvedT
         "static": with_vm(replace(vm, cmdline=f"{vm.cmdline} nic.static={nics}")),
         "passthrough": with_vm(replace(vm, cmdline=f"{vm.cmdline} iommu=pt")),
         "none": with_vm(replace(vm, viommu=None)),
-        "host": replace(base, vm=()),
-        "many": replace(base, vm=(), device=crowd),
+        "host": replace(base, vm=(), vswitch=()),
+        "many": replace(base, vm=(), vswitch=(), device=crowd),
     }
     for each in made.values():
         check(each)

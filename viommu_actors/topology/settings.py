@@ -40,6 +40,7 @@ def under(topology: Topology, setting: Setting, driver: KernelDriver) -> Topolog
         assigned = {assign.device for vm in vms for assign in vm.assign}
         devices = tuple(device for device in devices if device.name in assigned)
     there = {device.behind for device in devices}
+    served = {card.vswitch for vm in vms for card in vm.virtio_net}
     if not vms:
         devices = tuple(_changed(device, rogue=_without_guests(device.rogue)) for device in devices)
     return _changed(
@@ -50,6 +51,7 @@ def under(topology: Topology, setting: Setting, driver: KernelDriver) -> Topolog
         vm=vms,
         switch=tuple(_changed(each, acs=host.acs) for each in topology.switch if each.name in there),
         bridge=tuple(each for each in topology.bridge if each.name in there),
+        vswitch=tuple(each for each in topology.vswitch if each.name in served),
     )
 
 
