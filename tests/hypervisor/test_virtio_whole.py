@@ -8,6 +8,7 @@ import pytest
 
 from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
 from viommu_actors.hypervisor.virtio import device_iotlb
+from viommu_actors.kernel.dma import Direction
 from viommu_actors.netdev import numbered_frame
 from viommu_actors.spec import pci, vhost, virtio_net, virtio_pci
 from viommu_actors.spec.vhost import ReadStatus
@@ -237,6 +238,21 @@ def test_an_answer_to_a_miss_gives_the_leave_of_the_page() -> None:
     assert (update.iova, update.size, update.access) == (page, 4096, 3)
     memory = rogue.guest.memory
     assert memory.read(update.address + ring.available - page, 4) == rogue.read(ring.available, 4)
+
+
+def test_a_large_page_is_told_of_and_forgotten_as_one() -> None:
+    rogue = Rogue(UnitConfig(caching_mode=True))
+    size, dma = 2 << 20, rogue.driver._binding.dma
+    iova = dma.map(size, size, Direction.BIDIRECTIONAL)
+    rogue.cable.say(vhost.IotlbMiss(iova + SECRET - size + 5, 1))
+    rogue.serve()
+    update = rogue.cable.kinds(vhost.IotlbUpdate)[-1]
+    assert (update.iova, update.size, update.address, update.access) == (iova, size, size, 3)
+    assert rogue.read(iova + SECRET - size) == b"secret"
+    dma.unmap(iova, size, Direction.BIDIRECTIONAL)
+    gone = rogue.cable.kinds(vhost.IotlbInvalidate)[-1]
+    assert gone.iova <= iova and iova + size <= gone.iova + gone.size
+    assert rogue.read(iova + SECRET - size) is None
 
 
 def test_an_access_over_pages_is_judged_page_by_page() -> None:

@@ -11,10 +11,10 @@ from typing import Final
 
 from viommu_actors.hypervisor.held import HeldMappings, Mapping
 from viommu_actors.hypervisor.virtio.memory import Entry
-from viommu_actors.spec.vtd import FUNCTION_MASKS, PAGE_SHIFT, PAGE_SIZE, ContextGranularity, IotlbGranularity
+from viommu_actors.spec.vtd import FUNCTION_MASKS, PAGE_SHIFT, ContextGranularity, IotlbGranularity
 
 _LAST_ADDRESS: Final = (1 << 64) - 1
-#: Pages that are remembered at a time. A back end that asks for more is told to forget all of them.
+#: Leaves that are remembered at a time. A back end that asks for more is told to forget all of them.
 CAPACITY: Final = 4096
 
 
@@ -37,8 +37,8 @@ class DeviceIotlb:
 
     def told(self, entry: Entry) -> None:
         """The back end may hold this from here on. It is not `full`."""
-        self._held.take(entry.iova, entry.iova + PAGE_SIZE - 1)
-        self._held.add(Mapping(entry.iova, entry.address, PAGE_SIZE, entry.access))
+        self._held.take(entry.iova, entry.iova + entry.size - 1)
+        self._held.add(Mapping(entry.iova, entry.address, entry.size, entry.access))
         self._domains.add(entry.domain)
 
     def forget(self) -> tuple[int, int] | None:

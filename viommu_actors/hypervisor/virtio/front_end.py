@@ -14,7 +14,7 @@ from viommu_actors.hypervisor.virtio.device_iotlb import DeviceIotlb
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.vhost import ReadStatus
-from viommu_actors.spec.vtd import PAGE_SIZE, Access
+from viommu_actors.spec.vtd import Access
 
 #: What both ends have to have, of what was offered to the driver.
 _ESSENTIAL = virtio.Feature.VERSION_1 | virtio.Feature.ACCESS_PLATFORM
@@ -196,7 +196,7 @@ class FrontEnd:
         if self.iotlb.full and (all_of_it := self.iotlb.forget()) is not None:
             self._ask_to_forget(*all_of_it)
         self.iotlb.told(entry)
-        self._send(vhost.IotlbUpdate(entry.iova, PAGE_SIZE, entry.address, int(entry.access)))
+        self._send(vhost.IotlbUpdate(entry.iova, entry.size, entry.address, int(entry.access)))
 
     def _access_failed(self, message: vhost.IotlbAccessFail) -> None:
         """What the back end was told gives no such leave. The vIOMMU is asked, so that it records the fault."""

@@ -19,9 +19,10 @@ from viommu_actors.vtd.unit import RemappingUnit
 
 
 class Entry(NamedTuple):
-    """What a page may be accessed for, and where it is. `domain` None: no tables say so."""
+    """What `size` bytes may be accessed for, and where they are. `domain` None: no tables say so."""
 
     iova: int
+    size: int
     address: int
     access: Access
     domain: int | None
@@ -68,7 +69,8 @@ class FunctionMemory:
         return True
 
     def entry(self, iova: int, access: Access) -> Entry | None:
-        """The page of an access, with all the leave that it has; None where it may not be, as if it were done."""
+        """The leaf that holds an access, with all the leave that it has, or where no tables say so the page; None where
+        it may not be, as if it were done (vtd_iommu_translate gives the size of the leaf, too)."""
         address = self._translate(iova, access)
         if address is None:
             return None
@@ -80,18 +82,18 @@ class FunctionMemory:
             return None
         unit = self._unit
         if unit is None or not unit.translation_enabled:
-            return Entry(page, page, Access.BOTH, None)
+            return Entry(page, PAGE_SIZE, page, Access.BOTH, None)
         try:
             context = unit.context(self._requester)
         except TableFault:
             # It passed by what the unit still holds of tables that are gone.
             return None
         if context.pass_through:
-            return Entry(page, page, Access.BOTH, context.domain)
+            return Entry(page, PAGE_SIZE, page, Access.BOTH, context.domain)
         leaf = leaf_at(self._memory, context, iova, unit.config)
         if leaf is None or access & ~leaf.access:
             return None
-        return Entry(page, address & ~PAGE_MASK, leaf.access, context.domain)
+        return Entry(leaf.iova, leaf.size, address - (iova - leaf.iova), leaf.access, context.domain)
 
     def _translate(self, iova: int, access: Access) -> int | None:
         """Where an access within one page goes; None where it goes nowhere, which is counted."""
