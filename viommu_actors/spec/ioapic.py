@@ -96,6 +96,7 @@ class Entry(NamedTuple):
 def intx_line(slot: int, pin: int) -> int:
     """The line that INTx of a device on a root bus ends at, `pin` 0 being INTA.
 
-    PIRQ E to H, as q35's chipset routes them until somebody tells it otherwise (QEMU: hw/isa/lpc_ich9.c).
+    PIRQ E to H, as q35's chipset routes devices 0 to 24 (QEMU: hw/isa/lpc_ich9.c); those beyond, whose routes a
+    register may change there, are routed so too.
     """
     return 20 + (slot + pin) % 4

@@ -64,6 +64,9 @@ def test_trigger_is_as_if_the_device_had_raised_it() -> None:
     user, eventfd = started()
     user.act(IrqAction.TRIGGER)
     assert user.woken == [eventfd]
+    user.set_command(DISABLE, DISABLE)
+    user.act(IrqAction.TRIGGER)
+    assert user.woken == [eventfd]
 
 
 def test_the_users_interrupt_disable_is_virtual() -> None:
@@ -109,7 +112,8 @@ def test_one_kind_is_on_at_a_time() -> None:
         (IrqIndex.INTX, IrqAction.UNMASK, 1, 1, EINVAL),
         (IrqIndex.INTX, IrqAction.UNMASK, 0, 2, EINVAL),
         (IrqIndex.INTX, IrqAction.UNMASK, 0, 0, EINVAL),
-        (IrqIndex.MSI, IrqAction.MASK, 0, 1, EINVAL),
+        (IrqIndex.MSI, IrqAction.TRIGGER, 0, 1, EINVAL),
+        (IrqIndex.MSI, IrqAction.MASK, 0, 1, ENOTTY),
         (IrqIndex.INTX, 7, 0, 1, ENOTTY),
     ],
 )

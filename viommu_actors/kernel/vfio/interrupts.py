@@ -105,21 +105,22 @@ class DeviceInterrupts:
     def act(self, index: int, action: int, start: int, count: int) -> None:
         """VFIO_DEVICE_SET_IRQS without data: masks, unmasks or raises interrupts that are on.
 
-        Raises OSError: EINVAL for interrupts that are not on, ENOTTY for an action that the index does not have: MSI
-        and MSI-X are not masked by VFIO.
+        Raises OSError: ENOTTY for an action that the index does not have: MSI and MSI-X are not masked by VFIO; EINVAL
+        for interrupts that are not on.
         """
+        masks = index == IrqIndex.INTX and action in (IrqAction.MASK, IrqAction.UNMASK)
+        if not masks and action != IrqAction.TRIGGER:
+            raise OSError(ENOTTY, f"{self._device.name}: no action {action:#x} for index {index}")
         limit = 1 if index == IrqIndex.INTX else len(self._vectors)
         if self._active is None or index != self._active or start < 0 or count <= 0 or start + count > limit:
             raise OSError(EINVAL, f"{self._device.name}: interrupts {start}+{count} of index {index} are not on")
         if action == IrqAction.TRIGGER:
             for number in range(start, start + count):
                 self._signal(number)
-        elif index == IrqIndex.INTX and action == IrqAction.MASK:
+        elif action == IrqAction.MASK:
             self.intx.mask()
-        elif index == IrqIndex.INTX and action == IrqAction.UNMASK:
-            self.intx.unmask()
         else:
-            raise OSError(ENOTTY, f"{self._device.name}: no action {action:#x} for index {index}")
+            self.intx.unmask()
 
     def request(self) -> None:
         """Asks the user to let go of the device (VFIO_PCI_REQ_IRQ_INDEX), where he wants to be asked."""

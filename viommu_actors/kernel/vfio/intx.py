@@ -65,7 +65,8 @@ class Intx:
             self._masked = False
 
     def signal(self) -> None:
-        if self._trigger is not None:
+        """Unless the user has disabled it."""
+        if self._trigger is not None and not self._disabled:
             self._trigger.signal()
 
     def set_disabled(self, disabled: bool) -> None:
