@@ -133,6 +133,7 @@ def _vhost(row: dict[str, Any], card: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.long
 def test_without_a_viommu_nothing_is_missed_and_no_iommu_is_told(tmp_path: Path) -> None:
     finished = launch(CONFIGS / "vswitch-no-viommu.toml", tmp_path / "run", "--json")
     assert finished.status == 0, finished.stderr
@@ -219,6 +220,42 @@ def test_a_vms_death_is_no_disagreement_of_the_switchs_wires(tmp_path: Path) -> 
         assert supervisor.lost.keys() == {"vm0.hypervisor", "vm0.guest"}
         assert supervisor.command("ovs", "ping") == "pong"
         assert supervisor.reconcile() == []
+
+
+def test_a_run_goes_on_over_the_death_of_its_switch(tmp_path: Path) -> None:
+    text = PLAIN.replace('vswitch = "ovs"\n', 'vswitch = "ovs"\noperations = 300\n')
+    with launched(write(tmp_path, text), tmp_path / "run", "--json") as running:
+        running.wait_for("300 frames to vnet1")
+        first = running.pids()["ovs"]
+        os.kill(first, signal.SIGKILL)
+        finished = running.finish()
+        assert finished.status == 0, finished.stderr
+        results = finished.results
+        assert [(row["device"], row["operations"], row["verified"]) for row in results["io"]] == [
+            ("vnet0", 300, True),
+            ("vnet1", 300, True),
+        ]
+        assert results["vswitches"][0]["restarts"] == 1
+        [process] = [process for process in results["processes"] if process["name"] == "ovs"]
+        assert process["pid"] == running.pids()["ovs"] != first
+        assert finished.log("ovs").count("ovs is up") == 2, "one log, of both"
+        assert_gone(running.pids())
+
+
+@pytest.mark.long
+def test_frames_of_many_ports_go_to_their_own(tmp_path: Path) -> None:
+    """Whom the switch does not know yet it floods; once it knows, nobody is in another's way."""
+    more = "".join(f'[[vm.virtio_net]]\nname = "vnet{number}"\nvswitch = "ovs"\n' for number in (2, 3))
+    finished = launch(write(tmp_path, PLAIN + more), tmp_path / "run", "--json")
+    assert finished.status == 0, finished.stderr
+    rows = finished.results["io"]
+    assert [(row["device"], row["peer"]) for row in rows] == [
+        ("vnet0", "vnet1"),
+        ("vnet1", "vnet2"),
+        ("vnet2", "vnet3"),
+        ("vnet3", "vnet0"),
+    ]
+    assert all(row["verified"] for row in rows)
 
 
 def test_by_default_its_death_ends_the_run(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import zmq
 
@@ -23,6 +24,7 @@ from viommu_actors.supervise.door import Door
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, guest_of
 from viommu_actors.supervise.process import Actor
+from viommu_actors.supervise.questions import Answer, Asked, Question
 from viommu_actors.text import printable
 from viommu_actors.wire.messages import Command, Reply
 from viommu_actors.wire.sockets import make_context
@@ -66,27 +68,6 @@ class CommandFailed(Exception):
     how: Final = "failed"
 
 
-class _Question(NamedTuple):
-    """A command: its number means something only in the mouth of the actor that was asked."""
-
-    actor: str
-    number: int
-
-
-class Asked(NamedTuple):
-    """A command by its name, that may be answered by now."""
-
-    question: _Question
-    name: str
-
-
-class _Answer(NamedTuple):
-    """A reply, and the launcher's counts of that wire when it came."""
-
-    reply: Reply
-    counts: dict[str, Any]
-
-
 class Supervisor:
     """The running processes of one plan. Use as a context manager: on leaving, all of them have ended."""
 
@@ -98,8 +79,8 @@ class Supervisor:
         self._poller = zmq.Poller()
         self._number = 0
         #: asked and not answered; answered and not fetched
-        self._open: set[_Question] = set()
-        self._answers: dict[_Question, _Answer] = {}
+        self._open: set[Question] = set()
+        self._answers: dict[Question, Answer] = {}
         self._interrupted = ""
         self._contain = contain
         self.actors: dict[str, Actor] = {}
@@ -228,7 +209,7 @@ class Supervisor:
         [result] = self._fetch([asked.question], asked.name, seconds).values()
         return result
 
-    def _fetch(self, asked: list[_Question], name: str, seconds: float) -> dict[str, Any]:
+    def _fetch(self, asked: list[Question], name: str, seconds: float) -> dict[str, Any]:
         self._wait_for(asked, name, seconds)
         replies = {question.actor: self._answers.pop(question).reply for question in asked}
         for actor, reply in replies.items():
@@ -252,16 +233,16 @@ class Supervisor:
             if reply.error:
                 raise CommandFailed(f"{question.actor}: {name}: {printable(reply.error)}")
 
-    def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> _Question:
+    def _send(self, actor: str, name: str, arguments: dict[str, Any]) -> Question:
         self._raise_if_lost(actor)
         self._number += 1
         self.actors[actor].last_did = f"was told to {name}"
         self.actors[actor].channel.post(Command(self._number, name, arguments))
-        question = _Question(actor, self._number)
+        question = Question(actor, self._number)
         self._open.add(question)
         return question
 
-    def _wait_for(self, asked: list[_Question], name: str, seconds: float, keep: bool = False) -> None:
+    def _wait_for(self, asked: list[Question], name: str, seconds: float, keep: bool = False) -> None:
         """Until all of these are answered. Raises CommandFailed naming those that are not in time, ActorGone.
 
         After an error nobody asks for the answers any more, unless they are to be kept.
@@ -331,10 +312,10 @@ class Supervisor:
                 self._heard(actor, "sent a malformed message", str(error))
                 continue
             if isinstance(message, Reply):
-                question = _Question(actor.name, message.number)
+                question = Question(actor.name, message.number)
                 if question in self._open:
                     self._open.discard(question)
-                    self._answers[question] = _Answer(message, actor.tally.as_dict())
+                    self._answers[question] = Answer(message, actor.tally.as_dict())
                 else:
                     self._heard(actor, "answered what it was not asked", message.number)
 
@@ -396,7 +377,7 @@ class Supervisor:
         if how := self.lost.get(actor) or self.fallen.get(actor):
             raise ActorGone(how)
 
-    def _why_unanswered(self, question: _Question) -> str:
+    def _why_unanswered(self, question: Question) -> str:
         """Why nobody will answer; "" where somebody may."""
         name = question.actor
         if how := self.lost.get(name) or self.fallen.get(name):
@@ -420,7 +401,9 @@ class Supervisor:
 
     def messages(self) -> dict[str, Counter[str]]:
         """How many of each kind went over each wire up to now."""
-        return by_wire(self._counts())
+        while True:
+            with suppress(ActorGone):  # one died meanwhile: the others are counted anew
+                return by_wire(self._counts())
 
     def _counts(self) -> list[dict[str, Any]]:
         asked = [self._send(name, "counts", {}) for name in self.actors]

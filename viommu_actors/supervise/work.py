@@ -136,22 +136,36 @@ class Work:
 
     def send_through(self, peer: Owner, frames: int) -> Io:
         """As `send_to`, over a virtual switch, and with the messages on every wire."""
-        # The first frames build the upper levels of page tables, and bring each buffer of a pool that is mapped once
-        # into the switch's cache of translations.
-        warmed = self.send_to(peer, _POOL)
-        before = self._supervisor.messages()
+        supervisor = self._supervisor
+        self._greet(peer)
+        # The first frames build the upper levels of page tables, and bring each buffer of an application's pool, which
+        # is mapped once, into the switch's cache of translations.
+        warmed = self.send_to(peer, _POOL if self._owner.app or peer.app else _WARM_UP)
+        restarts, before = supervisor.restarts.total(), supervisor.messages()
         row = self.send_to(peer, frames)
-        wires = tuple(
+        wires = [
             Wire(wire=wire, kinds=dict(counts - before.get(wire, Counter())))
-            for wire, counts in sorted(self._supervisor.messages().items())
+            for wire, counts in sorted(supervisor.messages().items())
             if not wire.startswith("control:")
-        )
+        ]
+        # What a switch that died had counted is lost with it.
+        whole = supervisor.restarts.total() == restarts
         return msgspec.structs.replace(
             row,
             verified=row.verified and warmed.verified,
+            repeated=row.repeated + warmed.repeated,
             per_packet=per_packet(msgspec.structs.asdict(row), frames),
-            wires=tuple(wire for wire in wires if wire.kinds),
+            wires=tuple(wire for wire in wires if wire.kinds and whole),
         )
+
+    def _greet(self, peer: Owner) -> None:
+        """The peer sends a frame first: a switch that knows where it is floods nobody else with what is for it."""
+        own, other = self._do(self._owner, "netdev"), self._do(peer, "netdev")
+        told = {"first": 0, "count": 1, "size": min(own["max_frame"], other["max_frame"]), "destination": own["mac"]}
+        self._do(self._owner, "listen")
+        self._do(peer, "listen")
+        self._do(peer, "send", **told)
+        self._do(self._owner, "receive", **told, source=other["mac"])
 
     def woken_by(self, peer: Owner, frames: int) -> Io:
         """Frames of another device to an application that sleeps until each of them; the counts are its own end's."""
