@@ -190,8 +190,8 @@ class InvalidationQueue:
 
     def _drain(self) -> None:
         registers, read, execute = self._registers, self._memory.read_u64, self._execute
-        entries, enough, get32 = self._entries, self.enough, registers.get32
-        while (head := self._head) != (tail := get32(Reg.IQT) >> QUEUE_INDEX_SHIFT):
+        entries, enough = self._entries, self.enough
+        while (head := self._head) != (tail := self._tail()):
             if tail >= entries:
                 raise BadDescriptor
             place = self._base + head * DESCRIPTOR_SIZE
@@ -204,8 +204,11 @@ class InvalidationQueue:
             self._head = head = head if head < entries else 0
             registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
             if enough is not None and enough():
-                self.paused = head != get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
+                self.paused = head != self._tail()
                 return
+
+    def _tail(self) -> int:
+        return self._registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
 
     def _actions(self) -> dict[int, Action]:
         """What each descriptor type does; one that is not here is bad."""
