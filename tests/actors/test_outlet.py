@@ -64,7 +64,6 @@ def test_it_waits_for_a_receiver_that_is_not_up_yet_and_not_for_one_that_has_die
         while early.waits or sent != tally.sent[Inject]:
             sent = tally.sent[Inject]
             early.post(Inject(0x30))
-            assert poll_with(zmq.Poller(), 10, [early] if early.waits else []) == []
             assert time.monotonic() < deadline
     finally:
         early.close()

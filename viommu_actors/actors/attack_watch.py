@@ -43,7 +43,7 @@ class AttackWatch:
 
     def evidence(self, link: str) -> dict[str, Any]:
         """What was seen by now."""
-        return self._told(self._watches[link])
+        return told_of(self._watches[link])
 
     def watch_fields(self, link: str, fields: tuple[tuple[Any, ...], ...], spared: int | None) -> None:
         """From here on the port's transactions are sorted into `fields` (`pci.field_watch.Field`)."""
@@ -53,25 +53,27 @@ class AttackWatch:
     def field_evidence(self, link: str) -> list[dict[str, Any]]:
         """What was seen by now: a row {"field", "way", ...} for each, as of `evidence`."""
         seen = self._fields[link].seen
-        return [{"field": name, "way": way} | self._told(watch) for (name, way), watch in seen.items()]
-
-    def _told(self, watch: Watch) -> dict[str, Any]:
-        refused = watch.first_refusal
-        return {
-            "tried": watch.tried,
-            "reached": watch.reached,
-            "outcomes": {outcome.value: n for outcome, n in watch.outcomes.items()},
-            "first_refusal": refused
-            and {
-                "outcome": refused.outcome.value,
-                "source": pci.format_bdf(refused.requester),
-                "address": refused.address,
-                "write": refused.write,
-                "reason": refused.reason,
-            },
-        }
+        return [{"field": name, "way": way} | told_of(watch) for (name, way), watch in seen.items()]
 
     def ports(self) -> dict[str, dict[str, int]]:
         """Counters of each port, by the name of its link."""
         ports = self._root.ports
         return {link: {str(kind): n for kind, n in port.counters.items()} for link, port in ports.items()}
+
+
+def told_of(watch: Watch) -> dict[str, Any]:
+    """What a watch has seen by now, as plain values."""
+    refused = watch.first_refusal
+    return {
+        "tried": watch.tried,
+        "reached": watch.reached,
+        "outcomes": {outcome.value: n for outcome, n in watch.outcomes.items()},
+        "first_refusal": refused
+        and {
+            "outcome": refused.outcome.value,
+            "source": pci.format_bdf(refused.requester),
+            "address": refused.address,
+            "write": refused.write,
+            "reason": refused.reason,
+        },
+    }

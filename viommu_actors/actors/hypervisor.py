@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from viommu_actors.actors.back_end_watch import BackEndWatch
 from viommu_actors.actors.books import shadow_books
 from viommu_actors.actors.control import LAUNCHER, Control
 from viommu_actors.actors.emulated_bars import EmulatedBars
@@ -56,6 +57,7 @@ class HypervisorActor:
                 "books": lambda: shadow_books(self._machine.shadows),
                 "connect_backend": self._connect_backend,
                 "links": lambda: {name: card.link_up for name, card in self._machine.virtio.items()},
+                **BackEndWatch(self._machine.virtio).handlers(),
             }
         )
 

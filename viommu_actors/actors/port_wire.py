@@ -40,6 +40,12 @@ class PortWire:
                 self._poller.modify(self.socket, zmq.POLLIN | zmq.POLLOUT)
             self._waiting.append(frame)
 
+    def start_over(self) -> None:
+        """The front end was lost, and comes back: whatever waits for it is nothing to it, and both count anew."""
+        self._waiting.clear()
+        self._poller.modify(self.socket, zmq.POLLIN)
+        self.tally.start_over()
+
     def flush(self) -> None:
         """Sends what waits, as far as there is room."""
         waiting = self._waiting
@@ -47,6 +53,11 @@ class PortWire:
             waiting.popleft()
         if not waiting:
             self._poller.modify(self.socket, zmq.POLLIN)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something waits for room."""
+        return bool(self._waiting)
 
     @property
     def ready(self) -> bool:

@@ -50,6 +50,7 @@ class VhostWire(PeerWire):
     def drain(self) -> None:
         """Serves what has come, up to a limit."""
         self.gather()
+        self._front_end.gather()
         try:
             for _ in range(_DRAIN):
                 message = self.receive()
@@ -60,6 +61,7 @@ class VhostWire(PeerWire):
         except BlockingIOError:
             if not self._known and self.up:
                 self._introduce()
+        self._front_end.flush()
         self.flush()
 
     def _lost(self, error: PeerLost) -> None:

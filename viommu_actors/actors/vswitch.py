@@ -13,11 +13,13 @@ from typing import Any
 
 import zmq
 
-from viommu_actors.actors.control import Control
+from viommu_actors.actors.control import LATER, Control, Later
+from viommu_actors.actors.hostile_port import HostilePort
 from viommu_actors.actors.port_wire import PortWire
 from viommu_actors.actors.runtime import inbox_listener, log
 from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.vswitch.port import Port
+from viommu_actors.vswitch.rogue import Rogue, parse_plan
 from viommu_actors.vswitch.switch import Switch
 from viommu_actors.wire.sockets import Inbox, Listener, make_context
 
@@ -38,9 +40,13 @@ class VswitchActor:
         self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._switch = Switch(time.monotonic, log)
         self._ports: dict[Any, tuple[PortWire, Port]] = {}
+        #: a compromised switch's, by the port
+        self._rogues: dict[str, Rogue] = {}
         for told in configuration["ports"]:
             wire = PortWire(context, self._poller, Listener(told["fd"], told["address"]), told["name"], name)
-            self._ports[wire.socket] = wire, self._switch.add(told["name"], wire.send)
+            port = self._switch.add(told["name"], wire.send)
+            self._ports[wire.socket] = wire, port
+            self._rogues[port.name] = Rogue(port, wire.send, HostilePort(wire))
         confinement = sandbox.seal()
         self._control = Control(self._inbox, name, [wire.tally for wire, _ in self._ports.values()])
         self._control.register(
@@ -48,6 +54,8 @@ class VswitchActor:
                 "confinement": lambda: asdict(confinement),
                 "statistics": lambda: {port.name: port.statistics() for _, port in self._ports.values()},
                 "state": self._switch.state,
+                "attack": self._attack,
+                "start_over": self._start_over,
             }
         )
 
@@ -68,6 +76,19 @@ class VswitchActor:
                 wire.flush()
             if events & zmq.POLLIN:
                 _drain(wire, port)
+
+    def _attack(self, port: str, steps: Any) -> Later:
+        """Plays a plan (`vswitch.rogue.parse_plan`) at a port; answered when it is over."""
+        number = self._control.number
+        self._rogues[port].play(parse_plan(steps), lambda told: self._control.answer(number, told))
+        return LATER
+
+    def _start_over(self, port: str) -> None:
+        """The front end of a port has cut it off, and is about to come back."""
+        for wire, each in self._ports.values():
+            if each.name == port:
+                wire.start_over()
+                each.start_over()
 
     def _drain_inbox(self) -> None:
         while True:

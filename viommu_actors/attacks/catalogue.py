@@ -56,7 +56,8 @@ class Attack(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     stopped_by: str
     targets: tuple[Target, ...]
     axis: Axis = "dma"
-    by: Literal["device", "application"] = "device"
+    by: Literal["device", "application", "back end"] = "device"
+    back_end: bool = False
     waits: str = ""
 
 

@@ -16,7 +16,16 @@ from viommu_actors.attacks.catalogue import DmaSetting, Setting, Target
 
 #: A kernel drives the device, or an application by one of its ways.
 KernelDriver = Literal["host", "guest"]
-Driver = Literal[KernelDriver, UserDriver]
+#: The same of a virtio device whose back end is what attacks.
+BackEndDriver = Literal["vhost", "vhost-vfio", "vhost-noiommu", "vhost-uio"]
+Driver = Literal[KernelDriver, UserDriver, BackEndDriver]
+#: By who drives the device in the guest.
+BACK_ENDS: dict[Literal["guest", UserDriver], BackEndDriver] = {
+    "guest": "vhost",
+    "vfio": "vhost-vfio",
+    "noiommu": "vhost-noiommu",
+    "uio": "vhost-uio",
+}
 Outcome = Literal["blocked", "leaked", "corrupted", "redirected", "delivered", "degraded"]
 
 BASE_SETTINGS: tuple[DmaSetting, ...] = ("none", "strict", "passthrough")
@@ -94,6 +103,6 @@ def matrix() -> dict[Key, Cell]:
 def expected(attack: str, driver: Driver, target: str, setting: Setting) -> Cell:
     """The cell of one attack. Raises KeyError for what the file does not tell of, were a kernel the driver."""
     key = Key(attack, driver, Target(target), setting)
-    if driver in get_args(UserDriver) and key not in matrix():
+    if driver not in (*get_args(KernelDriver), BACK_ENDS["guest"]) and key not in matrix():
         return Cell(reason=_UNTOLD, source="")
     return matrix()[key]

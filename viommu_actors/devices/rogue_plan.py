@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from viommu_actors.spec import pci, tlp
 from viommu_actors.spec.tlp import AddressType, AtomicKind
@@ -180,17 +180,20 @@ MESSAGES = {
 POLICIES = ("honest", "keep", "ignore")
 
 
-def parse_plan(values: Sequence[Mapping[str, object]]) -> list[Step]:
+def parse_plan(
+    values: Sequence[Mapping[str, object]], messages: Mapping[str, Any] = MESSAGES
+) -> list[Step]:
     """A plan from plain values: `{"do": "read", "address": 0, "length": 4}` and so on.
 
-    Raises ValueError, naming the step, where it is none or is out of bounds.
+    `messages` are those of the rogue's wire, by name. Raises ValueError, naming the step, where it is
+    none or is out of bounds.
     """
     if len(values) > MAX_STEPS:
         raise ValueError(f"a plan has at most {MAX_STEPS} steps, this one {len(values)}")
-    return [_parse_step(number, value) for number, value in enumerate(values)]
+    return [_parse_step(number, value, messages) for number, value in enumerate(values)]
 
 
-def _parse_step(number: int, value: Mapping[str, object]) -> Step:
+def _parse_step(number: int, value: Mapping[str, object], messages: Mapping[str, Any]) -> Step:
     fields = dict(value)
     name = fields.pop("do", None)
     kind = STEPS.get(name) if isinstance(name, str) else None
@@ -198,7 +201,7 @@ def _parse_step(number: int, value: Mapping[str, object]) -> Step:
         raise ValueError(f"step {number}: do is {name!r}, none of {', '.join(STEPS)}")
     try:
         step = kind(**fields)  # type: ignore[arg-type]
-        problem = _problem(step)
+        problem = _problem(step, messages)
     except TypeError as error:
         problem = str(error)
     if problem:
@@ -206,7 +209,7 @@ def _parse_step(number: int, value: Mapping[str, object]) -> Step:
     return step
 
 
-def _problem(step: Step) -> str | None:
+def _problem(step: Step, messages: Mapping[str, Any]) -> str | None:
     """What is wrong with a step, or None. A TypeError out of here names a field of a wrong type."""
     match step:
         case Read():
@@ -226,7 +229,7 @@ def _problem(step: Step) -> str | None:
         case Invalidations():
             ok = step.policy in POLICIES
         case Message():
-            kind = MESSAGES.get(step.name)
+            kind = messages.get(step.name)
             ok = kind is not None and len(step.fields) == len(kind._fields) and 1 <= step.times <= MAX_ACCESSES
         case Fuzz():
             ok = 0 <= step.seed < 1 << 32 and 1 <= step.times <= MAX_ACCESSES

@@ -391,21 +391,21 @@ class Shadows:
         return iter(self._shadows.values())
 
     def translation_changed(self, enabled: bool) -> None:
-        for shadow in self._shadows.values():
+        for shadow in self:
             shadow.translation_changed(enabled)
 
     def root_changed(self) -> None:
-        for shadow in self._shadows.values():
+        for shadow in self:
             shadow.root_changed()
 
     def context_invalidated(self, granularity: int, domain: int, source: int, function_mask: int) -> None:
-        for shadow in self._shadows.values():
+        for shadow in self:
             shadow.context_invalidated(granularity, domain, source, function_mask)
 
     def iotlb_invalidated(self, granularity: int, domain: int, address: int, mask: int) -> None:
-        for shadow in self._shadows.values():
+        for shadow in self:
             shadow.iotlb_invalidated(granularity, domain, address, mask)
 
     def unit_reset(self) -> None:
-        for shadow in self._shadows.values():
+        for shadow in self:
             shadow.unit_reset()

@@ -30,8 +30,6 @@ WINDOW: Final = 64
 CROWD_WINDOW: Final = 8
 #: Seconds between posted writes, so that each finds the host waiting.
 GAP: Final = 100e-6
-#: Reads of each of many: so many that what a command costs, which they are told to begin by, is little of it.
-_CROWD_READS = 128
 _MISSES = 24
 _STREAM_PAGES = 16
 
@@ -181,7 +179,7 @@ class Bench:
         self._strict.kernel("nic", "release")
         return {"pipeline": [(ended - began) // count]}
 
-    def _fan_in(self, count: int = _CROWD_READS) -> Series:
+    def _fan_in(self, count: int = 64) -> Series:
         many = self.systems["many"].supervisor
         arguments = {
             name: {"address": iova, "length": SMALL, "span": SMALL, "count": count, "window": CROWD_WINDOW}
@@ -204,7 +202,7 @@ class Bench:
         began, ended = taken[floors.DEVICE]
         return {"bare_pipeline": [(ended - began) // count]}
 
-    def _bare_fan_in(self, count: int = _CROWD_READS) -> Series:
+    def _bare_fan_in(self, count: int = 64) -> Series:
         devices = floors.many(len(self._crowd))
         taken = self._floor.commands([floors.ROOT, *devices], "stream", count=count, length=SMALL, window=CROWD_WINDOW)
         return {"bare_fan_in": [_apiece({name: taken[name] for name in devices}, count)]}

@@ -36,6 +36,8 @@ class Outcome(StrEnum):
     PEER = "peer to peer"
     #: It touched the interrupt range, and is no interrupt.
     INTERRUPT_RANGE = "interrupt range"
+    #: Of an emulated device, whose driver does not let it do anything.
+    NOT_RUNNING = "device not running"
     UNEXPECTED_COMPLETION = "unexpected completion"
     #: A kind of request that no device may send upstream, such as a configuration request; or that no peer takes.
     UNSUPPORTED = "unsupported"

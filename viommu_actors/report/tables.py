@@ -185,10 +185,13 @@ def _work(results: Results) -> str:
 
 
 def _verdict_table(topology: ResolvedTopology, device: str, verdicts: tuple[Verdict, ...]) -> Table:
-    vm, app, port = topology.device(device).vm, topology.device(device).app, topology.port(device)
-    driven = f"driven by the {'host' if vm is None else f'{vm} guest'} kernel"
-    if port is not None:
-        driven = f"driven by {app} in {vm}, by {WAYS[port.driver]}"
+    vm, port = topology.machine_of(device), topology.port(device)
+    driven = f"driven by the {'host' if vm is None else f'{vm.name} guest'} kernel"
+    if vm is not None and port is not None:
+        app = next(app.name for app in vm.apps if port in app.ports)
+        driven = f"driven by {app} in {vm.name}, by {WAYS[port.driver]}"
+    if topology.is_card(device):
+        driven += f", served by {topology.card(device).vswitch}, which turned hostile"
     driven += f", setting {topology.setting(device)}"
     return Table(
         title=f"{device}: what it tried beyond what it was given ({driven})",

@@ -6,21 +6,18 @@ Whether it got there is said by the owners of the memory, by the root port and b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Attack, Setting, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
-from viommu_actors.attacks.expected import Cell, Driver, expected
+from viommu_actors.attacks.expected import Cell, expected
 from viommu_actors.attacks.verdict import observe
 from viommu_actors.report.results import Absent, Verdict
 from viommu_actors.spec.vtd_faults import FaultReason
-from viommu_actors.supervise.owner import Owner
-from viommu_actors.supervise.plan import Plan
-from viommu_actors.supervise.plays import PLAYS, missing
+from viommu_actors.supervise.plays import PLAYS, Play, missing
 from viommu_actors.supervise.stage import SETTLE, Mission, Stage, remapping_fault
-from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT, Supervisor
-from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
+from viommu_actors.supervise.supervisor import COMMAND_TIMEOUT
 
 #: Played before the target's kernel boots, and judged when the device has a driver.
 EARLY = "A47"
@@ -42,26 +39,18 @@ class _Struck(NamedTuple):
 class Assault:
     """Attacks of one device."""
 
-    def __init__(
-        self,
-        topology: ResolvedTopology,
-        plan: Plan,
-        supervisor: Supervisor,
-        device: ResolvedDevice,
-        owner: Owner,
-        setting: Setting | None = None,
-    ) -> None:
-        """`setting` is what a verdict is told to be under, where it is not to follow from the attack's axis."""
-        self._topology = topology
-        self._supervisor = supervisor
-        self._device = device
-        self._owner = owner
+    def __init__(self, stage: Stage, setting: Setting | None = None, plays: Mapping[str, Play] = PLAYS) -> None:
+        """`setting` is what a verdict is told to be under, where it is not to follow from the attack's axis; `plays`
+        are by the attack's id."""
+        self._supervisor = stage.supervisor
+        self._device = stage.device
+        self._owner = stage.owner
         self._setting_told = setting
-        self._stage = Stage(topology, plan, supervisor, device, owner)
+        self._plays = plays
+        self._stage = stage
         #: takes back what an attack has harmed that was broken off
-        self.undo = self._stage.undo
-        port = topology.port(device.name)
-        self._driver: Driver = port.driver if port is not None else "host" if device.vm is None else "guest"
+        self.undo = stage.undo
+        self._driver = stage.driven_by
         #: why the application does not have the device, where it does not
         self.refused = ""
         self._early: dict[Target, _Struck] = {}
@@ -104,23 +93,24 @@ class Assault:
 
     def play_early(self, target: Target) -> None:
         """The attack on a machine that has not booted yet, if the device plays it; `play` tells its verdict later."""
-        own = Target.HOST_MEMORY if self._device.vm is None else Target.GUEST_MEMORY
-        if EARLY in self._device.rogue and target in (own, Target.HOST_MEMORY):
+        if EARLY in self._device.rogue and target in self._stage.early_targets:
             self._early[target] = self._strike(CATALOGUE[EARLY], target)
 
     def _strike(self, attack: Attack, target: Target) -> _Struck:
-        command, device = self._supervisor.command, self._device
-        mission = PLAYS[attack.id](self._stage, target)
-        command("host", "faults")
-        command("host", "watch", link=device.link, aims=mission.aims, guarded=mission.guarded)
+        command, stage = self._supervisor.command, self._stage
+        if attack.id != EARLY:
+            stage.ready()
+        mission = self._plays[attack.id](stage, target)
+        stage.faults()
+        stage.watch(mission)
         deadline = COMMAND_TIMEOUT + mission.accesses / _SLOWEST
-        actor, named = self._attacker(attack)
+        actor, named = stage.attacker(attack)
         attacking = self._supervisor.ask(actor, "attack", steps=mission.steps, **named)
         if mission.meanwhile is not None:
             mission.meanwhile()
         self._supervisor.answer(attacking, deadline)
         seen = self._settled(mission)
-        faults = command("host", "faults")
+        faults = stage.faults()
         # Before the control: its own mapping is a lawful change of tables and queue.
         after = " ".join(command(keep.actor, keep.digest, **keep.arguments) for keep in mission.keeps)
         for keep in mission.keeps:
@@ -135,7 +125,7 @@ class Assault:
 
     def _fault(self, faults: dict[str, Any], seen: dict[str, Any], mission: Mission) -> Fault | None:
         """The first record of a refusal of what was aimed: of the host's IOMMU, else of the port."""
-        fault = fault_of(self._source(mission), faults, mission)
+        fault = fault_of(self._source(mission), faults, mission, self._stage.unit)
         if fault is not None:
             return fault
         refusal = seen["first_refusal"]
@@ -143,16 +133,10 @@ class Assault:
             return None
         return self._stage.port_fault(refusal, seen["outcomes"])
 
-    def _attacker(self, attack: Attack) -> tuple[str, dict[str, Any]]:
-        """Who plays it: the device, or the application, which has more than one."""
-        app = self._owner.app
-        if attack.by == "application" and app is not None:
-            return app, {"bdf": self._owner.bdf}
-        return self._device.name, {}
-
     def _control(self, attack: Attack) -> bool:
         """The positive control: whether a legal DMA of the same device passes."""
-        actor, named = self._attacker(attack)
+        self._stage.ready()
+        actor, named = self._stage.attacker(attack)
         return self._stage.control_passes(self._stage.driver("offer_control"), actor, **named)
 
     # --- what is expected
@@ -175,7 +159,7 @@ class Assault:
         return expected(attack.id, self._driver, target, self._setting(attack))
 
     def _setting(self, attack: Attack) -> Setting:
-        return self._setting_told or self._topology.setting_for(attack.axis, self._device.name)
+        return self._setting_told or self._stage.setting_for(attack)
 
     # --- waiting for posted writes, which nobody answers
 
@@ -183,10 +167,10 @@ class Assault:
         """The port's evidence once all that the rogue had to try has arrived."""
         deadline = time.monotonic() + SETTLE
         while True:
-            seen: dict[str, Any] = self._supervisor.command("host", "evidence", link=self._device.link)
+            seen = self._stage.evidence()
             done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= mission.accesses
             if done or time.monotonic() > deadline:
-                self._supervisor.command("host", "unwatch", link=self._device.link)
+                self._stage.unwatch()
                 return seen
             self._supervisor.poll(0.01)
 
@@ -214,11 +198,11 @@ def _evidence(attack: Attack, struck: _Struck, source: str, control: bool) -> Ev
     )
 
 
-def fault_of(source: str, faults: dict[str, Any], mission: Mission) -> Fault | None:
+def fault_of(source: str, faults: dict[str, Any], mission: Mission, unit: str = Stage.unit) -> Fault | None:
     """The first record of `source` of what was aimed at; it stands for all of that source, and for what was lost."""
     own = [record for record in faults["records"] if record["source"] == source]
     first = next((record for record in own if _is_aimed(record, mission)), None)
-    return None if first is None else remapping_fault(first, len(own) + faults["lost"])
+    return None if first is None else remapping_fault(first, len(own) + faults["lost"], unit)
 
 
 def _is_aimed(record: dict[str, Any], mission: Mission) -> bool:

@@ -159,7 +159,7 @@ class Attachments:
             raise Refused(f'there is no attack "{unknown}"; {known(unknown, list(CATALOGUE))}')
         attached = self._find(job.device)
         device = attached.device
-        assault = Assault(self._places.topology, self._plan, self._supervisor, device, attached.owner)
+        assault = Assault(Stage(self._places.topology, self._plan, self._supervisor, device, attached.owner))
         verdicts: list[Verdict] = []
         absent: list[Absent] = []
         with self._revocable(attached, asked, assault.undo):

@@ -27,11 +27,13 @@ from viommu_actors.report.results import (
 from viommu_actors.report.tables import sandbox_words
 from viommu_actors.supervise.applications import forward, start, works
 from viommu_actors.supervise.assault import Assault
+from viommu_actors.supervise.back_end_stage import BackEndStage
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.inspection import inspect
 from viommu_actors.supervise.owner import Owner, heir_of, owner_of, owner_of_card
 from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, process_of
-from viommu_actors.supervise.stage import remapping_fault
+from viommu_actors.supervise.plays import BACK_END_PLAYS
+from viommu_actors.supervise.stage import Stage, remapping_fault
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
 from viommu_actors.supervise.uplink import mate_of
 from viommu_actors.supervise.vswitches import vswitch_rows
@@ -69,9 +71,14 @@ class Scenario:
         #: why the kernel does not let an application have a device, by the device
         self._refused: dict[str, str] = {}
         self._assaults = {
-            device.name: Assault(topology, plan, supervisor, device, owner_of(topology, device), setting)
+            device.name: Assault(Stage(topology, plan, supervisor, device, owner_of(topology, device)), setting)
             for device in topology.devices
             if device.rogue
+        } | {
+            card.name: Assault(BackEndStage(topology, plan, supervisor, vm, card), setting, BACK_END_PLAYS)
+            for vm in topology.vms
+            for card in vm.virtio
+            if card.rogue
         }
         self._vswitches: tuple[Vswitch, ...] = ()
         self._done = False
@@ -97,6 +104,7 @@ class Scenario:
                 with self._contained(app.name):
                     self._forward(vm, app)
         self._for_each_device(self._attack)
+        self._for_each_card(self._attack_by_back_end)
         self._for_each_device(self._reclaim)
         self._vswitches = vswitch_rows(self._topology, self._supervisor)
         self._done = True
@@ -301,18 +309,25 @@ class Scenario:
     def _attack_early(self, target: Target, vms: Collection[str | None] = ()) -> None:
         """Those of all devices, or of those that these VMs have."""
         for name, assault in self._assaults.items():
-            if not vms or self._topology.device(name).vm in vms:
+            machine = self._topology.machine_of(name)
+            if not vms or (machine is not None and machine.name in vms):
                 assault.play_early(target)
 
     def _attack(self, device: ResolvedDevice) -> None:
-        if not device.rogue:
-            return
-        assault = self._assaults[device.name]
-        assault.refused = self._refused.get(device.name, "")
+        if device.rogue:
+            self._play(device.name, "turns hostile", f"is programmed by {device.app}")
+
+    def _attack_by_back_end(self, vm: ResolvedVm, card: ResolvedVirtioNet) -> None:
+        if card.rogue:
+            self._play(card.name, f"is served by {card.vswitch}, which turns hostile")
+
+    def _play(self, name: str, turns: str, by_application: str = "") -> None:
+        assault = self._assaults[name]
+        assault.refused = self._refused.get(name, "")
         for attack, target, reason in assault.choices():
             if reason:
                 self._absent.append(assault.absent(attack, target, reason))
                 continue
-            turns = "turns hostile" if attack.by == "device" else f"is programmed by {device.app}"
-            self._tell(f"{device.name} {turns}: {attack.id} {attack.name} on {target}")
+            how = by_application if attack.by == "application" else turns
+            self._tell(f"{name} {how}: {attack.id} {attack.name} on {target}")
             self._verdicts.append(assault.play(attack, target))

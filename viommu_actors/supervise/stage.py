@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from viommu_actors.attacks.catalogue import Target
+from viommu_actors.attacks.catalogue import Attack, Setting, Target
 from viommu_actors.attacks.evidence import Fault
+from viommu_actors.attacks.expected import Driver
 from viommu_actors.pci.watch import Aim
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.plan import HOST_HIGH_BASE, HOST_LOW_MEMORY, Plan, guest_of
+from viommu_actors.supervise.questions import Asked
 from viommu_actors.supervise.supervisor import ActorGone, CommandFailed, Supervisor
-from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
+from viommu_actors.topology.resolved import ResolvedTopology
 
 PAGE = 4096
 #: How long posted writes, which nobody answers, are waited for.
@@ -82,15 +84,39 @@ class Mission:
         )
 
 
+class Attacker(Protocol):
+    """What attacks: a device, or the back end of an emulated one (`back_end_stage.BackEnd`); see `ResolvedDevice`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bdf(self) -> str: ...
+    @property
+    def requester(self) -> str: ...
+    @property
+    def link(self) -> str: ...
+    @property
+    def behind(self) -> str | None: ...
+    @property
+    def vm(self) -> str | None: ...
+    @property
+    def app(self) -> str | None: ...
+    @property
+    def rogue(self) -> tuple[str, ...]: ...
+
+
 class Stage:
     """The surroundings of one device's attacks under one setting."""
+
+    #: Whose fault records tell what an IOMMU blocked.
+    unit = "host iommu"
 
     def __init__(
         self,
         topology: ResolvedTopology,
         plan: Plan,
         supervisor: Supervisor,
-        device: ResolvedDevice,
+        device: Attacker,
         owner: Owner,
     ) -> None:
         self.topology = topology
@@ -113,7 +139,59 @@ class Stage:
 
     def rogue(self, steps: Steps) -> Any:
         """Has the rogue do something that is not judged; what it says of it decides nothing."""
-        return self.command(self.device.name, "attack", steps=steps)
+        actor, named = self.attacker()
+        return self.command(actor, "attack", steps=steps, **named)
+
+    def ask_rogue(self, steps: Steps) -> Asked:
+        """The same, to be answered later (`Supervisor.answer`)."""
+        actor, named = self.attacker()
+        return self.supervisor.ask(actor, "attack", steps=steps, **named)
+
+    def attacker(self, attack: Attack | None = None) -> tuple[str, dict[str, Any]]:
+        """Who plays attacks, or this one, and what tells it that this device is meant."""
+        app = self.owner.app
+        if attack is not None and attack.by == "application" and app is not None:
+            return app, {"bdf": self.owner.bdf}
+        return self.device.name, {}
+
+    # --- what everybody but the rogue sees
+
+    @property
+    def driven_by(self) -> Driver:
+        """As verdicts name it."""
+        port = self.topology.port(self.device.name)
+        return port.driver if port is not None else "host" if self.device.vm is None else "guest"
+
+    def setting_for(self, attack: Attack) -> Setting:
+        """The setting that decides about an attack."""
+        return self.topology.setting_for(attack.axis, self.device.name)
+
+    @property
+    def early_targets(self) -> tuple[Target, ...]:
+        """What there is to attack before a kernel has booted."""
+        own = () if self.device.vm is None else (Target.GUEST_MEMORY,)
+        return (*own, Target.HOST_MEMORY)
+
+    def ready(self) -> None:
+        """Before an attack: the device does what its driver lets it."""
+
+    def faults(self) -> dict[str, Any]:
+        """Fault records of `unit` since the last call, as its kernel read them, and how many were lost."""
+        told: dict[str, Any] = self.command("host", "faults")
+        return told
+
+    def watch(self, mission: Mission) -> None:
+        """From here on each access of the rogue is seen."""
+        self.command("host", "watch", link=self.device.link, aims=mission.aims, guarded=mission.guarded)
+
+    def evidence(self) -> dict[str, Any]:
+        """What was seen of it by now."""
+        seen: dict[str, Any] = self.command("host", "evidence", link=self.device.link)
+        return seen
+
+    def unwatch(self) -> None:
+        """Nobody looks any more."""
+        self.command("host", "unwatch", link=self.device.link)
 
     # --- what is harmed, and taken back
 
@@ -201,7 +279,7 @@ class Stage:
         inside = () if own is None else (own, *(vm.name for vm in self.topology.within(own)))
         return tuple(guest_of(vm.name) for vm in self.topology.vms if vm.name not in inside)
 
-    def others(self) -> Iterator[tuple[ResolvedDevice, Owner]]:
+    def others(self) -> Iterator[tuple[Attacker, Owner]]:
         """The other devices that a driver works with, and who drives them; those of the same kernel first."""
         others = [
             device
@@ -211,11 +289,11 @@ class Stage:
         for device in sorted(others, key=lambda each: each.vm != self.device.vm):
             yield device, owner_of(self.topology, device)
 
-    def neighbour(self) -> tuple[ResolvedDevice, Owner] | None:
+    def neighbour(self) -> tuple[Attacker, Owner] | None:
         """Another device that the same kernel drives."""
         return next((each for each in self.others() if each[0].vm == self.device.vm), None)
 
-    def stranger(self) -> tuple[ResolvedDevice, Owner] | None:
+    def stranger(self) -> tuple[Attacker, Owner] | None:
         """Another device, in a domain that has nothing to do with the rogue's; of another kernel where there is one."""
         return next(iter(sorted(self.others(), key=lambda each: each[0].vm == self.device.vm)), None)
 
@@ -296,15 +374,19 @@ class Stage:
         return addresses
 
     def guarded_pages(self, told: dict[str, dict[str, Any]]) -> list[int]:
-        """The same by host-physical address."""
-        return sorted(self.physical(keeper, page) for keeper, guarded in told.items() for page in guarded["pages"])
+        """The same as `guarded` has them."""
+        return sorted(page for keeper, guarded in told.items() for page in self.guarded(keeper, guarded["pages"]))
+
+    def guarded(self, keeper: str, pages: Iterable[int]) -> list[int]:
+        """Pages of a keeper as those who watch the rogue know them: by host-physical address."""
+        return [self.physical(keeper, page) for page in pages]
 
 
-def remapping_fault(record: dict[str, Any], count: int) -> Fault:
-    """What the host's kernel told of a fault of its IOMMU, which stands for `count` of them."""
+def remapping_fault(record: dict[str, Any], count: int, unit: str = Stage.unit) -> Fault:
+    """What a kernel told of a fault of its IOMMU, the host's where no other is named; it stands for `count` of them."""
     return Fault(
         kind="remapping",
-        unit="host iommu",
+        unit=unit,
         source=record["source"],
         address=record["place"],
         write=record["write"],

@@ -290,6 +290,9 @@ def _attacks(topology: Topology) -> None:
             if attack not in PLAYABLE:
                 guess = did_you_mean(attack, PLAYABLE)
                 raise Refusal(key, f'there is no attack "{attack}"', guess or f"known are {', '.join(PLAYABLE)}")
+            if PLAYABLE[attack].by == "back end":
+                remedy = "give it to a [[vm.virtio_net]]"
+                raise Refusal(key, f'"{attack}" is an attack of the back end of an emulated device', remedy)
             if attack in device.rogue[:r]:
                 raise Refusal(key, f'"{attack}" stands there twice', "name each attack once")
             if PLAYABLE[attack].targets == (Target.OTHER_GUEST,) and not _other_guest(device, vm_of, topology):

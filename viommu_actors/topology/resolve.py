@@ -240,6 +240,7 @@ def _resolve_vm(
                 bdf=bdfs[card.name],
                 mac=(_CARD_MAC_BASE + numbers.index(card.name)).to_bytes(6, "big").hex(),
                 operations=card.operations,
+                rogue=card.rogue,
                 app=apps.get(card.name),
             )
             for card in vm.virtio_net

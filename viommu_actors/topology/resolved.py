@@ -94,6 +94,7 @@ class ResolvedVirtioNet(Struct, kw_only=True, frozen=True):
     bdf: str
     mac: str
     operations: int
+    rogue: tuple[str, ...]
     app: str | None
 
 

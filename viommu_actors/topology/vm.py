@@ -143,6 +143,16 @@ class VirtioNet(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             examples=[64],
         ),
     ] = 64
+    rogue: Annotated[
+        tuple[str, ...],
+        Meta(
+            description=(
+                "Attacks that its back end plays, the virtual switch turned hostile at this port, by their ids in the"
+                " catalogue (docs/attacks.md)."
+            ),
+            examples=[["A1", "A2"]],
+        ),
+    ] = ()
 
 
 class AppPort(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

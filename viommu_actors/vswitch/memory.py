@@ -86,6 +86,11 @@ class Memory:
             read.data = data
         read.finish()
 
+    def start_over(self) -> None:
+        """Nothing that is on the way will be answered, and nobody waits for it any more."""
+        self._reads.clear()
+        self._queued.clear()
+
     def _issue(self, read: Read) -> None:
         self._counters["reads"] += 1
         # Tags go round, and there are far more of them than reads on the way: a late answer meets no newer read.

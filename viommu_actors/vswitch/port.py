@@ -88,6 +88,17 @@ class Port:
         self.guest.invalidate(message.iova, message.size)
         self._send(vhost.IotlbInvalidated(message.sequence))
 
+    def ring(self, queue: int) -> tuple[vhost.SetVring, int] | None:
+        """Where a queue that works lies, and the index of its used ring; None of one that does not."""
+        ring = self._rings.get(queue)
+        return None if ring is None else (self._setups[queue], ring.used)
+
+    def start_over(self) -> None:
+        """The front end is gone, and so is all that was under way; another is to come."""
+        self.tasks.cancel_all()
+        self._reset()
+        self.memory.start_over()
+
     def statistics(self) -> dict[str, int]:
         """`STATISTICS`."""
         return {name: self.counters[name] for name in STATISTICS}

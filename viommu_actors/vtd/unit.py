@@ -173,10 +173,10 @@ class RemappingUnit:
             return
         self._registers.write(offset, size, value)
         handlers = self._handlers
-        if (handler := handlers.get(offset)) is not None:
-            handler()
-        if size == 8 and (handler := handlers.get(offset + 4)) is not None:
-            handler()
+        if offset in handlers:
+            handlers[offset]()
+        if size == 8 and offset + 4 in handlers:
+            handlers[offset + 4]()
 
     def reset(self) -> None:
         """As after power on; the counters go on."""

@@ -258,7 +258,7 @@ class WaitingPeer(ZmtpPeer):
         if not self.up:
             self.shake_hands()
         try:
-            self._socket.sendall(_HEADERS[len(frame)] + frame if len(frame) < 256 else _framed(frame))
+            self._socket.sendall(_framed(frame))
         except OSError as error:
             raise PeerLost(str(error)) from None
         return True

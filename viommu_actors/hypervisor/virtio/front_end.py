@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from viommu_actors.hypervisor.virtio.device_iotlb import DeviceIotlb
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
+from viommu_actors.pci.link import Log, Outcome
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.vhost import ReadStatus
 from viommu_actors.spec.vtd import Access
@@ -70,7 +71,8 @@ class FrontEnd:
     """`offered` are the features that the driver was offered.
 
     `counters`: virtio_unexpected, what a back end said and does not fit; virtio_refused, accesses while the device does
-    not run; virtio_cut_off, back ends that did not answer, or would not listen.
+    not run; virtio_calls_coalesced, interrupts that came with one of the same queue;
+    virtio_cut_off, back ends that did not answer, or would not listen.
     """
 
     def __init__(
@@ -103,6 +105,10 @@ class FrontEnd:
         #: queues whose notification found no room; two of one queue are one, as of an eventfd
         self._kicks: set[int] = set()
         self._sequence = 0
+        #: of what comes at once: queues that the driver was interrupted for, and is to be once more
+        self._gathers = False
+        self._called: set[int] = set()
+        self._owed_calls: set[int] = set()
 
     # --- the back end comes and goes
 
@@ -119,6 +125,7 @@ class FrontEnd:
         self._stopping.clear()
         self._invalidations.clear()
         self._kicks.clear()
+        self._owed_calls.clear()
         self.iotlb.forget()
         self._device.link_changed(False)
 
@@ -142,6 +149,7 @@ class FrontEnd:
         self._await(lambda: not self._stopping, "a stop")
         self._running = False
         self._kicks.clear()
+        self._owed_calls.clear()
         self.iotlb.forget()
         self._send(vhost.Reset())
 
@@ -150,6 +158,10 @@ class FrontEnd:
         back_end = self._back_end
         if self._running and back_end is not None and not back_end.send(vhost.Kick(queue)):
             self._kicks.add(queue)
+
+    def watch(self, log: Log | None) -> None:
+        """From here on `log` hears of each access of the back end; None: nobody does."""
+        self._memory.log = log
 
     # --- what the back end says
 
@@ -162,17 +174,23 @@ class FrontEnd:
         kind = type(message)
         if kind is vhost.MemoryRead:
             tag, iova, size = message
-            data = self._memory.read(iova, size) if self._admitted() else None
+            if self._admitted():
+                data = self._memory.read(iova, size)
+            else:
+                data = None
+                self._memory.refused(iova, size, write=False)
             status = ReadStatus.FAILED if data is None else ReadStatus.DONE
             self._send(_new(vhost.ReadCompletion, (tag, int(status), data or b"")))
         elif kind is vhost.MemoryWrite:
             if self._admitted():
                 self._memory.write(*message)
+            else:
+                self._memory.refused(message.iova, len(message.data), write=True)
         elif kind is vhost.IotlbMiss:
             self._miss(message.iova, Access(message.access))
         elif kind is vhost.Call:
             if self._admitted():
-                self._device.used(message.queue)
+                self._call(message.queue)
         elif kind is vhost.IotlbInvalidated:
             self._expect(message.sequence, self._invalidations, message)
         elif kind is vhost.VringBase:
@@ -181,6 +199,27 @@ class FrontEnd:
             self._access_failed(message)
         elif kind is vhost.Features:
             self._features(message.features)
+
+    def gather(self) -> None:
+        """What comes until `flush` comes at once: of its calls for one queue, all but the first are one more."""
+        self._gathers = True
+
+    def flush(self) -> None:
+        """See `gather`."""
+        self._gathers = False
+        self._called.clear()
+        while self._owed_calls:
+            self._device.used(self._owed_calls.pop())
+
+    def _call(self, queue: int) -> None:
+        self._memory.told("call", Outcome.OK)
+        if queue in self._called:
+            self._counters["virtio_calls_coalesced"] += 1
+            self._owed_calls.add(queue)
+            return
+        if self._gathers:
+            self._called.add(queue)
+        self._device.used(queue)
 
     def _admitted(self) -> bool:
         """Whether the driver lets the device do anything."""
@@ -275,5 +314,6 @@ class FrontEnd:
 
     def _complain(self, line: str, counter: str = "virtio_unexpected") -> None:
         self._counters[counter] += 1
+        self._memory.told("answer", Outcome.UNEXPECTED_COMPLETION)
         if self._counters[counter] <= _LOGGED:
             self._log(f"{self._name}: the back end {line}")

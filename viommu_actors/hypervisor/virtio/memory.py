@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
+from viommu_actors.pci.link import Log, LogEntry, Outcome
 from viommu_actors.spec.vtd import PAGE_MASK, PAGE_SIZE, Access
 from viommu_actors.vtd.tables import TableFault, leaf_at
 from viommu_actors.vtd.translator import is_interrupt
@@ -40,33 +41,50 @@ class FunctionMemory:
         self._unit = unit
         self._requester = requester
         self._counters = counters
+        #: Hears of each access, page by page, as a port's log does of a device's; None for nobody.
+        self.log: Log | None = None
 
     def read(self, iova: int, size: int) -> bytes | None:
         """None where any of it is blocked, or no memory."""
         data = b""
         for place, length in _pieces(iova, size):
-            address = self._translate(place, Access.READ)
+            address = self._translate(place, Access.READ, length)
             if address is None:
                 return None
             try:
                 data += self._memory.read(address, length)
             except Unclaimed:
-                self._counters["virtio_outside_ram"] += 1
+                self._outside_ram(place, length, write=False)
                 return None
+            if self.log is not None:
+                self._note(place, length, False, Outcome.OK, address)
         return data
 
     def write(self, iova: int, data: bytes) -> bool:
         """False where any of it is blocked, or no memory; nothing is written from there on."""
         for place, length in _pieces(iova, len(data)):
-            address = self._translate(place, Access.WRITE)
+            address = self._translate(place, Access.WRITE, length)
             if address is None:
                 return False
             try:
                 self._memory.write(address, data[place - iova : place - iova + length])
             except Unclaimed:
-                self._counters["virtio_outside_ram"] += 1
+                self._outside_ram(place, length, write=True)
                 return False
+            if self.log is not None:
+                self._note(place, length, True, Outcome.OK, address)
         return True
+
+    def told(self, kind: str, outcome: Outcome) -> None:
+        """Something came that is no access, and is counted by whoever judged it."""
+        if self.log is not None:
+            self.log.add(LogEntry(kind, self._requester, 0, 0, False, outcome, None, None))
+
+    def refused(self, iova: int, size: int, write: bool) -> None:
+        """An access came that the device does not make in its state; it is counted by whoever refused it."""
+        if self.log is not None:
+            for place, length in _pieces(iova, size):
+                self._note(place, length, write, Outcome.NOT_RUNNING)
 
     def entry(self, iova: int, access: Access) -> Entry | None:
         """The leaf that holds an access, with all the leave that it has, or where no tables say so the page; None where
@@ -95,18 +113,43 @@ class FunctionMemory:
             return None
         return Entry(leaf.iova, leaf.size, address - (iova - leaf.iova), leaf.access, context.domain)
 
-    def _translate(self, iova: int, access: Access) -> int | None:
-        """Where an access within one page goes; None where it goes nowhere, which is counted."""
+    def _translate(self, iova: int, access: Access, length: int = 0) -> int | None:
+        """Where an access within one page goes; None where it goes nowhere, which is counted.
+
+        `length` of an access that is made; 0 of one that is only asked about.
+        """
         if is_interrupt(iova):
             self._counters["virtio_outside_ram"] += 1
+            if length and self.log is not None:
+                self._note(iova, length, access is Access.WRITE, Outcome.INTERRUPT_RANGE)
             return None
         if self._unit is None:
             return iova
         address, reason = self._unit.translate(self._requester, iova, access)
         if reason is not None:
             self._counters["virtio_blocked"] += 1
+            if length and self.log is not None:
+                self._note(iova, length, access is Access.WRITE, Outcome.FAULT, reason=int(reason))
             return None
         return address
+
+    def _outside_ram(self, iova: int, length: int, write: bool) -> None:
+        self._counters["virtio_outside_ram"] += 1
+        if self.log is not None:
+            self._note(iova, length, write, Outcome.UNCLAIMED)
+
+    def _note(
+        self,
+        iova: int,
+        length: int,
+        write: bool,
+        outcome: Outcome,
+        address: int | None = None,
+        reason: int | None = None,
+    ) -> None:
+        assert self.log is not None
+        kind = "write" if write else "read"
+        self.log.add(LogEntry(kind, self._requester, iova, length, write, outcome, address, reason))
 
 
 def _pieces(iova: int, size: int) -> Sequence[tuple[int, int]]:

@@ -10,8 +10,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from viommu_actors.attacks.catalogue import Attack, Target
-from viommu_actors.supervise.plays import buffers, early, fabric, guests, interrupts, memory, service, translated
+from viommu_actors.attacks.catalogue import PLAYABLE, Attack, Target
+from viommu_actors.supervise.plays import (
+    back_end,
+    buffers,
+    early,
+    fabric,
+    guests,
+    interrupts,
+    memory,
+    service,
+    translated,
+)
 from viommu_actors.supervise.stage import Mission, Stage
 
 Play = Callable[[Stage, Target], Mission]
@@ -30,6 +40,12 @@ PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
     }
 )
 
+#: Those that the back end of an emulated card can play, by its means.
+BACK_END_PLAYS: Final[Mapping[str, Play]] = MappingProxyType(
+    {attack.id: PLAYS[attack.id] for attack in PLAYABLE.values() if attack.back_end and attack.id in PLAYS}
+    | back_end.PLAYS
+)
+
 #: What has to stand between the root port and the rogue, and where the other device then is.
 _NEEDS_BEHIND = {"A15": ("bridge", "behind the same bridge"), "A28": ("switch", "below the same switch")}
 
@@ -40,7 +56,7 @@ def missing(stage: Stage, attack: Attack, target: Target) -> str:
         if stage.device.vm is not None and stage.topology.within(stage.device.vm):
             return "the other guests run in the one that has the device, and their memory is a part of its own"
         return "there is no other guest"
-    if attack.id in service.PLAYS and next(stage.others(), None) is None:
+    if target is Target.SERVICE and next(stage.others(), None) is None:
         return "there is no other device with a driver"
     if attack.id == "A11" and stage.neighbour() is None:
         return "the kernel drives no other device"
@@ -49,6 +65,8 @@ def missing(stage: Stage, attack: Attack, target: Target) -> str:
         behind = stage.device.behind
         if behind is None or stage.topology.component(behind).kind != kind or fabric.companion(stage) is None:
             return f"there is no other device {where}"
+    if attack.id == "A31" and not stage.topology.devices and stage.topology.setting(stage.device.name) == "none":
+        return "there is no device that any kernel has page tables for"
     if target in (Target.OTHER_DEVICE, Target.OTHER_BUFFER, Target.OTHER_REGISTERS) and stage.stranger() is None:
         return "there is no other device with a driver"
     return ""

@@ -11,9 +11,8 @@ from viommu_actors.pci.watch import Aim
 from viommu_actors.spec import pci
 from viommu_actors.spec.tlp import AtomicKind
 from viommu_actors.supervise.owner import Owner
-from viommu_actors.supervise.stage import PAGE, PATTERN, Keep, Mission, Stage, Steps
+from viommu_actors.supervise.stage import PAGE, PATTERN, Attacker, Keep, Mission, Stage, Steps
 from viommu_actors.supervise.supervisor import CommandFailed
-from viommu_actors.topology.resolved import ResolvedDevice
 
 _READ = 64
 #: Behind the small buffer, in the same page.
@@ -60,7 +59,7 @@ def without_invalidation(stage: Stage, target: Target) -> Mission:
 def race(stage: Stage, target: Target) -> Mission:
     """A stream of writes, under way while the kernel unmaps the buffer; what is guarded is the page after that."""
     offer = stage.offer("both ways")
-    stream = stage.supervisor.ask(stage.device.name, "attack", steps=[_write(offer["iova"]) | {"times": _STREAM}])
+    stream = stage.ask_rogue([_write(offer["iova"]) | {"times": _STREAM}])
     stage.command(stage.owner.kernel, "take_back")
     return _mission(
         stage,
@@ -160,7 +159,7 @@ def _as_it_stands(stage: Stage) -> dict[str, Any]:
     return {"digest": stage.command(stage.owner.kernel, "digest")}
 
 
-def _other(found: tuple[ResolvedDevice, Owner] | None) -> tuple[ResolvedDevice, Owner]:
+def _other(found: tuple[Attacker, Owner] | None) -> tuple[Attacker, Owner]:
     if found is None:
         raise CommandFailed("there is no other device with a driver")
     return found
@@ -193,7 +192,7 @@ def _mission(
         aims=aims or [Aim(address, address, PAGE) for address in addresses],
         keeps=(Keep(kernel),),
         before=offer["digest"],
-        guarded=sorted(stage.physical(kernel, page) for page in offer["pages"]),
+        guarded=sorted(stage.guarded(kernel, offer["pages"])),
         source=source,
         meanwhile=meanwhile,
     )
