@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.topologies.launcher import CONFIGS, assert_gone, launch, launched, write
+from tests.topologies.rogue import attack, staying
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
@@ -256,6 +258,20 @@ def test_frames_of_many_ports_go_to_their_own(tmp_path: Path) -> None:
         ("vnet3", "vnet0"),
     ]
     assert all(row["verified"] for row in rows)
+
+
+@pytest.mark.long
+def test_while_it_stays_up_a_rogue_and_a_death_leave_the_cards_at_work(tmp_path: Path) -> None:
+    with staying(tmp_path, PLAIN) as running:
+        os.kill(running.pids()["ovs"], signal.SIGKILL)
+        for number in range(2):
+            finished = attack(running.folder, "--slot", "--attacks", "A2", "--json")
+            assert finished.status == 0, finished.stderr
+            rows = json.loads((running.folder / f"rogue-{number + 1}.json").read_text())["io"]
+            assert [(row["device"], row["peer"], row["verified"]) for row in rows] == [
+                ("vnet0", "vnet1", True),
+                ("vnet1", "vnet0", True),
+            ]
 
 
 def test_by_default_its_death_ends_the_run(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from viommu_actors.supervise.assault import Assault
 from viommu_actors.supervise.confined import confinements
 from viommu_actors.supervise.door import Asked, Door
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.owner import owner_of
+from viommu_actors.supervise.owner import owner_of, owner_of_card
 from viommu_actors.supervise.places import OPERATIONS, Attached, Places, Refused, known
 from viommu_actors.supervise.plan import Plan
 from viommu_actors.supervise.requests import Attack, DeviceAdd, DeviceDel, Script
 from viommu_actors.supervise.scripted import Scripted
 from viommu_actors.supervise.stage import Stage
 from viommu_actors.supervise.supervisor import ActorDied, ActorGone, CommandFailed, Interrupted, Supervisor, Withdrawn
+from viommu_actors.supervise.uplink import mate_of
 from viommu_actors.supervise.work import Work
 from viommu_actors.topology.resolved import ResolvedTopology
 
@@ -250,7 +251,8 @@ class Attachments:
             undo()
 
     def _others_work(self, rogue: str) -> Iterator[Io]:
-        """A little honest work of every other device that is there and that a kernel drives, each byte verified."""
+        """A little honest work of every other device that is there and that a kernel drives, and of every card of a
+        virtual switch, each byte verified."""
         topology = self._places.topology
         there = {device.name for device in topology.devices if device.app is None} & self._supervisor.actors.keys()
         honest = there - {rogue, *self._attached}
@@ -267,6 +269,17 @@ class Attachments:
                 continue
             except CommandFailed as error:
                 yield work.failed(str(error))
+        cards = [(vm, card) for vm in topology.vms for card in vm.virtio if card.operations]
+        for vm, card in cards:
+            mate, peer = mate_of(topology, card.name)
+            work = Work(self._supervisor, card, owner_of_card(vm, card), self._tell)
+            try:
+                row = work.send_through(peer, OPERATIONS)
+            except ActorGone:
+                continue
+            except CommandFailed as error:
+                row = work.failed(str(error))
+            yield msgspec.structs.replace(row, peer=mate)
 
     # ---
 
