@@ -57,18 +57,25 @@ def with_switch() -> tuple[ResolvedTopology, Results]:
 
 
 def attacked(observed: Observed) -> tuple[ResolvedTopology, Results]:
+    """The guest's memory was read with this outcome, the host's not at all."""
     topology, results = with_switch()
-    verdict = Verdict(
-        device="vnet0",
-        driver="guest",
-        attack="A1",
-        target="guest memory",
-        setting="strict",
-        expected="blocked",
-        observed=observed,
-        evidence=evidence(observed, "00:03.0", write=False),
-    )
-    return topology, msgspec.structs.replace(results, verdicts=(verdict,))
+    verdicts = []
+    for target, outcome in (("guest memory", observed), ("host memory", "blocked")):
+        told = evidence(outcome, "00:03.0", write=False)
+        fault = told.fault and msgspec.structs.replace(told.fault, unit="vm0 viommu")
+        verdicts.append(
+            Verdict(
+                device="vnet0",
+                driver="guest",
+                attack="A1",
+                target=target,
+                setting="strict",
+                expected="blocked",
+                observed=outcome,
+                evidence=msgspec.structs.replace(told, fault=fault),
+            )
+        )
+    return topology, msgspec.structs.replace(results, verdicts=tuple(verdicts))
 
 
 def row(text: str, words: str) -> list[str]:
@@ -98,7 +105,8 @@ def test_what_the_switch_counted_and_what_was_forwarded() -> None:
 @pytest.mark.parametrize("width", [70, 100, 200])
 def test_the_switch_stands_between_its_guests_and_the_host(width: int) -> None:
     text = "\n".join(plain(line) for line in picture(*with_switch(), width))
-    for words in ("00:03.0 vnet0", "00:04.0 vnet1", "emulates vnet0", "port vnet1", "vnet1 by VFIO", "nic0 by VFIO"):
+    seen = ("00:03.0 vnet0", "00:04.0 vnet1", "emulates vnet0", "vnet1 by VFIO", "nic0 by VFIO")
+    for words in (*seen, "port vnet1", "rogue: A1 A2"):
         assert words in text
     hypervisor, switch, host = (text.index(words) for words in ("emulates", "ovs: virtual switch", "─ host, pid"))
     assert hypervisor < switch < host
@@ -108,12 +116,16 @@ def test_the_switch_stands_between_its_guests_and_the_host(width: int) -> None:
 @pytest.mark.parametrize(("observed", "words"), [("blocked", "memory: safe"), ("leaked", "memory: UNSAFE")])
 def test_what_a_switch_got_at_is_told_at_its_arrow(observed: Observed, words: str) -> None:
     topology, results = attacked(observed)
-    assert f"▲ {words}" in "\n".join(plain(line) for line in picture(topology, results, 100))
+    text = "\n".join(plain(line) for line in picture(topology, results, 100))
+    for drawn in (f"▲ {words}", "├▶ beyond the guest: safe", "rogue: A1 A2 A12"):
+        assert drawn in text
     [band] = topology_svg(topology, results)
     root = ElementTree.fromstring(band)
-    arrows = {g.get("data-device"): g for g in root.iter("{http://www.w3.org/2000/svg}g") if g.get("data-what")}
-    assert set(arrows) == {"vnet0", "vnet1", "nic0", "nic1"}
-    assert (arrows["vnet0"].get("class") or "").split()[-1] == ("safe" if observed == "blocked" else "unsafe")
+    groups = [g for g in root.iter("{http://www.w3.org/2000/svg}g") if g.get("data-what")]
+    arrows = {(g.get("data-device"), g.get("data-what")): (g.get("class") or "").split()[-1] for g in groups}
+    assert {device for device, _ in arrows} == {"vnet0", "vnet1", "nic0", "nic1"}
+    assert arrows["vnet0", "memory"] == ("safe" if observed == "blocked" else "unsafe")
+    assert arrows["vnet0", "beyond the guest"] == "safe"
     text = " ".join(root.itertext())
-    assert "vnet1, emulated, port of ovs, taken by testpmd (vnet1 by VFIO): memory: not observed." in text
+    assert "vnet1, honest, emulated, port of ovs, taken by testpmd (vnet1 by VFIO): memory: not observed." in text
     assert "ovs: virtual switch, pid 4321" in text

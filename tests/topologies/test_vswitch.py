@@ -127,6 +127,18 @@ def test_the_shipped_topology_sends_frames_both_ways_and_by_the_uplink(tmp_path:
     assert {port["device"]: port["statistics"]["rx_errors"] for port in switch["ports"]} == {"vnet0": 0, "vnet1": 0}
     [process] = [process for process in results["processes"] if process["name"] == "ovs"]
     assert process["role"] == "app" and process["sandbox"]
+    assert _observed(results) == {
+        ("A1", "guest memory", "blocked"),
+        ("A1", "host memory", "blocked"),
+        ("A2", "guest memory", "blocked"),
+        ("A2", "host memory", "blocked"),
+        ("A12", "other guest", "blocked"),
+    }
+    assert {verdict["evidence"]["fault"]["unit"] for verdict in results["verdicts"]} == {"vm0 viommu"}
+
+
+def _observed(results: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(verdict["attack"], verdict["target"], verdict["observed"]) for verdict in results["verdicts"]}
 
 
 def _vhost(row: dict[str, Any], card: str) -> dict[str, int]:
@@ -145,6 +157,8 @@ def test_without_a_viommu_nothing_is_missed_and_no_iommu_is_told(tmp_path: Path)
         for card in ("vnet0", "vnet1"):
             assert not _vhost(row, card).keys() & {"IotlbMiss", "IotlbInvalidate"}
         assert row["invalidations"] == 0
+    assert {("A1", "guest memory", "leaked"), ("A2", "guest memory", "corrupted")} < _observed(finished.results)
+    assert ("A12", "other guest", "blocked") in _observed(finished.results)
 
 
 @pytest.mark.parametrize(

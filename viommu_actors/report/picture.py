@@ -34,7 +34,7 @@ _ROOM = COLUMN - WORDS - 2
 # Rows of a band. A guest's box holds its arrows' heads, its vIOMMU and the device as the guest sees it.
 _MEMORY, _TABLES, _VIOMMU, _SEEN, _HYPERVISOR, _GUEST_ROWS = 1, 2, 3, 6, 9, 12
 #: Between guests and host, where there are virtual switches.
-_SWITCH_ROWS = 4
+_SWITCH_ROWS = 5
 _HOST_MEMORY, _HOST_TABLES, _OTHER, _INTERRUPTS, _IOMMU, _PORT, _HOST_ROWS = 1, 2, 3, 4, 5, 8, 10
 _COMPONENT_ROWS = 3
 _DEVICE_ROWS = 5
@@ -44,6 +44,7 @@ _USER_ROWS, _APP_ROWS = 4, 3
 _HEADS: dict[tuple[Machine, What], int] = {
     ("guest", "memory"): _MEMORY,
     ("guest", "page tables"): _TABLES,
+    ("guest", "beyond the guest"): _HYPERVISOR + 1,
     ("host", "host memory"): _HOST_MEMORY,
     ("host", "page tables"): _HOST_TABLES,
     ("host", "other guest"): _OTHER,
@@ -144,6 +145,7 @@ class _Band:
             self._canvas.put(left + ARROW, self._switch_row + 1, title, "title")
             for card, x in own:
                 self._canvas.put(x + ARROW, self._switch_row + 2, fit(f"port {card.name}", COLUMN - 6))
+                self._canvas.put(x + ARROW, self._switch_row + 3, fit(manners(card), COLUMN - 6))
 
     def _card(self, card: ResolvedVirtioNet, x: int) -> None:
         canvas, own = self._canvas, self._scene.own(card)
@@ -153,6 +155,8 @@ class _Band:
         canvas.vertical(x + ARROW, self._row_of(own), self._switch_row - 1, own.state)
         canvas.put(x + ARROW, self._switch_row, "┴", own.state)
         self._head(own, x, "▲")
+        for arrow in self._scene.others_of_card(card):
+            self._head(arrow, x, "├▶")
 
     def _victim(self, vm: ResolvedVm, x: int) -> None:
         """In a guest without devices: how it fared against those of the only other one."""

@@ -30,7 +30,7 @@ _HARM = ("leaked", "corrupted", "delivered")
 _INTERRUPTS = (Target.HOST_VECTOR, Target.OTHER_DEVICE, Target.BEYOND_TABLE, Target.ABSENT_ENTRY)
 
 Machine = Literal["guest", "host"]
-What = Literal["memory", "host memory", "page tables", "other guest", "interrupts"]
+What = Literal["memory", "host memory", "page tables", "other guest", "interrupts", "beyond the guest"]
 
 
 #: What stands at the foot of an arrow.
@@ -102,6 +102,14 @@ class Scene:
         if device.vm is not None:
             arrows.append(self._arrow(device, "host memory", "host", Target.HOST_MEMORY))
         arrows += [self._arrow(device, "other guest", "host", Target.OTHER_GUEST), self.interrupts(device)]
+        return [arrow for arrow in arrows if arrow.verdicts]
+
+    def others_of_card(self, card: ResolvedVirtioNet) -> list[Arrow]:
+        """To what else the switch tried by its port; the vIOMMU, or the hypervisor, is all that is in its way."""
+        arrows = [
+            self._arrow(card, "page tables", "guest", Target.PAGE_TABLES),
+            self._arrow(card, "beyond the guest", "guest", Target.HOST_MEMORY, Target.OTHER_GUEST),
+        ]
         return [arrow for arrow in arrows if arrow.verdicts]
 
     def interrupts(self, device: ResolvedDevice) -> Arrow:
@@ -208,5 +216,5 @@ def seen_as(vm: ResolvedVm, device: ResolvedDevice) -> str:
     return f"{assign.bdf} {device.name}" + (": no vIOMMU" if assign.bypass_iommu else "")
 
 
-def manners(device: ResolvedDevice) -> str:
+def manners(device: Endpoint) -> str:
     return "rogue: " + " ".join(device.rogue) if device.rogue else "honest"

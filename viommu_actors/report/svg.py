@@ -36,7 +36,7 @@ _LANE, _LANES_APART, _PILL = 26, 22, 22
 _APP = _SWITCH = 48
 #: Where arrows may end, from the top down.
 _ENDS: dict[Machine, tuple[What, ...]] = {
-    "guest": ("memory", "page tables"),
+    "guest": ("memory", "page tables", "beyond the guest"),
     "host": ("host memory", "page tables", "other guest", "interrupts"),
 }
 _SIGNS: dict[Style, str] = {"safe": "✓", "unsafe": "✗", "unknown": "?"}
@@ -86,7 +86,11 @@ class _Band:
             for _, device, _ in columns
             if device is not None
         }
-        self._arrows |= {card.name: [scene.own(card)] for _, _, card in columns if card is not None}
+        self._arrows |= {
+            card.name: _downwards([scene.own(card), *scene.others_of_card(card)])
+            for _, _, card in columns
+            if card is not None
+        }
         self._heads: dict[tuple[Machine, What], float] = {}
         guests = any(column.vm is not None for column in columns)
         self._app = float(_MARGIN + _TITLE)
@@ -166,7 +170,7 @@ class _Band:
             if card is not None:
                 ends = ", ".join(arrow.label for arrow in self._arrows[card.name])
                 taken = f", taken by {card.app} ({self._scene.grant(card)})" if card.app else ""
-                said.append(f"{card.name}, emulated, port of {card.vswitch}{taken}: {ends}.")
+                said.append(f"{card.name}, {manners(card)}, emulated, port of {card.vswitch}{taken}: {ends}.")
                 continue
             if device is None:
                 said.append(f"{vm.name if vm else ''}: no device.")
@@ -283,12 +287,15 @@ class _Band:
         own = [(card, x) for card, x in cards if card.vswitch == name]
         if not own:
             return element("g")
-        left, right = own[0][1], own[-1][1] + _COLUMN
+        left, right, room = own[0][1], own[-1][1] + _COLUMN, _COLUMN - 4 * _INSET
         return element(
             "g",
             _box(left + _INSET, self._switch, right - left - 2 * _INSET, _SWITCH, "device"),
             svg_text(left + 2 * _INSET, self._switch + 20, self._scene.vswitch(name), "title"),
-            *(svg_text(x + 2 * _INSET, self._switch + 38, f"port {card.name}", "note") for card, x in own),
+            *(
+                svg_text(x + 2 * _INSET, self._switch + 38, f"port {card.name}, {manners(card)}", "note", room)
+                for card, x in own
+            ),
             class_="vswitch",
         )
 
@@ -329,6 +336,10 @@ class _Band:
         units = {verdict.evidence.fault.unit for verdict in arrow.verdicts if verdict.evidence.fault is not None}
         if not units:
             return None
+        if all(unit.endswith(" viommu") for unit in units):
+            return self._viommu + _BAR / 2
+        if any(unit.endswith(".hypervisor") for unit in units):
+            return self._hypervisor + _STRIP / 2
         if units == {"root port"}:
             return self._port + _PORT / 2
         behind = all(unit.startswith(("switch ", "bridge ")) for unit in units)
