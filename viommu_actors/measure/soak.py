@@ -100,7 +100,7 @@ def _books(supervisor: Supervisor) -> list[dict[str, Any]]:
     """Of every kernel and hypervisor; balanced where what was mapped and not unmapped is live."""
     found = []
     for name, actor in supervisor.actors.items():
-        if actor.role != "device":
+        if actor.role not in ("device", "app"):
             for book in supervisor.command(name, "books"):
                 balanced = book["mapped"] - book["unmapped"] == book["live"]
                 found.append({**book, "level": f"{name}: {book['level']}", "balanced": balanced})
