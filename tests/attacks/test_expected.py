@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from viommu_actors.attacks.catalogue import PLAYABLE, Access, Setting, Target
+from viommu_actors.attacks.expected import BACK_ENDS, Driver, KernelDriver, Key, Outcome, expected, matrix
 from viommu_actors.attacks.expected import SETTINGS as ALL_SETTINGS
-from viommu_actors.attacks.expected import Driver, KernelDriver, Key, Outcome, expected, matrix
 
 SETTINGS: tuple[Setting, ...] = ("none", "strict", "passthrough")
 #: Attacks that use what a driver gave: no translation stops what was mapped, or left mapped.
@@ -124,3 +124,41 @@ def test_what_is_not_told_of_applications_says_so() -> None:
 def test_an_unknown_cell_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         expected("A99", "guest", Target.GUEST_MEMORY, "strict")
+
+
+def test_claim_c10_a_back_end_reaches_what_was_mapped_and_no_more() -> None:
+    for key, cell in matrix().items():
+        attack = PLAYABLE[key.attack]
+        if key.driver not in BACK_ENDS.values() or attack.access not in ("read", "write"):
+            continue
+        if key.setting == "strict" and key.attack not in BY_THE_DRIVERS_LEAVE:
+            assert cell.verdict in ("blocked", None), key
+        if key.target in (Target.HOST_MEMORY, Target.OTHER_GUEST):
+            assert cell.verdict in ("blocked", None), key
+
+
+@pytest.mark.parametrize("attack", ["A1", "A2"])
+def test_claim_c10_without_a_viommu_or_past_it_the_guest_is_exposed(attack: str) -> None:
+    harm = HARM[PLAYABLE[attack].access]
+    drivers: tuple[Driver, ...] = ("vhost", "vhost-vfio", "vhost-noiommu", "vhost-uio")
+    verdicts = {
+        driver: [expected(attack, driver, Target.GUEST_MEMORY, setting).verdict for setting in SETTINGS]
+        for driver in drivers
+    }
+    assert verdicts == {
+        "vhost": [harm, "blocked", harm],
+        "vhost-vfio": [None, "blocked", "blocked"],
+        "vhost-noiommu": [harm, None, None],
+        "vhost-uio": [harm, None, harm],
+    }
+
+
+def test_a_back_end_has_a_cell_for_each_of_its_attacks_targets_and_settings() -> None:
+    wanted = {
+        (attack.id, "vhost", target, setting)
+        for attack in PLAYABLE.values()
+        for target in attack.targets
+        for setting in ALL_SETTINGS
+        if attack.back_end
+    }
+    assert {key for key in matrix() if key.driver == "vhost"} == wanted

@@ -10,6 +10,7 @@ from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
 from viommu_actors.hypervisor.virtio import device_iotlb
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.netdev import numbered_frame
+from viommu_actors.pci.link import Outcome, PortLog
 from viommu_actors.spec import pci, vhost, virtio_net, virtio_pci
 from viommu_actors.spec.vhost import ReadStatus
 from viommu_actors.spec.vtd import FaultReason
@@ -418,3 +419,54 @@ def test_one_that_asks_for_more_pages_than_are_remembered_is_told_to_forget_all(
     assert len(rogue.cable.kinds(vhost.IotlbUpdate)) == 100
     forgotten = rogue.cable.kinds(vhost.IotlbInvalidate)
     assert [(each.iova // 4096, each.size // 4096) for each in forgotten] == [(first, 16) for first in range(0, 96, 16)]
+
+
+def test_calls_that_come_together_are_one_interrupt_and_one_more() -> None:
+    network = Network()
+    guest, cable = network.guests[0], network.ends[0]
+    network.drivers[0].listen()
+    network.serve()
+    front_end, before = guest.card.front_end, len(guest.beneath.vectors)
+    front_end.gather()
+    for _ in range(9):
+        front_end.receive(vhost.Call(0))
+    front_end.receive(vhost.Call(1))
+    assert len(guest.beneath.vectors) == before + 2, "the first of each queue is not kept waiting"
+    front_end.flush()
+    assert len(guest.beneath.vectors) == before + 3, "what came behind it is not lost"
+    assert guest.vmm.counters["virtio_calls_coalesced"] == 8
+    for _ in range(2):
+        cable.say(vhost.Call(0))
+        network.serve()
+    assert len(guest.beneath.vectors) == before + 5, "apart they are as many as they are"
+
+
+def test_who_watches_hears_of_each_access_and_what_became_of_it() -> None:
+    network = Network()
+    guest, cable = network.guests[0], network.ends[0]
+    driver = network.drivers[0]
+    driver.listen()
+    network.serve()
+    iova, paddr, size = driver.control_mapping()
+    log = PortLog(16)
+    front_end = guest.card.front_end
+    front_end.watch(log)
+    cable.say(vhost.MemoryWrite(iova + size - 4, bytes(4)))
+    cable.say(vhost.MemoryWrite(0x1000, bytes(4)))
+    cable.say(vhost.MemoryRead(900, 0xFEE0_0000, 4))
+    cable.say(vhost.IotlbInvalidated(99))
+    network.serve()
+    guest.kernel.unbind(BDF)
+    cable.say(vhost.MemoryRead(901, iova, 4))
+    network.serve()
+    front_end.watch(None)
+    cable.say(vhost.MemoryRead(902, iova, 4))
+    network.serve()
+    assert [(entry.address, entry.length, entry.outcome, entry.physical) for entry in log.entries] == [
+        (iova + size - 4, 4, Outcome.OK, paddr + size - 4),
+        (0x1000, 4, Outcome.FAULT, None),
+        (0xFEE0_0000, 4, Outcome.INTERRUPT_RANGE, None),
+        (0, 0, Outcome.UNEXPECTED_COMPLETION, None),
+        (iova, 4, Outcome.NOT_RUNNING, None),
+    ]
+    assert {entry.requester for entry in log.entries} == {BDF}

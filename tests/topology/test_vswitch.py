@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from viommu_actors.attacks.catalogue import PLAYABLE
+from viommu_actors.attacks.expected import BASE_SETTINGS
 from viommu_actors.supervise.plan import make_plan
+from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.refusals import check
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.topology.resolved import ResolvedTopology
-from viommu_actors.topology.settings import under
+from viommu_actors.topology.settings import for_back_ends, under
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -75,3 +78,48 @@ def test_under_a_setting_of_the_hosts_own_devices_no_switch_is_left_alone() -> N
     assert not changed.vm and not changed.vswitch
     check(changed)
     assert under(topology, "none", "guest").vswitch == topology.vswitch
+
+
+@pytest.mark.parametrize(
+    ("attacks", "told"),
+    [
+        ('["A99"]', 'there is no attack "A99"'),
+        ('["A13"]', '"A13" is none of a back end'),
+        ('["A2", "A2"]', '"A2" stands there twice'),
+    ],
+)
+def test_attacks_that_a_back_end_cannot_play_are_refused(attacks: str, told: str) -> None:
+    text = 'name = "t"\n[[vswitch]]\nname = "ovs"\n[[vm]]\nname = "vm0"\n'
+    text += f'[[vm.virtio_net]]\nname = "vnet0"\nvswitch = "ovs"\noperations = 0\nrogue = {attacks}\n'
+    with pytest.raises(Refusal, match=told) as refused:
+        parse(text)
+    assert refused.value.key.startswith("vm[0].virtio_net[0].rogue[")
+
+
+def test_attacks_on_another_guest_need_one() -> None:
+    text = 'name = "t"\n[[vswitch]]\nname = "ovs"\n[[vm]]\nname = "vm0"\n'
+    text += '[[vm.virtio_net]]\nname = "vnet0"\nvswitch = "ovs"\noperations = 0\nrogue = ["A12"]\n'
+    with pytest.raises(Refusal, match="aims at another guest"):
+        parse(text)
+
+
+def test_an_attack_of_back_ends_is_none_of_a_device() -> None:
+    with pytest.raises(Refusal, match="of the back end of an emulated device"):
+        parse('name = "t"\n[[device]]\nname = "nic0"\nmodel = "nic"\nrogue = ["A55"]\n')
+
+
+def test_the_shipped_rogue_switch_plays_all_that_a_back_end_can() -> None:
+    cards = [card for vm in load(CONFIGS / "rogue-switch.toml").vm for card in vm.virtio_net]
+    assert {attack for card in cards for attack in card.rogue} == {a.id for a in PLAYABLE.values() if a.back_end}
+
+
+def test_a_card_under_each_setting_is_driven_as_it_is_to_be() -> None:
+    topology = load(CONFIGS / "rogue-switch.toml")
+    for setting in BASE_SETTINGS:
+        by_kernel = resolve(for_back_ends(topology, setting, "vhost"))
+        by_app = resolve(for_back_ends(topology, setting, "vhost-noiommu"))
+        assert {by_kernel.setting("vnet0"), by_app.setting("vnet1")} == {setting}
+        assert by_kernel.port("vnet1") is None and not by_kernel.card("vnet1").rogue and by_kernel.card("vnet0").rogue
+        port = by_app.port("vnet1")
+        assert port is not None and port.driver == "noiommu"
+        assert by_app.card("vnet1").rogue and not by_app.card("vnet0").rogue

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from viommu_actors.attacks.catalogue import CATALOGUE, Setting
-from viommu_actors.attacks.expected import Driver
+from viommu_actors.attacks.expected import BACK_ENDS, Driver
 from viommu_actors.report.results import Results, Verdict
 from viommu_actors.report.tables import outcome_style, proofs, sandbox_note, sandbox_words
 from viommu_actors.report.text import Line, Span, Table, line, plain
 
 
 class Row(NamedTuple):
-    """One attack on one target by a device that this kernel drives: by setting the verdict, or why there is none."""
+    """One attack on one target by a device that is driven so: by setting the verdict, or why there is none."""
 
     attack: str
     driver: Driver
@@ -26,6 +26,13 @@ class Row(NamedTuple):
     @property
     def title(self) -> str:
         return f"{self.attack} {CATALOGUE[self.attack].name}"
+
+    @property
+    def driven(self) -> str:
+        """Who drives the device; of an emulated one, that it was its back end."""
+        if self.driver in BACK_ENDS.values():
+            return f"by a back end ({self.driver})"
+        return f"driven by the {self.driver}"
 
 
 class Matrix:
@@ -67,9 +74,13 @@ class Matrix:
 
     def waiting(self) -> list[dict[str, str]]:
         """Attacks that are not played here, and for what they wait."""
-        elsewhere = "is an application's: viommu matrix --dpdk"
-        reasons = {a.id: f"waits {a.waits}" if a.waits else elsewhere for a in CATALOGUE.values()}
-        waiting = [attack for attack in CATALOGUE.values() if attack.waits or attack.by != "device"]
+        elsewhere = {
+            "application": "is an application's: viommu matrix --dpdk",
+            "back end": "is a back end's: viommu matrix --vswitch",
+        }
+        reasons = {a.id: f"waits {a.waits}" if a.waits else elsewhere.get(a.by, "") for a in CATALOGUE.values()}
+        played = {row.attack for row in self.rows}
+        waiting = [each for each in CATALOGUE.values() if reasons[each.id] and each.id not in played]
         return [{"attack": each.id, "reason": f"{each.name}: {reasons[each.id]}"} for each in waiting]
 
     # --- as text
@@ -98,7 +109,7 @@ class Matrix:
             lines.append(_cells([row.title, row.target, row.driver, *(self._words(row, s) for s in self.settings)]))
         lines += ["", "A dot is a cell that does not exist; the reasons stand below.", "", "## Proofs", ""]
         for row in self.rows:
-            lines.append(f"- **{row.title}** on {row.target}, driven by the {row.driver}")
+            lines.append(f"- **{row.title}** on {row.target}, {row.driven}")
             lines += [f"  - {', '.join(settings)}: {told}" for settings, told in self._grouped(row)]
         lines += ["", "## Waiting", ""]
         lines += [f"- {each['attack']} {each['reason']}" for each in self.waiting()]
@@ -147,7 +158,7 @@ class Matrix:
     def _proofs(self) -> list[Line]:
         lines = [line(Span("Proofs, and why a cell does not exist", "title"))]
         for row in self.rows:
-            lines.append(line(f"{row.title} on {row.target}, driven by the {row.driver}"))
+            lines.append(line(f"{row.title} on {row.target}, {row.driven}"))
             lines += [line(f"    {' '.join(settings)}: {told}") for settings, told in self._grouped(row)]
         return lines
 

@@ -168,7 +168,7 @@ class Assault:
         deadline = time.monotonic() + SETTLE
         while True:
             seen = self._stage.evidence()
-            done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= mission.accesses
+            done = seen["tried"] >= mission.aimed and sum(seen["outcomes"].values()) >= self._stage.accesses(mission)
             if done or time.monotonic() > deadline:
                 self._stage.unwatch()
                 return seen

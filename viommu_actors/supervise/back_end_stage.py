@@ -88,6 +88,15 @@ class BackEndStage(Stage):
         told: dict[str, Any] = self.command(self.owner.kernel, "faults")
         return told
 
+    def accesses(self, mission: Mission) -> int:
+        """Each is made once more after a miss: a read as often as it is asked for, a write once."""
+        steps = mission.steps
+        again = sum(step["do"] in ("read", "write") for step in steps)
+        for step in steps:
+            if step["do"] == "scan":
+                again += (step["last"] - step["first"]) // step["stride"] + 1
+        return mission.accesses + again
+
     def watch(self, mission: Mission) -> None:
         named = {"device": self.device.name, "aims": mission.aims, "guarded": mission.guarded}
         self.command(self.hypervisor, "watch", **named)

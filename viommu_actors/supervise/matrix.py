@@ -13,14 +13,14 @@ import msgspec
 
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import Setting, Target
-from viommu_actors.attacks.expected import BASE_SETTINGS, Driver, KernelDriver, expected
+from viommu_actors.attacks.expected import BASE_SETTINGS, BackEndDriver, Driver, KernelDriver, expected
 from viommu_actors.supervise.run import Ended, Run
 from viommu_actors.topology.errors import Refusal
 from viommu_actors.topology.model import Topology
 from viommu_actors.topology.refusals import check
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.topology.resolved import ResolvedTopology
-from viommu_actors.topology.settings import for_applications, under
+from viommu_actors.topology.settings import for_applications, for_back_ends, under
 
 _changed = msgspec.structs.replace
 
@@ -67,6 +67,26 @@ def columns_of_applications(topology: Topology) -> list[Column]:
                 why = f'"{name}" would be under {really}, not {setting}'
                 raise Refusal("vm", why, "give its VM a viommu, and no bypass_iommu")
         made.append(Column(setting, driver, resolved))
+    return made
+
+
+def columns_of_back_ends(topology: Topology) -> list[Column]:
+    """Those of each way in which a card is driven whose back end attacks, under each setting of the guests.
+
+    Raises `Refusal` for one that cannot be.
+    """
+    hostile = {card.name for vm in topology.vm for card in vm.virtio_net if card.rogue}
+    if not hostile:
+        raise Refusal("vm", "no card has a back end that attacks", "give a [[vm.virtio_net]] a rogue")
+    by_application = hostile & set(_given_to_applications(topology))
+    drivers: list[BackEndDriver] = ["vhost"] if hostile - by_application else []
+    if by_application:
+        drivers += ["vhost-vfio", "vhost-noiommu"]
+    made = []
+    for driver, setting in product(drivers, BASE_SETTINGS):
+        changed = for_back_ends(topology, setting, driver)
+        check(changed)
+        made.append(Column(setting, driver, resolve(changed)))
     return made
 
 

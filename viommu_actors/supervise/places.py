@@ -203,6 +203,8 @@ class Places:
         if gone:
             raise Refused(f'"{name}" is gone: {gone}')
         names = [device.name for device in self.topology.devices]
+        if self.topology.is_card(name):
+            raise Refused(f'a virtual switch serves "{name}"; its attacks stand in the topology (virtio_net.rogue)')
         if name not in names:
             raise Refused(f'there is no device "{name}"; {known(name, names)}')
         device = self.topology.device(name)

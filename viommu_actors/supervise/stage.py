@@ -180,6 +180,10 @@ class Stage:
         told: dict[str, Any] = self.command("host", "faults")
         return told
 
+    def accesses(self, mission: Mission) -> int:
+        """How many are to be seen at least before the attack is over."""
+        return mission.accesses
+
     def watch(self, mission: Mission) -> None:
         """From here on each access of the rogue is seen."""
         self.command("host", "watch", link=self.device.link, aims=mission.aims, guarded=mission.guarded)

@@ -6,7 +6,7 @@ import msgspec
 
 from viommu_actors.app.pci import UserDriver
 from viommu_actors.attacks.catalogue import CATALOGUE, DmaSetting, Setting, Target
-from viommu_actors.attacks.expected import KernelDriver
+from viommu_actors.attacks.expected import BACK_ENDS, BackEndDriver, KernelDriver
 from viommu_actors.kernel.cmdline import CommandLine
 from viommu_actors.kernel.vfio.noiommu import PARAMETER
 from viommu_actors.topology.model import Topology
@@ -76,6 +76,28 @@ def for_applications(topology: Topology, setting: DmaSetting, driver: UserDriver
         for vm in topology.vm
     )
     return _changed(topology, name=f"{setting}-{driver}", vm=vms)
+
+
+def for_back_ends(topology: Topology, setting: DmaSetting, driver: BackEndDriver) -> Topology:
+    """A topology whose guests are strict, under `setting`, for the back ends of those cards that are driven so.
+
+    Where a kernel drives them no application is there. `refusals.check` is still to be asked.
+    """
+    by_application = {port.device for vm in topology.vm for app in vm.app for port in app.port}
+    way = next(way for way, name in BACK_ENDS.items() if name == driver)
+    made = _changed(topology, vm=tuple(_changed(vm, app=()) for vm in topology.vm)) if way == "guest" else topology
+    made = for_applications(made, setting, "vfio" if way == "guest" else way)
+    vms = tuple(
+        _changed(
+            vm,
+            virtio_net=tuple(
+                card if (card.name in by_application) == (way != "guest") else _changed(card, rogue=())
+                for card in vm.virtio_net
+            ),
+        )
+        for vm in made.vm
+    )
+    return _changed(made, name=f"{setting}-{driver}", vm=vms)
 
 
 def setting_of(cmdline: str, has_iommu: bool) -> DmaSetting:
