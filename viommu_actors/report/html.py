@@ -15,7 +15,7 @@ from viommu_actors.report.io_tables import COUNTS, io_tables, modelled_table, ra
 from viommu_actors.report.latency import Latencies, breakdown, distributions, goal_table, latency_table
 from viommu_actors.report.markup import Markup, element, escape
 from viommu_actors.report.parts import line_html, table_html
-from viommu_actors.report.results import Results, Verdict
+from viommu_actors.report.results import Io, Results, Verdict
 from viommu_actors.report.svg import legend, topology_svg
 from viommu_actors.report.tables import (
     absent_table,
@@ -171,7 +171,7 @@ def _io(topology: ResolvedTopology, results: Results) -> list[Markup]:
             continue
         rows = [
             Bar(
-                f"{fit(row.device, 12)}, {row.mapping}" + ("" if row.driver == "kernel" else ", app"),
+                f"{fit(_flow(row), 12)}, {row.mapping}" + ("" if row.driver == "kernel" else ", app"),
                 ((row.mapping, count / row.operations if row.operations else 0.0),),
                 f"{count / row.operations:.3g}" if row.operations else "no operation",
             )
@@ -194,6 +194,11 @@ def _io(topology: ResolvedTopology, results: Results) -> list[Markup]:
     tower = tower_chart(topology, results)
     notes = [element("p", line_html(words)) for block in rate_notes(results) for words in block]
     return [intro, key_of, element("div", *panels, class_="panels"), *((tower,) if tower else ()), *figures, *notes]
+
+
+def _flow(row: Io) -> str:
+    """Whose row it is, and to whom it sent."""
+    return f"{row.device}→{row.peer}" if row.peer else row.device
 
 
 def _faults(results: Results) -> list[Markup]:
