@@ -13,7 +13,7 @@ from viommu_actors.supervise.back_end_stage import BackEndStage
 from viommu_actors.supervise.stage import PAGE, PATTERN, Keep, Mission, Stage, Steps
 from viommu_actors.supervise.supervisor import CommandFailed
 
-#: What others do before, and afterwards.
+#: What others do before, meanwhile and afterwards.
 _OPERATIONS = 8
 _FUZZED = 2000
 _CALLS = 4000
@@ -141,11 +141,25 @@ def _service(
     also: Callable[[], None] | None = None,
     record: Callable[[], Fault | None] | None = None,
 ) -> Mission:
-    """`counter` of the hypervisor counts what was refused, and `text` says what that is; without it, a fault is."""
-    keeps = tuple(
-        Keep(owner.kernel, "service", arguments={"bdf": owner.bdf, "operations": _OPERATIONS})
-        for _, owner in stage.others()
+    """`counter` of the hypervisor counts what was refused, and `text` says what that is; without it, a fault is.
+
+    The first of the others works while the attack lasts, all of the rest afterwards.
+    """
+    first, *rest = ((owner.kernel, {"bdf": owner.bdf, "operations": _OPERATIONS}) for _, owner in stage.others())
+    keeps = (
+        Keep(first[0], "served", "end_serve"),
+        *(Keep(kernel, "service", arguments=work) for kernel, work in rest),
     )
+
+    def serve() -> None:
+        stage.command(first[0], "serve", **first[1])
+
+    def meanwhile() -> None:
+        if also is not None:
+            also()
+        serve()
+
+    serve()
     before = " ".join(stage.command(keep.actor, keep.digest, **keep.arguments) for keep in keeps)
     counted = stage.counters().get(counter, 0)
 
@@ -159,7 +173,7 @@ def _service(
         least=1,
         keeps=keeps,
         before=before,
-        meanwhile=also,
+        meanwhile=meanwhile,
         record=record or (refused if counter else None),
     )
 
