@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
-from viommu_actors.hypervisor.virtio import device_iotlb
+from viommu_actors.hypervisor.virtio import told_pages
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.netdev import numbered_frame
 from viommu_actors.pci.link import Outcome, PortLog
@@ -409,9 +409,9 @@ def test_a_back_end_without_the_features_that_were_promised_serves_nobody() -> N
 def test_one_that_asks_for_more_pages_than_are_remembered_is_told_to_forget_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(device_iotlb, "CAPACITY", 16)
+    monkeypatch.setattr(told_pages, "CAPACITY", 16)
     rogue = Rogue(UnitConfig(), "intel_iommu=on iommu=pt")
-    told = rogue.guest.card.front_end.iotlb
+    told = rogue.guest.card.front_end.told
     for page in range(100):
         rogue.cable.say(vhost.IotlbMiss(page * 4096, 1))
         rogue.serve()

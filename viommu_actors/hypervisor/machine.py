@@ -220,7 +220,7 @@ class GuestMachine:
         self._functions[requester] = self.virtio[card.name] = function
         if unit is not None:
             unit.attach(requester)
-            self._shadows.add(function.front_end.iotlb)
+            self._shadows.add(function.front_end.told)
 
     def _install_firmware(self) -> None:
         viommu = self.config.viommu

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from viommu_actors.hypervisor.virtio.device_iotlb import DeviceIotlb
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
+from viommu_actors.hypervisor.virtio.told_pages import ToldPages
 from viommu_actors.pci.link import Log, Outcome
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.vhost import ReadStatus
@@ -85,7 +85,7 @@ class FrontEnd:
         counters: Counter[str],
         log: Callable[[str], None],
     ) -> None:
-        self.iotlb = DeviceIotlb(requester, self._invalidate)
+        self.told = ToldPages(requester, self._invalidate)
         self._name = name
         self._offered = offered
         self._memory = memory
@@ -126,7 +126,7 @@ class FrontEnd:
         self._invalidations.clear()
         self._kicks.clear()
         self._owed_calls.clear()
-        self.iotlb.forget()
+        self.told.forget()
         self._device.link_changed(False)
 
     # --- what the driver does
@@ -150,7 +150,7 @@ class FrontEnd:
         self._running = False
         self._kicks.clear()
         self._owed_calls.clear()
-        self.iotlb.forget()
+        self.told.forget()
         self._send(vhost.Reset())
 
     def kick(self, queue: int) -> None:
@@ -232,9 +232,9 @@ class FrontEnd:
         entry = self._memory.entry(iova, access) if self._admitted() else None
         if entry is None:
             return
-        if self.iotlb.full and (all_of_it := self.iotlb.forget()) is not None:
+        if self.told.full and (all_of_it := self.told.forget()) is not None:
             self._ask_to_forget(*all_of_it)
-        self.iotlb.told(entry)
+        self.told.told(entry)
         self._send(vhost.IotlbUpdate(entry.iova, entry.size, entry.address, int(entry.access)))
 
     def _access_failed(self, message: vhost.IotlbAccessFail) -> None:

@@ -18,7 +18,7 @@ _LAST_ADDRESS: Final = (1 << 64) - 1
 CAPACITY: Final = 4096
 
 
-class DeviceIotlb:
+class ToldPages:
     """`invalidate(first, last)` is the barrier: when it returns the back end has forgotten whatever overlaps."""
 
     def __init__(self, requester: int, invalidate: Callable[[int, int], None]) -> None:
