@@ -16,6 +16,7 @@ from viommu_actors.actors.port_wire import PortWire
 from viommu_actors.actors.vhost_wire import VhostWires
 from viommu_actors.netdev import numbered_frame
 from viommu_actors.spec import vhost
+from viommu_actors.spec.virtio_net import Queue
 from viommu_actors.vswitch.switch import Switch
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.wire.fuzz import hostile
@@ -180,6 +181,33 @@ def test_one_that_does_not_answer_in_time_is_cut_off(rig: Rig, monkeypatch: pyte
     # What came to the inbox meanwhile is still there, and told of.
     rig.wires.serve(5000)
     assert rig.inbox.ready
+
+
+def test_a_guest_that_notifies_without_end_takes_no_room_of_answers_and_each_queue_is_told_in_the_end(
+    rig: Rig,
+) -> None:
+    guest = rig.guest()
+    back_end = BackEnd(rig, guest)
+    driver = guest.boot()
+    driver.listen()
+    for number in range(50):
+        back_end.wire.send(vhost.MemoryRead(number, 0, 4096))
+    wire = rig.wires._wires["vnet0"]
+    while not wire.waits:
+        driver._net.notify(Queue.RECEIVE)
+    for _ in range(3000):
+        driver._net.notify(Queue.RECEIVE)
+    driver._net.notify(Queue.TRANSMIT)
+    rig.wires.serve(1000)
+    assert guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 0
+    # It says nothing itself, and reads on.
+    heard: list[Any] = []
+    while heard[-2:].count(vhost.Kick(Queue.TRANSMIT)) == 0 and guest.card.link_up:
+        rig.wires.serve(10)
+        while back_end.wire.ready:
+            heard.append(back_end.wire.receive())
+    assert [each.tag for each in heard if type(each) is vhost.ReadCompletion] == list(range(50))
+    assert set(heard[-2:]) == {vhost.Kick(Queue.TRANSMIT), vhost.Kick(Queue.RECEIVE)}
 
 
 def test_one_that_asks_and_does_not_listen_is_cut_off(rig: Rig) -> None:

@@ -352,8 +352,26 @@ def test_a_guest_that_notifies_without_end_loses_nothing_but_repetitions() -> No
     assert rogue.cable.open
     rogue.cable.listens = True
     kicks = len(rogue.cable.kinds(vhost.Kick))
-    assert rogue.read(SECRET) == b"secret"
+    rogue.serve()
     assert sorted(each.queue for each in rogue.cable.kinds(vhost.Kick)[kicks:]) == [0, 1]
+
+
+def test_one_that_takes_nothing_is_cut_off_once_for_all_that_it_is_to_stop() -> None:
+    rogue = Rogue(None)
+    rogue.cable.listens = False
+    rogue.driver._stop()
+    assert not rogue.cable.open
+    assert rogue.guest.vmm.counters["virtio_cut_off"] == 1
+    assert [line.rpartition("the back end ")[2] for line in rogue.guest.lines if "cut off" in line] == [
+        "takes no more messages"
+    ]
+
+
+def test_one_that_dies_while_it_is_to_stop_is_not_said_to_owe_anything() -> None:
+    rogue = Rogue(None)
+    rogue.cable.port = lambda message: rogue.cable.die()
+    rogue.driver._stop()
+    assert rogue.guest.vmm.counters["virtio_cut_off"] == 0 and not rogue.driver.link_up
 
 
 def test_its_interrupts_are_remapped_and_one_that_is_not_the_drivers_is_blocked() -> None:

@@ -60,6 +60,10 @@ class Cable:
 
     # --- for the front end
 
+    @property
+    def waits(self) -> bool:
+        return not self.listens
+
     def send(self, message: Any) -> bool:
         if not self.open or not self.listens:
             return False
@@ -91,6 +95,8 @@ class Cable:
 
     def step(self) -> bool:
         """One message each way; False where there was none."""
+        if not self.waits:
+            self._guest.card.front_end.room()
         served = bool(self.down or self.up)
         if self.down:
             self.port(self.down.popleft())

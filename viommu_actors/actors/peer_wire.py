@@ -54,6 +54,11 @@ class PeerWire:
         """Whether there may be a message that no poll will tell of."""
         return self._peer is not None and self._peer.behind
 
+    @property
+    def waits(self) -> bool:
+        """Whether something that was sent waits for room."""
+        return self._peer is not None and self._peer.waits
+
     def receive(self) -> Message | None:
         """The next message; None for something that is none, which has been counted.
 
@@ -109,7 +114,7 @@ class PeerWire:
 
     def _poll_for_room(self) -> None:
         """As long as something waits for it."""
-        waits = self._peer is not None and self._peer.waits
+        waits = self.waits
         if waits != self._crowded:
             self._crowded = waits
             self._poller.modify(self.fd, zmq.POLLIN | zmq.POLLOUT if waits else zmq.POLLIN)

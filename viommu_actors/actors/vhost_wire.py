@@ -63,6 +63,8 @@ class VhostWire(PeerWire):
                 self._introduce()
         self._front_end.flush()
         self.flush()
+        if not self.waits:
+            self._front_end.room()
 
     def _lost(self, error: PeerLost) -> None:
         super()._lost(error)

@@ -38,6 +38,11 @@ class Vring(NamedTuple):
 class BackEnd(Protocol):
     """A connection to a back end."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether something that was sent waits for room. When nothing does any more the front end is told."""
+        ...
+
     def send(self, message: Any) -> bool:
         """False where it takes no more, or is gone; never blocks."""
         ...
@@ -102,7 +107,7 @@ class FrontEnd:
         #: what the back end owes: queues that are to stop, numbers of invalidations
         self._stopping: set[int] = set()
         self._invalidations: set[int] = set()
-        #: queues whose notification found no room; two of one queue are one, as of an eventfd
+        #: queues whose notification waits for room; two of one queue are one, as of an eventfd
         self._kicks: set[int] = set()
         self._sequence = 0
         #: of what comes at once: queues that the driver was interrupted for, and is to be once more
@@ -143,8 +148,8 @@ class FrontEnd:
         if not running:
             return
         # Still served: what the back end has under way is legal until it has stopped.
+        self._stopping.update(vring.queue for vring in self._vrings)
         for vring in self._vrings:
-            self._stopping.add(vring.queue)
             self._send(vhost.StopVring(vring.queue))
         self._await(lambda: not self._stopping, "a stop")
         self._running = False
@@ -154,10 +159,19 @@ class FrontEnd:
         self._send(vhost.Reset())
 
     def kick(self, queue: int) -> None:
-        """The driver has notified the device, however often. A back end that is behind hears of it later."""
+        """The driver has notified the device, however often. A back end that is behind hears of it later.
+
+        What room is left while something waits is for answers: a guest shall not take it, and its back end be cut off.
+        """
         back_end = self._back_end
-        if self._running and back_end is not None and not back_end.send(vhost.Kick(queue)):
+        if self._running and back_end is not None and (back_end.waits or not back_end.send(vhost.Kick(queue))):
             self._kicks.add(queue)
+
+    def room(self) -> None:
+        """Nothing waits for room any more: what does not depend on the back end's saying something goes out."""
+        kicks, self._kicks = self._kicks, set()
+        for queue in kicks:
+            self.kick(queue)
 
     def watch(self, log: Log | None) -> None:
         """From here on `log` hears of each access of the back end; None: nobody does."""
@@ -167,10 +181,6 @@ class FrontEnd:
 
     def receive(self, message: Any) -> None:
         """Serves one message."""
-        if self._kicks:
-            kicks, self._kicks = self._kicks, set()
-            for queue in kicks:
-                self.kick(queue)
         kind = type(message)
         if kind is vhost.MemoryRead:
             tag, iova, size = message
