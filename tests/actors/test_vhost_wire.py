@@ -210,6 +210,30 @@ def test_a_guest_that_notifies_without_end_takes_no_room_of_answers_and_each_que
     assert set(heard[-2:]) == {vhost.Kick(Queue.TRANSMIT), vhost.Kick(Queue.RECEIVE)}
 
 
+def test_a_trap_has_one_patience_for_all_that_a_back_end_owes_of_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_wire, "PATIENCE", 0.05)
+    BackEnd(rig, rig.guest())
+    wire = rig.wires._wires["vnet0"]
+    looks = 0
+
+    def never() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    wire.wait(never)
+    assert looks > 1
+    looks = 0
+    wire.wait(never)
+    assert looks == 1, "nobody was waited for"
+    rig.wires.serve(0)
+    looks = 0
+    wire.wait(never)
+    assert looks > 1
+
+
 def test_one_that_asks_and_does_not_listen_is_cut_off(rig: Rig) -> None:
     guest = rig.guest()
     back_end = BackEnd(rig, guest)

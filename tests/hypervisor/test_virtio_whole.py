@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from viommu_actors.hypervisor.virtio import told_pages
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.netdev import numbered_frame
 from viommu_actors.pci.link import Outcome, PortLog
-from viommu_actors.spec import pci, vhost, virtio_net, virtio_pci
+from viommu_actors.spec import pci, platform, vhost, virtio_net, virtio_pci
 from viommu_actors.spec.vhost import ReadStatus
-from viommu_actors.spec.vtd import FaultReason
+from viommu_actors.spec.vtd import QUEUE_INDEX_SHIFT, FaultReason, IotlbGranularity, Reg
+from viommu_actors.spec.vtd_invalidation import IotlbInvalidate
 from viommu_actors.vswitch.switch import Switch
 from viommu_actors.vtd.config import UnitConfig
 
@@ -317,6 +320,56 @@ def test_what_it_has_under_way_is_served_while_the_guest_waits_for_it() -> None:
     rogue.cable.port = rogue.receive
     assert rogue.read(iova) is None
     assert rogue.guest.vmm.counters["virtio_blocked"] == 1
+
+
+def test_a_trap_waits_for_few_of_its_acknowledgements_and_the_rest_of_the_queue_for_its_turn() -> None:
+    rogue = Rogue(UnitConfig(), "intel_iommu=on iommu=pt")
+    guest = rogue.guest
+    waits = 0
+
+    def ask() -> None:
+        rogue.cable.say(vhost.IotlbMiss(0, 1))
+        rogue.cable.step()
+
+    def wait(until: Callable[[], bool]) -> None:
+        """It acknowledges, and asks again at once."""
+        nonlocal waits
+        waits += 1
+        rogue.serve()
+        assert until()
+        ask()
+
+    rogue.cable.wait = wait  # type: ignore[method-assign]
+    ask()
+    unit = guest.vmm.unit
+    assert unit is not None
+    queue = unit.read(Reg.IQA, 8) & ~0xFFF
+    tail = unit.read(Reg.IQT, 4) >> QUEUE_INDEX_SHIFT
+    low, high = IotlbInvalidate(IotlbGranularity.GLOBAL).encode()
+    for index in range(tail, tail + 200):
+        guest.memory.write(queue + (index % 256 << QUEUE_INDEX_SHIFT), struct.pack("<QQ", low, high))
+    guest.vmm.write(platform.REMAPPING_UNIT_BASE + Reg.IQT, 4, (tail + 200) % 256 << QUEUE_INDEX_SHIFT)
+    assert guest.vmm.behind and 1 < waits < 50
+    slices = 1
+    while guest.vmm.behind:
+        guest.vmm.go_on()
+        slices += 1
+    assert waits == 200 and slices > 4
+
+
+def test_an_unmap_waits_for_those_who_were_told_to_forget_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(told_pages, "CAPACITY", 2)
+    rogue = Rogue(UnitConfig())
+    iova, _, _ = rogue.driver._binding.control_mapping()
+    ring, held = rogue.rings[0], []
+    rogue.cable.port = lambda message: held.append(message) if type(message) is vhost.IotlbInvalidate else None
+    for place in (iova, ring.available, rogue.rings[1].available):
+        rogue.cable.say(vhost.IotlbMiss(place, 1))
+    rogue.serve()
+    # It was told to forget all, and may not have done so yet.
+    assert len(held) == 1 and held[0].iova <= iova < held[0].iova + held[0].size
+    rogue.driver._binding.release_control()
+    assert not rogue.cable.open and rogue.guest.vmm.counters["virtio_cut_off"] == 1
 
 
 def test_what_it_was_not_told_is_not_invalidated() -> None:

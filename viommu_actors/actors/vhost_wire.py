@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import zmq
@@ -18,7 +19,7 @@ from viommu_actors.wire.zmtp import PeerLost
 
 #: Messages of one back end that are served before others have their turn.
 _DRAIN = 64
-#: Seconds in which a back end is to answer what the guest's CPU waits for.
+#: Seconds in which a back end is to answer what the guest's CPU waits for: all of it, until the inbox has its turn.
 PATIENCE = 1.0
 
 
@@ -87,6 +88,8 @@ class VhostWires:
         self._poller = zmq.Poller()
         self._poller.register(inbox.socket, zmq.POLLIN)
         self._wires: dict[str, VhostWire] = {}
+        #: how long each card's back end was waited for since the inbox was looked at, in seconds
+        self._waited: dict[str, float] = {}
 
     def connect(self, name: str, address: str, front_end: FrontEnd) -> None:
         """The card's back end listens at an address, instead of where it did."""
@@ -96,22 +99,26 @@ class VhostWires:
             front_end.lost()
             self._tallies[name].start_over()
         self._wires[name] = VhostWire(
-            f"vhost:{name}", address, self._tallies[name], self._poller, front_end, self._wait
+            f"vhost:{name}", address, self._tallies[name], self._poller, front_end, partial(self._wait, name)
         )
 
     def serve(self, timeout: int | None) -> None:
         """Waits for messages, for `timeout` milliseconds at most, and serves those of back ends."""
+        self._waited.clear()
         self._drain(self._poller.poll(0 if self._behind() else timeout))
 
-    def _wait(self, until: Callable[[], bool]) -> None:
+    def _wait(self, name: str, until: Callable[[], bool]) -> None:
         """See `front_end.BackEnd`; what is in the inbox waits as long as the guest's CPU does."""
-        deadline = time.monotonic() + PATIENCE
+        start = time.monotonic()
+        waited = self._waited.get(name, 0.0)
+        deadline = start + PATIENCE - waited
         self._poller.unregister(self._inbox.socket)
         try:
             while not until() and (left := deadline - time.monotonic()) > 0:
                 self._drain(self._poller.poll(0 if self._behind() else int(left * 1000) + 1))
         finally:
             self._poller.register(self._inbox.socket, zmq.POLLIN)
+            self._waited[name] = waited + time.monotonic() - start
 
     def _behind(self) -> bool:
         return any(wire.behind for wire in self._wires.values())

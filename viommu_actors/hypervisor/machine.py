@@ -216,7 +216,9 @@ class GuestMachine:
                 self._signal(*message)
 
         memory = FunctionMemory(self.memory, unit, requester, self.counters)
-        function = VirtioNetFunction(card, memory, unit is not None, send_message, self.counters, self._log)
+        function = VirtioNetFunction(
+            card, memory, unit is not None, send_message, self.counters, self._effort, self._log
+        )
         self._functions[requester] = self.virtio[card.name] = function
         if unit is not None:
             unit.attach(requester)

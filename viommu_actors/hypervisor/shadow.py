@@ -52,7 +52,7 @@ _AT_ONCE: Final = 64
 
 
 class Effort:
-    """Work that shadows have done, in entries read. A guest decides how much there is; who runs them, when to pause."""
+    """Work that invalidations have made, in entries read. A guest decides how much; who runs it, when to pause."""
 
     def __init__(self) -> None:
         self.spent = 0

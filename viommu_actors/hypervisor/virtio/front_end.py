@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from viommu_actors.hypervisor.shadow import Effort
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
 from viommu_actors.hypervisor.virtio.told_pages import ToldPages
 from viommu_actors.pci.link import Log, Outcome
@@ -22,6 +23,8 @@ _ESSENTIAL = virtio.Feature.VERSION_1 | virtio.Feature.ACCESS_PLATFORM
 #: Lines logged of what a back end does wrong; all of it is counted.
 _LOGGED = 10
 _SEQUENCES = 1 << 32
+#: What waiting for an acknowledgement costs, in entries of tables: a guest's queue pauses after some of it.
+_WAIT = 1 << 12
 _new = tuple.__new__
 
 
@@ -88,6 +91,7 @@ class FrontEnd:
         memory: FunctionMemory,
         device: Device,
         counters: Counter[str],
+        effort: Effort,
         log: Callable[[str], None],
     ) -> None:
         self.told = ToldPages(requester, self._invalidate)
@@ -96,6 +100,7 @@ class FrontEnd:
         self._memory = memory
         self._device = device
         self._counters = counters
+        self._effort = effort
         self._log = log
         self._back_end: BackEnd | None = None
         self._ready = False
@@ -293,13 +298,17 @@ class FrontEnd:
 
     # --- the wire
 
-    def _invalidate(self, first: int, last: int) -> None:
-        """The barrier of an invalidation."""
-        if self._back_end is not None:
-            self._ask_to_forget(first, last)
+    def _invalidate(self, told: tuple[int, int] | None) -> None:
+        """The barrier of an invalidation. Who was told to forget all may still hold what it concerns."""
+        if told is not None:
+            self._ask_to_forget(*told)
+        if self._invalidations:
+            self._effort.spent += _WAIT
             self._await(lambda: not self._invalidations, "an invalidation")
 
     def _ask_to_forget(self, first: int, last: int) -> None:
+        if self._back_end is None:
+            return
         self._sequence = (self._sequence + 1) % _SEQUENCES
         self._invalidations.add(self._sequence)
         self._send(vhost.IotlbInvalidate(self._sequence, first, last - first + 1))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from viommu_actors.hypervisor.shadow import Effort
 from viommu_actors.hypervisor.virtio.common import CommonConfig
 from viommu_actors.hypervisor.virtio.front_end import FrontEnd
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
@@ -57,6 +58,7 @@ class VirtioNetFunction(Function):
         translated: bool,
         send_message: SendMessage,
         counters: Counter[str],
+        effort: Effort,
         log: Callable[[str], None],
     ) -> None:
         super().__init__(_config_space(), send_message)
@@ -72,7 +74,7 @@ class VirtioNetFunction(Function):
         offered = virtio.Feature.VERSION_1 | platform | Feature.MAC | Feature.STATUS | Feature.MTU
         sizes = [virtio_net.QUEUE_SIZE] * virtio_net.QUEUES
         self._common = CommonConfig(int(offered), sizes, len(virtio_net.Vector), self._settle)
-        self.front_end = FrontEnd(card.name, int(offered), card.bdf, memory, self, counters, log)
+        self.front_end = FrontEnd(card.name, int(offered), card.bdf, memory, self, counters, effort, log)
         self._log = log
         self._latch()
 

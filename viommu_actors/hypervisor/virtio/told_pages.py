@@ -19,9 +19,11 @@ CAPACITY: Final = 4096
 
 
 class ToldPages:
-    """`invalidate(first, last)` is the barrier: when it returns the back end has forgotten whatever overlaps."""
+    """`invalidate(range)` is the barrier: when it returns the back end has forgotten whatever overlaps, and all else
+    that it was told to forget. The range is (first, last), or None where it was told of nothing there.
+    """
 
-    def __init__(self, requester: int, invalidate: Callable[[int, int], None]) -> None:
+    def __init__(self, requester: int, invalidate: Callable[[tuple[int, int] | None], None]) -> None:
         self.requester = requester
         self._invalidate = invalidate
         self._held = HeldMappings()
@@ -87,5 +89,4 @@ class ToldPages:
         gone = self._held.take(first, last)
         if not len(self._held):
             self._domains.clear()
-        if gone:
-            self._invalidate(gone[0].iova, gone[-1].last)
+        self._invalidate((gone[0].iova, gone[-1].last) if gone else None)
