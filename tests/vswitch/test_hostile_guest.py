@@ -12,7 +12,7 @@ from tests.vswitch.front_end import PAGE, SIZE, DriverQueue, Guest, World, frame
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.virtio import DescriptorFlag
 from viommu_actors.spec.virtio_net import HEADER, MAX_FRAME, MIN_FRAME, Queue
-from viommu_actors.vswitch.egress import STUCK
+from viommu_actors.vswitch.egress import DELIVERY_TIMEOUT
 
 NEXT, WRITE, INDIRECT = DescriptorFlag.NEXT, DescriptorFlag.WRITE, DescriptorFlag.INDIRECT
 EVERYTHING = (1 << 64) - 1
@@ -137,7 +137,7 @@ def test_buffers_where_nothing_is(address: int, translated: bool) -> None:
     mallory.rx.describe(0, address, 500, WRITE)
     a.send(frame(mac(9), mac(1)))
     world.pump()
-    world.now += STUCK
+    world.now += DELIVERY_TIMEOUT
     still_serves(world, a, b)
 
 
@@ -151,7 +151,7 @@ def test_rings_where_nothing_is(where: str, address: int) -> None:
     mallory.send(frame(mac(9), mac(8)))
     for _ in range(3):
         still_serves(world, a, b)
-        world.now += STUCK
+        world.now += DELIVERY_TIMEOUT
 
 
 def test_a_buffer_for_what_is_sent_that_is_too_small_or_to_be_read_gets_nothing() -> None:
@@ -207,7 +207,7 @@ def test_any_content_of_rings(
         mallory.to_switch(vhost.Kick(queue))
     a.send(frame(mac(9), mac(1)))
     world.pump()
-    world.now += STUCK
+    world.now += DELIVERY_TIMEOUT
     still_serves(world, a, b)
 
 
@@ -241,5 +241,5 @@ def test_any_messages_of_a_front_end(messages: list[object]) -> None:
     for message in messages:
         mallory.to_switch(message)
     world.pump()
-    world.now += STUCK
+    world.now += DELIVERY_TIMEOUT
     still_serves(world, a, b)

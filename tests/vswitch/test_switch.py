@@ -11,7 +11,7 @@ from viommu_actors.spec import vhost
 from viommu_actors.spec.vhost import Access
 from viommu_actors.spec.virtio import DescriptorFlag
 from viommu_actors.spec.virtio_net import HEADER, MAX_FRAME, MIN_FRAME, RECEIVE_HEADER, Queue
-from viommu_actors.vswitch.egress import PATIENCE, STUCK
+from viommu_actors.vswitch.egress import BUFFER_TIMEOUT, DELIVERY_TIMEOUT
 
 ALL = b"\xff" * 6
 NEXT, WRITE = DescriptorFlag.NEXT, DescriptorFlag.WRITE
@@ -235,7 +235,7 @@ def test_a_guest_without_buffers_is_waited_for_once(world: World) -> None:
     world.pump()
     assert len(c.received()) == 1
     assert a.tx.reap() == []
-    world.now += PATIENCE
+    world.now += BUFFER_TIMEOUT
     world.pump()
     assert len(a.tx.reap()) == 2
     a.send(frame(mac(1), mac(0)))
@@ -249,6 +249,28 @@ def test_a_guest_without_buffers_is_waited_for_once(world: World) -> None:
     assert [each[14:] for each in b.received()] == [b"now"]
 
 
+@pytest.mark.parametrize("leave", [Access.READ, Access.BOTH])
+def test_a_guest_that_gives_buffers_by_drops_is_waited_for_no_longer(world: World, leave: Access) -> None:
+    """Be they fit to be written or not: a frame's time is its own."""
+    a, b, c = up(world, "abc", buffers=1)
+    b.give(32)
+    for index in range(c.rx.size):
+        page = c.rx.buffer(index) // PAGE
+        c.unmap(page)
+        c.mapping[page] = page, leave  # type: ignore[index]
+        c.to_switch(vhost.IotlbUpdate(page * PAGE, PAGE, page * PAGE, leave))
+    a.send(*(frame(ALL, mac(0), bytes((number,))) for number in range(31)), frame(mac(1), mac(0), b"b's"))
+    world.pump()
+    assert len(b.received()) == 32
+    sent = world.now
+    while not a.tx.reap():
+        assert world.now < sent + DELIVERY_TIMEOUT
+        world.now += 0.8 * BUFFER_TIMEOUT
+        c.give(1)
+        world.pump()
+    assert c.port.counters["tx_dropped"]
+
+
 def test_a_front_end_that_does_not_answer_holds_nobody(world: World) -> None:
     a, b, c = up(world, "abc")
     b.stuck = True
@@ -257,7 +279,7 @@ def test_a_front_end_that_does_not_answer_holds_nobody(world: World) -> None:
     world.pump()
     assert len(a.received()) == 1
     assert a.tx.reap() == []
-    world.now += STUCK
+    world.now += DELIVERY_TIMEOUT
     world.pump()
     assert len(a.tx.reap()) == 1
     b.stuck = False
@@ -280,7 +302,7 @@ def test_a_guest_that_was_never_there_is_waited_for_once(world: World) -> None:
     c = world.guest("c")
     a.send(frame(mac(2), mac(0), b"second"))
     world.pump()
-    world.now += STUCK
+    world.now += DELIVERY_TIMEOUT
     a.send(frame(mac(2), mac(0), b"third"))
     world.pump()
     assert len(a.tx.reap()) == len(b.received()) == 2

@@ -27,10 +27,11 @@ class Delivery(Wait):
 
 
 class Parcel:
-    """A frame that waits at a port, and whom its fate is told."""
+    """A frame that waits at a port since some time (seconds), and whom its fate is told."""
 
-    __slots__ = ("delivery", "frame")
+    __slots__ = ("delivery", "frame", "since")
 
-    def __init__(self, frame: bytes, delivery: Delivery) -> None:
+    def __init__(self, frame: bytes, delivery: Delivery, since: float) -> None:
         self.frame = frame
         self.delivery = delivery
+        self.since = since

@@ -16,11 +16,12 @@ from viommu_actors.vswitch.memory import WRITE, TranslatedMemory
 from viommu_actors.vswitch.ring import BURST, Ring
 from viommu_actors.vswitch.task import Task, Wait
 
-#: Seconds that frames wait for a guest that gives no buffer. After that they are dropped at once until it does: whoever
-#: sends to it waits for it no more than once.
-PATIENCE: Final = 0.5
-#: Seconds that they wait, likewise, for a front end that does not answer: not at all, or not for a buffer.
-STUCK: Final = 1.0
+#: Seconds that a frame waits where its guest gives no buffer. After that all that waits is dropped, and what comes then
+#: at once, until the guest gives one: whoever sends to it waits for it no more than once.
+BUFFER_TIMEOUT: Final = 0.5
+#: Seconds that it waits, likewise, for whatever else its guest or the front end does not do. Each frame's time is its
+#: own: it does not begin anew for what becomes of others, nor for buffers that nothing may be written into.
+DELIVERY_TIMEOUT: Final = 1.0
 
 
 class Egress:
@@ -40,19 +41,17 @@ class Egress:
         #: Frames are dropped at once: the guest took none, or it has gone.
         self._congested = False
         self._arrival: Wait | None = None
-        #: how often it went on, and how often it had at which time (seconds)
-        self._steps = 0
-        self._seen = 0, 0.0
 
-    def send(self, frame: bytes, delivery: Delivery) -> None:
-        """A frame for the guest, to be followed by `wake`; `delivery` hears when it is settled."""
+    def send(self, frame: bytes, delivery: Delivery, now: float) -> None:
+        """A frame for the guest, sent `now` (as of `expire`), to be followed by `wake`.
+
+        `delivery` hears when it is settled.
+        """
         if self._congested:
             self._counters["tx_dropped"] += 1
             return
-        if not (self._waiting or self._written):
-            self._steps += 1
         delivery.add()
-        self._waiting.append(Parcel(frame, delivery))
+        self._waiting.append(Parcel(frame, delivery, now))
 
     def wake(self) -> None:
         """The last frame for now has been sent."""
@@ -73,7 +72,6 @@ class Egress:
             while not chains:
                 yield from ring.wait()
                 chains.extend((yield from ring.take()))
-            self._steps += 1
             yield from self._ask_leave(chains)
             used = yield from self._fill(chains)
             if used:
@@ -92,10 +90,9 @@ class Egress:
         """Drops what has waited for too long; when to be called again, if at all (seconds of a monotonic clock)."""
         if not (self._written or self._waiting):
             return None
-        if self._seen[0] != self._steps:
-            self._seen = self._steps, now
+        oldest = self._written[0] if self._written else self._waiting[0]
         asleep = self._ring is not None and self._ring.asleep
-        end = self._seen[1] + (PATIENCE if asleep else STUCK)
+        end = oldest.since + (BUFFER_TIMEOUT if asleep else DELIVERY_TIMEOUT)
         if now < end:
             return end
         self._congested = True
@@ -148,7 +145,6 @@ class Egress:
 
     def _settle(self) -> None:
         """The guest has what was written."""
-        self._steps += 1
         written, self._written = self._written, []
         for parcel in written:
             self._counters["tx_packets"] += 1

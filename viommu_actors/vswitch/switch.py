@@ -40,7 +40,7 @@ class Switch:
             known = None if destination[0] & _GROUP else self.macs.find(destination, now)
             for port in self.ports.values() if known is None else (known,):
                 if port is not ingress:
-                    port.egress.send(frame, delivery)
+                    port.egress.send(frame, delivery, now)
                     touched[port] = None
         for port in touched:
             port.egress.wake()
