@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.vswitch.front_end import PAGE, Guest, World, frame, mac
+from tests.vswitch.front_end import PAGE, RAM, Guest, World, frame, mac
 from viommu_actors.spec import vhost
 from viommu_actors.spec.vhost import Access
 from viommu_actors.spec.virtio import DescriptorFlag
@@ -223,6 +223,36 @@ def test_a_buffer_that_must_not_be_written_is_not_written(world: World) -> None:
     assert b.rx.reap() == [(0, 0), (1, HEADER.size + MIN_FRAME + 6)]
     assert vhost.IotlbAccessFail(b.rx.buffer(0), HEADER.size + MIN_FRAME + 6, Access.WRITE) in b.said
     assert not b.faults
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        (vhost.IotlbInvalidate(7, 0, RAM), vhost.IotlbInvalidated(7)),
+        (vhost.StopVring(Queue.TRANSMIT), vhost.VringBase(Queue.TRANSMIT, 1)),
+    ],
+)
+def test_what_is_to_be_read_later_is_not_read_once_that_was_promised(
+    world: World, message: object, answer: object
+) -> None:
+    """A frame in more pieces than there may be reads on the way."""
+    a, _ = up(world, "ab")
+    pieces = 60
+    for index in range(pieces):
+        last = index == pieces - 1
+        a.tx.describe(index, a.tx.buffer(index), 60, 0 if last else NEXT, 0 if last else index + 1)
+    assert a.mapping is not None
+    a.tx.offer(0)
+    first = a.tx.buffer(0)
+    while sum(type(said) is vhost.MemoryRead and said.iova >= first for said in a.up) < 32:
+        assert world.step()
+    a.port.receive(message)
+    a.mapping.clear()
+    while a.said[-1:] != [answer]:
+        assert world.step()
+    a.counts.clear()
+    world.pump()
+    assert a.counts["MemoryRead"] == 0
 
 
 # --- guests that take nothing

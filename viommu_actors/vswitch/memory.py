@@ -15,8 +15,8 @@ from viommu_actors.spec.vtd import PAGE_MASK, PAGE_SIZE
 from viommu_actors.vswitch.device_iotlb import DeviceIotlb
 from viommu_actors.vswitch.task import Wait
 
-#: Reads on the way, and pages asked for by one task; further ones wait for their turn. The front end has room for as
-#: many answers as both queues may thus have to come (`wire.zmtp.QUEUE`).
+#: Reads on the way, and pages asked for by one task; who wants more waits. The front end has room for as many answers
+#: as both queues may thus have to come (`wire.zmtp.QUEUE`).
 _WINDOW: Final = 32
 _ADDRESS_SPACE: Final = 1 << 64
 _new = tuple.__new__
@@ -48,15 +48,28 @@ class Memory:
         self._tag = 0
         #: tag -> read on the way
         self._reads: dict[int, Read] = {}
-        self._queued: deque[Read] = deque()
+        #: who waits until fewer are
+        self._turns: deque[Wait] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another read may be on the way."""
+        return len(self._reads) < _WINDOW
+
+    def turn(self) -> Wait:
+        """For who wants to read and finds no room: over once there may be some. Leave may have been lost by then."""
+        turn = Wait()
+        self._turns.append(turn)
+        return turn
 
     def read(self, iova: int, size: int) -> Read:
-        """Of 1 to `vhost.MAX_ACCESS` bytes."""
-        read = Read(iova, size)
-        if len(self._reads) < _WINDOW:
-            self._issue(read)
-        else:
-            self._queued.append(read)
+        """Of 1 to `vhost.MAX_ACCESS` bytes, at once. There is room."""
+        self._counters["reads"] += 1
+        # Tags go round, and there are far more of them than reads on the way: a late answer meets no newer read.
+        tag = self._tag
+        self._tag = (tag + 1) % vhost.MAX_TAGS
+        self._reads[tag] = read = Read(iova, size)
+        self._send(_new(vhost.MemoryRead, (tag, iova, size)))
         return read
 
     def write(self, iova: int, data: bytes) -> None:
@@ -76,8 +89,9 @@ class Memory:
         if read is None:
             self._counters["unexpected_completions"] += 1
             return
-        if self._queued:
-            self._issue(self._queued.popleft())
+        # One that has been ended meanwhile takes no room.
+        while self._turns and self.has_room:
+            self._turns.popleft().finish()
         if status != vhost.ReadStatus.DONE:
             self._counters["reads_failed"] += 1
         elif len(data) != read.size:
@@ -89,15 +103,7 @@ class Memory:
     def start_over(self) -> None:
         """Nothing that is on the way will be answered, and nobody waits for it any more."""
         self._reads.clear()
-        self._queued.clear()
-
-    def _issue(self, read: Read) -> None:
-        self._counters["reads"] += 1
-        # Tags go round, and there are far more of them than reads on the way: a late answer meets no newer read.
-        tag = self._tag
-        self._tag = (tag + 1) % vhost.MAX_TAGS
-        self._reads[tag] = read
-        self._send(_new(vhost.MemoryRead, (tag, read.iova, read.size)))
+        self._turns.clear()
 
 
 class TranslatedMemory:
@@ -155,9 +161,9 @@ class TranslatedMemory:
 
     def fetch(self, iova: int, size: int) -> Generator[Wait, None, bytes | None]:
         """Reads 1 to `vhost.MAX_ACCESS` bytes; None where it may not, or could not."""
-        if not self.has_leave(iova, size, READ) and not (yield from self.leave(iova, size, READ)):
+        read = yield from self._read(iova, size)
+        if read is None:
             return None
-        read = self.memory.read(iova, size)
         yield read
         return read.data
 
@@ -167,8 +173,7 @@ class TranslatedMemory:
         yield from self.ask(places, READ)
         reads: list[Read | None] = []
         for iova, size in places:
-            allowed = self.has_leave(iova, size, READ) or (yield from self.leave(iova, size, READ))
-            reads.append(self.memory.read(iova, size) if allowed else None)
+            reads.append((yield from self._read(iova, size)))
         for read in reads:
             if read is not None:
                 yield read
@@ -204,6 +209,14 @@ class TranslatedMemory:
         """Nothing was told yet."""
         self.translated = translated
         self.iotlb.clear()
+
+    def _read(self, iova: int, size: int) -> Generator[Wait, None, Read | None]:
+        """Issues a read once it may and there is room; None where it may not."""
+        while self.has_leave(iova, size, READ) or (yield from self.leave(iova, size, READ)):
+            if self.memory.has_room:
+                return self.memory.read(iova, size)
+            yield self.memory.turn()
+        return None
 
     def _miss(self, miss: _Miss) -> Wait:
         """Asks, unless somebody has already."""

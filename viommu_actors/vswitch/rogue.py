@@ -157,9 +157,9 @@ class Rogue:
         flight: deque[Reading] = deque()
         for address, length in places:
             for at, size in _pieces(address, length):
-                flight.append(self._port.memory.read(at, size))
+                flight.append((yield from self._read(at, size)))
                 self._miss(at, READ)
-                flight.append(self._port.memory.read(at, size))
+                flight.append((yield from self._read(at, size)))
                 while len(flight) >= _WINDOW:
                     read = flight.popleft()
                     if not read.over:
@@ -170,6 +170,11 @@ class Rogue:
                 yield read
             got += read.data is not None
         return f"{got} reads answered"
+
+    def _read(self, at: int, size: int) -> Generator[Wait, None, Reading]:
+        while not self._port.memory.has_room:
+            yield self._port.memory.turn()
+        return self._port.memory.read(at, size)
 
     def _write(self, step: Write) -> None:
         pieces = list(_pieces(step.address, len(step.data)))
@@ -189,7 +194,7 @@ class Rogue:
         """An honest access: leave is asked for, and what was written is read again."""
         self._miss(step.iova, int(Access.BOTH))
         self._port.memory.write(step.iova, step.data)
-        read = self._port.memory.read(step.iova, len(step.data))
+        read = yield from self._read(step.iova, len(step.data))
         if not read.over:
             yield read
         if read.data is None:
@@ -214,7 +219,7 @@ class Rogue:
             return "refused"
         setup, used = found
         memory = self._port.memory
-        entry = memory.read(setup.available + RING_ENTRIES + used % setup.size * U16.size, U16.size)
+        entry = yield from self._read(setup.available + RING_ENTRIES + used % setup.size * U16.size, U16.size)
         if not entry.over:
             yield entry
         if entry.data is None:
