@@ -72,7 +72,7 @@ def _both_ways(ring: DriverQueue) -> None:
 
 
 def _index_far_away(ring: DriverQueue) -> None:
-    ring.index = ring.index + SIZE + 1 & 0xFFFF
+    ring.index = ring.index + 2 * SIZE + 1 & 0xFFFF
     ring.offer(0)
 
 

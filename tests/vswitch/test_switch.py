@@ -12,6 +12,7 @@ from viommu_actors.spec.vhost import Access
 from viommu_actors.spec.virtio import DescriptorFlag
 from viommu_actors.spec.virtio_net import HEADER, MAX_FRAME, MIN_FRAME, RECEIVE_HEADER, Queue
 from viommu_actors.vswitch.egress import BUFFER_TIMEOUT, DELIVERY_TIMEOUT
+from viommu_actors.vswitch.ring import BURST
 
 ALL = b"\xff" * 6
 NEXT, WRITE = DescriptorFlag.NEXT, DescriptorFlag.WRITE
@@ -167,6 +168,35 @@ def test_no_notification_and_no_interrupt_while_both_sides_poll(world: World) ->
     assert not a.calls and not b.calls
 
 
+def test_a_driver_hears_of_what_a_switch_used_that_died_before_it_had_said_so(world: World) -> None:
+    a, b = up(world, "ab")
+    a.calls.clear()
+    a.send(frame(mac(1), mac(0)))
+    while a.tx.seen == a.tx.get(a.tx.used + 2, 2):
+        assert world.step()
+    assert not a.calls
+    world.replace_switch()
+    for guest in (a, b):
+        guest.start()
+    world.pump()
+    assert Queue.TRANSMIT in a.calls and Queue.RECEIVE in b.calls
+
+
+def test_a_driver_hears_of_a_burst_though_the_next_one_waits_for_its_page(world: World) -> None:
+    a, b = up(world, "ab")
+    assert a.mapping is not None
+    a.mapping.pop(a.tx.buffer((a.tx.index + BURST + 1) % a.tx.size) // PAGE)
+    a.calls.clear()
+    a.stuck = True
+    a.send(*(frame(mac(1), mac(0)) for _ in range(BURST + 4)))
+    world.pump()
+    a.stuck = False
+    b.give(BURST)
+    world.pump()
+    assert len(a.tx.reap()) == BURST
+    assert a.calls == [Queue.TRANSMIT]
+
+
 # --- the device-IOTLB
 
 
@@ -188,8 +218,8 @@ def test_a_page_is_asked_for_once_and_again_when_it_was_invalidated(world: World
             world.pump()
             assert b.said.pop() == vhost.IotlbInvalidated(7)
             b.mapping[page] = leave
-    # At first the available ring and the descriptors, too; the used ring it has written to before.
-    assert misses == [3, 0, 1]
+    # At first the descriptors, too; at both rings it has been before.
+    assert misses == [2, 0, 1]
     assert len(b.rx.reap()) == 3
     assert not b.faults
 

@@ -63,6 +63,8 @@ class Egress:
         """Serves the receive queue. Raises RingBroken."""
         self._ring = ring
         yield from ring.want_notifications(False)
+        # Whether there are frames or not: the driver may be owed an interrupt (`Ring`).
+        yield from ring.poll()
         chains: deque[Chain] = deque()
         while True:
             self._congested = False

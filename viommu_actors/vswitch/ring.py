@@ -39,8 +39,9 @@ class Ring:
         #: Index of the used ring: where the next device would go on.
         self.used = setup.base
         self._flags = virtio.UsedFlag.NO_NOTIFY
-        #: Buffers were used since the driver's wish for interrupts was last looked at.
-        self._owes_call = False
+        #: Buffers were used since the driver's wish for interrupts was last looked at; perhaps by a device before this
+        #: one, which died before it had told the driver.
+        self._owes_call = True
         self._kick: Wait | None = None
 
     @property
@@ -75,9 +76,12 @@ class Ring:
         return self.available
 
     def wait(self) -> Generator[Wait, None, None]:
-        """Until there are chains: polls for some time, then sleeps until the driver notifies."""
+        """Until there are chains: polls for some time, then sleeps until the driver notifies.
+
+        A driver that is to hear of what was used hears of it first: what is taken next may have to wait for others.
+        """
         polls = 0
-        while not self.available and not (yield from self.poll()):
+        while (self._owes_call or not self.available) and not (yield from self.poll()):
             self._counters["empty_polls"] += 1
             polls += 1
             if polls > EMPTY_POLLS:
