@@ -90,7 +90,7 @@ class SwitchThread(threading.Thread):
         self.ports = []
         for name, listener in zip(names, self.listeners, strict=True):
             wire = PortWire(self._context, self._poller, listener, name, "switch")
-            self.ports.append((wire, self._switch.add(name, wire.send)))
+            self.ports.append((wire, self._switch.add(name, wire.send, lambda wire=wire: wire.waits)))  # type: ignore[misc]
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -99,6 +99,8 @@ class SwitchThread(threading.Thread):
             for wire, port in self.ports:
                 if ready.get(wire.socket, 0) & zmq.POLLOUT:
                     wire.flush()
+                    if not wire.waits:
+                        port.has_room()
                 while wire.ready:
                     if (message := wire.receive()) is not None:
                         port.receive(message)

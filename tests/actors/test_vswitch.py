@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.vswitch.front_end import Guest, World, frame, mac
+from tests.vswitch.front_end import BUFFERS, Guest, World, frame, mac
 from viommu_actors.spec import vhost
+from viommu_actors.spec.virtio_net import Queue
 from viommu_actors.supervise.actor_plan import actor_plan, listen
 from viommu_actors.supervise.process import Actor
 from viommu_actors.wire.messages import Command
@@ -193,3 +194,29 @@ def test_what_is_no_message_is_dropped(rig: Rig) -> None:
     rig.settle()
     received = next(end for end in rig.ask("counts") if end["wire"] == "vhost:vnet0")["received"]
     assert received["malformed: not msgpack"] == 1
+
+
+def test_notifications_without_end_do_not_pile_up_in_it(rig: Rig) -> None:
+    """A guest whose front end reads nothing meanwhile, and whose buffers are not mapped."""
+    rig.start()
+    a, b = rig.guests
+    b.give(48)
+    assert a.mapping is not None
+    leave = {page: a.mapping.pop(page) for page in range(BUFFERS[Queue.TRANSMIT], BUFFERS[Queue.TRANSMIT] + 64)}
+    a.send(*(frame(mac(2), mac(1)) for _ in range(40)))
+    rig.settle()
+    asked, kicks = a.counts["IotlbMiss"], 6000
+    for _ in range(kicks):
+        a.channel.post(vhost.Kick(Queue.TRANSMIT))
+    end = time.monotonic() + SECONDS
+    while not a.channel.offer(vhost.Kick(Queue.TRANSMIT)):
+        assert time.monotonic() < end
+        a.channel.flush()
+    while rig.ask("statistics")["vnet0"]["kicks"] <= kicks:
+        assert time.monotonic() < end
+    rig.settle()
+    # As many as a socket has room for.
+    assert a.counts["IotlbMiss"] - asked < 8 * kicks
+    a.mapping |= leave
+    a.to_switch(vhost.Kick(Queue.TRANSMIT))
+    rig.until(lambda: a.tx.get(a.tx.used + 2, 2) == 40)

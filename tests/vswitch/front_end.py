@@ -21,6 +21,8 @@ RAM = 256 * PAGE
 RINGS = {Queue.RECEIVE: 1, Queue.TRANSMIT: 8}
 BUFFERS = {Queue.RECEIVE: 16, Queue.TRANSMIT: 96}
 SIZE = 64
+#: Messages on the way to a front end beyond which they wait in the switch.
+ROOM = 100
 
 
 class DriverQueue:
@@ -103,7 +105,7 @@ class Guest:
     def connect(self) -> None:
         """To the switch that there is."""
         self.down, self.up = deque(), deque()
-        self.port = self._world.switch.add(self.name, self.up.append)
+        self.port = self._world.switch.add(self.name, self.up.append, lambda: len(self.up) >= ROOM)
 
     def to_switch(self, message: Any) -> None:
         self.down.append(message)
@@ -234,6 +236,8 @@ def _to_port(guest: Guest) -> None:
 
 def _to_guest(guest: Guest) -> None:
     guest.serve(guest.up.popleft())
+    if len(guest.up) < ROOM:
+        guest.port.has_room()
 
 
 def mac(number: int) -> bytes:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vswitch.front_end import PAGE, SIZE, DriverQueue, Guest, World, frame, mac
+from tests.vswitch.front_end import PAGE, ROOM, SIZE, DriverQueue, Guest, World, frame, mac
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.virtio import DescriptorFlag
 from viommu_actors.spec.virtio_net import HEADER, MAX_FRAME, MIN_FRAME, Queue
 from viommu_actors.vswitch.egress import DELIVERY_TIMEOUT
+from viommu_actors.vswitch.ring import BURST
 
 NEXT, WRITE, INDIRECT = DescriptorFlag.NEXT, DescriptorFlag.WRITE, DescriptorFlag.INDIRECT
 EVERYTHING = (1 << 64) - 1
@@ -171,6 +172,32 @@ def test_a_buffer_for_what_is_sent_that_is_too_small_or_to_be_read_gets_nothing(
     assert ring.reap() == [(0, HEADER.size + MIN_FRAME), (1, 0)]
     assert mallory.port.counters["tx_errors"] == 2
     still_serves(world, a, b)
+
+
+def test_notifications_without_end_ask_no_more_than_there_is_room_for() -> None:
+    world, mallory, a, b = three()
+    assert mallory.mapping is not None
+    buffers = {mallory.tx.buffer(index) // PAGE for index in range(mallory.tx.size)}
+    leave = {page: mallory.mapping.pop(page) for page in buffers}
+    for page in buffers:
+        mallory.to_switch(vhost.IotlbInvalidate(1, page * PAGE, PAGE))
+    mallory.stuck = True
+    mallory.send(*(frame(mac(1), mac(0), bytes((number,))) for number in range(BURST)))
+    mallory.stuck = False
+    world.pump()
+    assert not mallory.tx.reap()
+    mallory.stuck = True
+    for _ in range(1000):
+        mallory.to_switch(vhost.Kick(Queue.TRANSMIT))
+    world.pump()
+    assert len(mallory.up) < ROOM + 2 * BURST
+    still_serves(world, a, b)
+    # The last notification is served nevertheless, however many there were of them.
+    mallory.mapping |= leave
+    mallory.stuck = False
+    a.give(BURST)
+    world.pump()
+    assert len(mallory.tx.reap()) == BURST
 
 
 @pytest.mark.parametrize("size", [3, 48, 255])

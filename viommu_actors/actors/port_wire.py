@@ -18,7 +18,7 @@ _POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
 
 
 class PortWire:
-    """Messages of one port; what waits is as much as a port has to say until it is answered."""
+    """Messages of one port; what waits is as much as a port has to say until it is answered (`Port.is_full`)."""
 
     def __init__(
         self, context: zmq.Context[Any], poller: zmq.Poller, listener: Listener, device: str, end: str

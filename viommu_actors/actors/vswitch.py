@@ -44,7 +44,7 @@ class VswitchActor:
         self._rogues: dict[str, Rogue] = {}
         for told in configuration["ports"]:
             wire = PortWire(context, self._poller, Listener(told["fd"], told["address"]), told["name"], name)
-            port = self._switch.add(told["name"], wire.send)
+            port = self._switch.add(told["name"], wire.send, lambda wire=wire: wire.waits)  # type: ignore[misc]
             self._ports[wire.socket] = wire, port
             self._rogues[port.name] = Rogue(port, wire.send, HostilePort(wire))
         confinement = sandbox.seal()
@@ -74,6 +74,8 @@ class VswitchActor:
             wire, port = self._ports[source]
             if events & zmq.POLLOUT:
                 wire.flush()
+                if not wire.waits:
+                    port.has_room()
             if events & zmq.POLLIN:
                 _drain(wire, port)
 

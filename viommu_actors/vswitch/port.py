@@ -30,7 +30,10 @@ STATISTICS: Final = (
 
 
 class Port:
-    """`send` takes messages to the front end and never blocks, `forward` bursts of the guest, `log` a line."""
+    """`send` takes messages to the front end and never blocks, `forward` bursts of the guest, `log` a line.
+
+    `is_full` tells whether some of what it was given to send still waits for room.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Port:
         send: Callable[[Any], None],
         forward: Callable[[Port, list[bytes], Delivery], None],
         log: Callable[[str], None] = lambda _: None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self.counters: Counter[str] = Counter()
@@ -51,6 +55,9 @@ class Port:
         self._send = send
         self._forward = forward
         self._log = log
+        self._is_full = is_full
+        #: What was not told of is to be asked for again, which found no room.
+        self._owes_asking = False
         self._setups: dict[int, vhost.SetVring] = {}
         self._rings: dict[int, Ring] = {}
         self._running: dict[int, Task] = {}
@@ -82,6 +89,12 @@ class Port:
                 self._send(vhost.VringBase(queue, self._stop(queue)))
             case vhost.Reset():
                 self._reset()
+
+    def has_room(self) -> None:
+        """Nothing waits to be sent any more."""
+        if self._owes_asking:
+            self._owes_asking = False
+            self.guest.ask_again()
 
     def forget(self, message: vhost.IotlbInvalidate) -> None:
         """Drops what is invalidated, and says so. Whatever was accessed by it went out before, on the same wire."""
@@ -157,8 +170,11 @@ class Port:
 
     def _kick(self, queue: int) -> None:
         self.counters["kicks"] += 1
-        # The guest has done something: what it had not mapped it may have mapped.
-        self.guest.ask_again()
+        # The guest has done something: what it had not mapped it may have mapped. It can do that without end, faster
+        # than it is asked: so many notifications are one.
+        self._owes_asking = True
+        if not self._is_full():
+            self.has_room()
         ring = self._rings.get(queue)
         if ring is not None:
             ring.kick()
@@ -168,4 +184,5 @@ class Port:
             self._stop(queue)
         self._setups.clear()
         self._broken.clear()
+        self._owes_asking = False
         self.guest.start_over(False)

@@ -24,9 +24,9 @@ class Switch:
         self._clock = clock
         self._log = log
 
-    def add(self, name: str, send: Callable[[Any], None]) -> Port:
-        """A port whose messages to its front end go to `send`."""
-        port = self.ports[name] = Port(name, send, self.forward, self._log)
+    def add(self, name: str, send: Callable[[Any], None], is_full: Callable[[], bool] = lambda: False) -> Port:
+        """A port whose messages to its front end go to `send`; both as of `Port`."""
+        port = self.ports[name] = Port(name, send, self.forward, self._log, is_full)
         return port
 
     def forward(self, ingress: Port, frames: list[bytes], delivery: Delivery) -> None:
