@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from viommu_actors.vswitch.switch import Switch
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.wire.fuzz import hostile
 from viommu_actors.wire.sockets import Inbox, Listener, connect
-from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.tally import Tally, disagreements
 from viommu_actors.wire.vhost import VHOST_FRAME, VHOST_UP
 
 EVERYTHING = (1 << 64) - 1
@@ -92,18 +93,32 @@ class SwitchThread(threading.Thread):
             wire = PortWire(self._context, self._poller, listener, name, "switch")
             self.ports.append((wire, self._switch.add(name, wire.send, lambda wire=wire: wire.waits)))  # type: ignore[misc]
         self._over = threading.Event()
+        #: whose turn is next; who works
+        self._gate, self._works = threading.Lock(), threading.Lock()
 
     def run(self) -> None:
         while not self._over.is_set():
-            ready = dict(self._poller.poll(20))
-            for wire, port in self.ports:
-                if ready.get(wire.socket, 0) & zmq.POLLOUT:
-                    wire.flush()
-                    if not wire.waits:
-                        port.has_room()
-                while wire.ready:
-                    if (message := wire.receive()) is not None:
-                        port.receive(message)
+            with self._gate:
+                pass
+            with self._works:
+                self._turn()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It does nothing meanwhile."""
+        with self._gate, self._works:
+            yield
+
+    def _turn(self) -> None:
+        ready = dict(self._poller.poll(20))
+        for wire, port in self.ports:
+            if ready.get(wire.socket, 0) & zmq.POLLOUT:
+                wire.flush()
+                if not wire.waits:
+                    port.has_room()
+            while wire.ready:
+                if (message := wire.receive()) is not None:
+                    port.receive(message)
 
     def end(self) -> None:
         """Its process is gone."""
@@ -136,19 +151,86 @@ def test_frames_cross_a_switch_and_a_switch_that_comes_after_it(rig: Rig, viommu
         rig.serve_until(lambda: not any(guest.card.link_up for guest in guests))
 
 
+def test_a_switch_that_was_cut_off_is_given_another_connection_and_forgets_the_one_before(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_wire, "PATIENCE", 0.05)
+    monkeypatch.setattr(vhost_wire, "BACK_OFF", 0.02)
+    guests = [rig.guest(number, UnitConfig()) for number in range(2)]
+    names = [guest.card.name for guest in guests]
+    switch = SwitchThread(names)
+    for guest, listener in zip(guests, switch.listeners, strict=True):
+        rig.connect(guest, listener)
+    switch.start()
+    try:
+        rig.serve_until(lambda: all(guest.card.link_up for guest in guests))
+        drivers: list[Any] = [guest.boot() for guest in guests]
+        for turn in range(4):
+            for driver in drivers:
+                driver.listen()
+            monkeypatch.setattr(vhost_wire, "PATIENCE", 10.0)
+            for number in range(8):
+                source = number % 2
+                frame = numbered_frame(8 * turn + number, 4000, drivers[1 - source].mac, drivers[source].mac)
+                drivers[source].send(frame)
+                assert drivers[1 - source].receive() == frame
+            monkeypatch.setattr(vhost_wire, "PATIENCE", 0.05)
+            with switch.standing_still():
+                drivers[turn % 2]._stop()
+                assert not guests[turn % 2].card.link_up
+                # Reads that nobody will answer, most of those that it may have on the way.
+                for page in range(20):
+                    switch.ports[turn % 2][1].memory.read(page << 12, 16)
+            rig.serve_until(lambda: all(guest.card.link_up for guest in guests))
+            drivers[turn % 2].listen()
+        for guest in guests:
+            assert guest.vmm.counters["virtio_unexpected"] == 0
+        ends = [wire.tally.as_dict() for wire, _ in switch.ports] + [tally.as_dict() for tally in rig.tallies.values()]
+        while disagreements(ends):
+            rig.wires.serve(10)
+            ends = [wire.tally.as_dict() for wire, _ in switch.ports]
+            ends += [tally.as_dict() for tally in rig.tallies.values()]
+    finally:
+        switch.end()
+
+
+def test_one_that_was_cut_off_and_does_not_listen_any_more_is_left_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_wire, "BACK_OFF", 0.02)
+    guest = rig.guest()
+    back_end = BackEnd(rig, guest)
+    front_end = guest.card.front_end
+    for _ in range(3):
+        front_end._cut_off("is tried")
+        assert not guest.card.link_up
+        back_end.answer()
+        assert guest.card.link_up
+    front_end._cut_off("is tried")
+    back_end.wire.socket.close(0)
+    while rig.wires._due or rig.wires._wires["vnet0"].open:
+        rig.wires.serve(10)
+    assert not guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 4
+
+
 class BackEnd:
     """Whoever listens for a front end, and sends what a test wants."""
 
     def __init__(self, rig: Rig, guest: Guest) -> None:
+        self._rig, self._guest = rig, guest
         listener = Listener.create()
         self.wire = PortWire(rig.context, zmq.Poller(), listener, guest.card.name, "rogue")
         rig.back_ends.append(self)
         rig.connect(guest, listener)
+        self.answer()
+
+    def answer(self) -> None:
+        """Whoever connects has its features."""
         while not self.wire.ready:
-            rig.wires.serve(100)
+            self._rig.wires.serve(100)
         assert type(self.wire.receive()) is vhost.GetFeatures
         self.wire.send(vhost.Features(EVERYTHING))
-        rig.serve_until(lambda: guest.card.link_up)
+        self._rig.serve_until(lambda: self._guest.card.link_up)
 
 
 def test_whatever_it_sends_is_counted_and_ends_nothing(rig: Rig) -> None:

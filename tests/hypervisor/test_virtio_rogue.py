@@ -345,6 +345,17 @@ def test_answers_that_nobody_asked_for_change_nothing() -> None:
     assert rogue.guest.vmm.counters["virtio_unexpected"] == 4
 
 
+def test_what_it_says_before_its_features_is_of_another_connection() -> None:
+    guest = Guest()
+    cable = guest.connect()
+    for message in (vhost.MemoryRead(1, SECRET, 8), vhost.IotlbMiss(SECRET, 1), vhost.Call(0), vhost.VringBase(0, 0)):
+        cable.say(message)
+    while serve(guest.cables):
+        pass
+    assert cable.sent == [vhost.GetFeatures()]
+    assert guest.vmm.counters["virtio_early"] == 4 and guest.vmm.counters["virtio_refused"] == 0
+
+
 def test_a_back_end_without_the_features_that_were_promised_serves_nobody() -> None:
     guest = Guest(UnitConfig())
     cable = guest.connect()

@@ -77,7 +77,7 @@ class Cable:
         while not until() and serve(self._cables):
             pass
 
-    def close(self) -> None:
+    def cut_off(self) -> None:
         self.open = False
         self.down.clear()
         self.up.clear()
@@ -90,7 +90,7 @@ class Cable:
 
     def die(self) -> None:
         """The back end's process is gone."""
-        self.close()
+        self.cut_off()
         self._guest.card.front_end.lost()
 
     def step(self) -> bool:

@@ -133,7 +133,7 @@ def test_a_plan_ends_where_its_port_starts_over(world: World) -> None:
     read = {"do": "read", "address": MAPPED * PAGE, "length": 4}
     plan = parse_plan([{"do": "invalidations", "policy": "ignore"}, read, read])
     Rogue(guest.port, guest.up.append, NoWire()).play(plan, told.append)
-    guest.port.start_over()
+    guest.port.receive(vhost.GetFeatures())
     assert told == [["sent"]]
     guest.up.clear()
     guest.down.clear()

@@ -8,6 +8,7 @@ from typing import Any
 import zmq
 
 from viommu_actors.actors.runtime import log
+from viommu_actors.spec import vhost
 from viommu_actors.wire.codec import Defect, MalformedMessage, Message
 from viommu_actors.wire.sockets import Listener, bind_link, receive_frame, send_frame
 from viommu_actors.wire.tally import Tally
@@ -40,8 +41,8 @@ class PortWire:
                 self._poller.modify(self.socket, zmq.POLLIN | zmq.POLLOUT)
             self._waiting.append(frame)
 
-    def start_over(self) -> None:
-        """The front end was lost, and comes back: whatever waits for it is nothing to it, and both count anew."""
+    def _start_over(self) -> None:
+        """Another connection of the front end: whatever waits for it is nothing to it, and both count anew."""
         self._waiting.clear()
         self._poller.modify(self.socket, zmq.POLLIN)
         self.tally.start_over()
@@ -75,6 +76,8 @@ class PortWire:
             self.tally.rejected[error.defect] += 1
             log(f"{self._device}: {error}")
             return None
+        if type(message) is vhost.GetFeatures:
+            self._start_over()
         self.tally.received[type(message)] += 1
         return message
 

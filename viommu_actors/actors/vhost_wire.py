@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
 from viommu_actors.actors.peer_wire import PeerWire
 from viommu_actors.hypervisor.virtio.front_end import FrontEnd
+from viommu_actors.spec import vhost
 from viommu_actors.wire.codec import Message
 from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
@@ -21,6 +24,9 @@ from viommu_actors.wire.zmtp import PeerLost
 _DRAIN = 64
 #: Seconds in which a back end is to answer what the guest's CPU waits for: all of it, until the inbox has its turn.
 PATIENCE = 1.0
+#: Seconds until a back end that was cut off is given another connection, at first and at most.
+BACK_OFF = 1.0
+_LONGEST: Final = 64.0
 
 
 class VhostWire(PeerWire):
@@ -34,11 +40,16 @@ class VhostWire(PeerWire):
         poller: zmq.Poller,
         front_end: FrontEnd,
         wait: Callable[[Callable[[], bool]], None],
+        cut_off: Callable[[], None],
     ) -> None:
+        """`cut_off` hears that the front end wants no more of it."""
         super().__init__(name, address, VHOST_DOWN, VHOST_UP, VHOST_FRAME, tally, poller)
         self.wait = wait
         self._front_end = front_end
+        self._tell_cut_off = cut_off
+        #: The front end knows it; the back end has begun to speak.
         self._known = False
+        self._begun = False
 
     def send(self, message: Message) -> bool:
         """False where the back end takes no more. To one that is gone everything may be said."""
@@ -47,6 +58,11 @@ class VhostWire(PeerWire):
             self._lost(PeerLost("the other end has closed"))
             return True
         return sent
+
+    def cut_off(self) -> None:
+        """See `front_end.BackEnd`."""
+        self.close()
+        self._tell_cut_off()
 
     def drain(self) -> None:
         """Serves what has come, up to a limit."""
@@ -58,6 +74,8 @@ class VhostWire(PeerWire):
                 if not self._known and self.up:
                     self._introduce()
                 if message is not None:
+                    if not self._begun and type(message) is vhost.Features:
+                        self._begin()
                     self._front_end.receive(message)
         except BlockingIOError:
             if not self._known and self.up:
@@ -73,13 +91,24 @@ class VhostWire(PeerWire):
             self._known = False
             self._front_end.lost()
 
+    def _begin(self) -> None:
+        """Both ends count from here on: the back end heard of the connection, and drops what was before it."""
+        self._begun = True
+        self.tally.start_over()
+        self.tally.sent[vhost.GetFeatures] += 1
+        self.tally.received[vhost.Features] += 1
+
     def _introduce(self) -> None:
         self._known = True
         self._front_end.connected(self)
 
 
 class VhostWires:
-    """All of them, and the inbox beside them."""
+    """All of them, and the inbox beside them.
+
+    A back end that was cut off is given another connection, the first after a second, each further one after twice as
+    long. Where nobody listens any more its process is gone, and whoever starts it anew tells where.
+    """
 
     def __init__(self, inbox: Inbox, tallies: Mapping[str, Tally]) -> None:
         """`tallies` by the name of the card."""
@@ -88,6 +117,10 @@ class VhostWires:
         self._poller = zmq.Poller()
         self._poller.register(inbox.socket, zmq.POLLIN)
         self._wires: dict[str, VhostWire] = {}
+        #: of each card: where its back end listens, and the front end; how often it was cut off; when to connect again
+        self._places: dict[str, tuple[str, FrontEnd]] = {}
+        self._cut_off: Counter[str] = Counter()
+        self._due: dict[str, float] = {}
         #: how long each card's back end was waited for since the inbox was looked at, in seconds
         self._waited: dict[str, float] = {}
 
@@ -98,13 +131,41 @@ class VhostWires:
             before.close()
             front_end.lost()
             self._tallies[name].start_over()
+        self._places[name] = address, front_end
+        self._cut_off[name] = 0
+        self._connect(name)
+
+    def _connect(self, name: str) -> None:
+        self._due.pop(name, None)
+        address, front_end = self._places[name]
         self._wires[name] = VhostWire(
-            f"vhost:{name}", address, self._tallies[name], self._poller, front_end, partial(self._wait, name)
+            f"vhost:{name}",
+            address,
+            self._tallies[name],
+            self._poller,
+            front_end,
+            partial(self._wait, name),
+            partial(self._connect_later, name),
         )
+
+    def _connect_later(self, name: str) -> None:
+        seconds = min(BACK_OFF * 2 ** self._cut_off[name], _LONGEST)
+        self._cut_off[name] += 1
+        self._due[name] = time.monotonic() + seconds
+
+    def _connect_again(self) -> float:
+        """Those whose time has come; seconds until the next one's."""
+        now = time.monotonic()
+        for name in [name for name, due in self._due.items() if due <= now]:
+            self._connect(name)
+        return min(self._due.values(), default=math.inf) - now
 
     def serve(self, timeout: int | None) -> None:
         """Waits for messages, for `timeout` milliseconds at most, and serves those of back ends."""
         self._waited.clear()
+        if self._due and (left := self._connect_again()) < math.inf:
+            milliseconds = int(left * 1000) + 1
+            timeout = milliseconds if timeout is None else min(timeout, milliseconds)
         self._drain(self._poller.poll(0 if self._behind() else timeout))
 
     def _wait(self, name: str, until: Callable[[], bool]) -> None:

@@ -55,7 +55,6 @@ class VswitchActor:
                 "statistics": lambda: {port.name: port.statistics() for _, port in self._ports.values()},
                 "state": self._switch.state,
                 "attack": self._attack,
-                "start_over": self._start_over,
             }
         )
 
@@ -84,13 +83,6 @@ class VswitchActor:
         number = self._control.number
         self._rogues[port].play(parse_plan(steps), lambda told: self._control.answer(number, told))
         return LATER
-
-    def _start_over(self, port: str) -> None:
-        """The front end of a port has cut it off, and is about to come back."""
-        for wire, each in self._ports.values():
-            if each.name == port:
-                wire.start_over()
-                each.start_over()
 
     def _drain_inbox(self) -> None:
         while True:

@@ -48,7 +48,10 @@ Size = Annotated[int, Range(1, 0xFFFF_FFFF_FFFF_FFFF)]
 
 
 class GetFeatures(NamedTuple):
-    """VHOST_USER_GET_FEATURES: what the back end can do; answered by Features."""
+    """VHOST_USER_GET_FEATURES: what the back end can do; answered by Features.
+
+    The first message of a connection: of one before it the back end keeps nothing.
+    """
 
 
 class SetFeatures(NamedTuple):

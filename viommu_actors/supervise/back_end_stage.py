@@ -135,11 +135,10 @@ class BackEndStage(Stage):
         return sum(n for kind, n in tally["received"].items() if kind.startswith("malformed: "))
 
     def reconnect(self) -> None:
-        """A back end that was cut off is given its wire again. One that was not keeps it. Raises CommandFailed."""
+        """A back end that was cut off has its wire again, at once. One that was not keeps it. Raises CommandFailed."""
         name = self.device.name
         if self.command(self.hypervisor, "links")[name]:
             return
-        self.command(self.vswitch, "start_over", port=name)
         ports = self.supervisor.actors[self.vswitch].plan.configuration["ports"]
         [address] = [port["address"] for port in ports if port["name"] == name]
         self.command(self.hypervisor, "connect_backend", device=name, address=address)

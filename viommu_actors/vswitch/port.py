@@ -77,6 +77,7 @@ class Port:
                 self.counters["iotlb_invalidations"] += 1
                 self.invalidated(message)
             case vhost.GetFeatures():
+                self._start_over()
                 self._send(vhost.Features(FEATURES))
             case vhost.SetFeatures(features):
                 self.guest.start_over(bool(features & virtio.Feature.ACCESS_PLATFORM))
@@ -106,8 +107,8 @@ class Port:
         ring = self._rings.get(queue)
         return None if ring is None else (self._setups[queue], ring.used)
 
-    def start_over(self) -> None:
-        """The front end is gone, and so is all that was under way; another is to come."""
+    def _start_over(self) -> None:
+        """Another connection of the front end: of the one before, and of all that was under way, nothing is left."""
         self.tasks.cancel_all()
         self._reset()
         self.memory.start_over()

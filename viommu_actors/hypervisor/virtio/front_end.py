@@ -54,8 +54,8 @@ class BackEnd(Protocol):
         """Serves every back end of the machine until that is so, or for as long as one may owe an answer."""
         ...
 
-    def close(self) -> None:
-        """Nothing comes from it any more."""
+    def cut_off(self) -> None:
+        """Nothing comes from this connection any more; there may be another."""
         ...
 
 
@@ -80,7 +80,7 @@ class FrontEnd:
 
     `counters`: virtio_unexpected, what a back end said and does not fit; virtio_refused, accesses while the device does
     not run; virtio_calls_coalesced, interrupts that came with one of the same queue;
-    virtio_cut_off, back ends that did not answer, or would not listen.
+    virtio_early, what it said before its features; virtio_cut_off, back ends that did not answer, or would not listen.
     """
 
     def __init__(
@@ -187,7 +187,10 @@ class FrontEnd:
     def receive(self, message: Any) -> None:
         """Serves one message."""
         kind = type(message)
-        if kind is vhost.MemoryRead:
+        if not self._ready and kind is not vhost.Features:
+            # It waited for room since before this connection: its sender forgets it as he hears of this one.
+            self._counters["virtio_early"] += 1
+        elif kind is vhost.MemoryRead:
             tag, iova, size = message
             if self._admitted():
                 data = self._memory.read(iova, size)
@@ -328,7 +331,7 @@ class FrontEnd:
         self._counters["virtio_cut_off"] += 1
         self._log(f"{self._name}: cut off: the back end {why}")
         if self._back_end is not None:
-            self._back_end.close()
+            self._back_end.cut_off()
         self.lost()
 
     def _complain(self, line: str, counter: str = "virtio_unexpected") -> None:
