@@ -121,7 +121,7 @@ def test_a_guest_in_the_guest_does_not_get_what_leads_to_the_hypervisor() -> Non
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_application_reaches_what_was_lent_and_nothing_else(seed: int) -> None:
+def test_an_application_reaches_what_was_lent_and_nothing_else(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     guest = Lender()
     touched: list[tuple[int, int, int]] = []
     read, write = guest.card.register_read, guest.card.register_write
@@ -144,6 +144,7 @@ def test_an_application_reaches_what_was_lent_and_nothing_else(seed: int) -> Non
     tally = guest.emulated.tallies[0]
     assert tally.malformed == _malformed(frames, m.DIRECT) > 500
     assert len(guest.box.answers) == len(frames) - tally.malformed
+    assert 10 < capsys.readouterr().err.count("that is none") < 15
     assert touched and all(offset + size <= bars[bar].size and offset % size == 0 for bar, offset, size in touched)
 
 

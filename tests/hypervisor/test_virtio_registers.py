@@ -262,7 +262,9 @@ def test_a_queue_is_only_ever_enabled(card: Card) -> None:
     card.start()
     card.vectors()
     card.put(Common.QUEUE_SELECT, 2, 0)
-    card.put(Common.QUEUE_ENABLE, 2, 0)
+    for _ in range(2):
+        card.put(Common.QUEUE_ENABLE, 2, 0)
+    assert card.vectors() == [0x30], "its driver is told, once"
     assert card.get(Common.DEVICE_STATUS, 1) & Status.NEEDS_RESET
     assert len(cable.kinds(vhost.StopVring)) == 2
     card.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
@@ -285,6 +287,15 @@ def test_a_used_ring_that_is_not_there_needs_a_reset(viommu: UnitConfig | None) 
     assert card.get(Common.DEVICE_STATUS, 1) & Status.NEEDS_RESET
     assert card.vectors() == [0x30]
     assert not cable.kinds(vhost.SetVring)
+
+
+def test_a_driver_that_breaks_it_without_end_fills_no_log(card: Card) -> None:
+    for _ in range(100):
+        card.start()
+        card.put(Common.QUEUE_ENABLE, 2, 0)
+        card.put(Common.DEVICE_STATUS, 1, 0)
+    assert card.guest.vmm.counters["virtio_broken"] == 100
+    assert len([line for line in card.guest.lines if "needs a reset" in line]) == 10
 
 
 def test_a_notification_reaches_the_queue_whose_place_it_is(card: Card) -> None:

@@ -3,6 +3,10 @@
 An application's load or store of such a BAR is an exit of the guest's CPU to the hypervisor like a kernel's, and waits
 for its answer like one; its kernel has no part in it. Where the kernel's page tables would say what the application
 may reach, a token does: the kernel asks for it, and it ends when the BAR does not decode any more, be it for a moment.
+
+What an application accesses, and with what token, is judged. Its end of the wire is trusted, as its kernel's of the
+trap wire: both stand for a CPU of the guest, and what no CPU does (messages without end, another's name) is not kept
+off.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
+from viommu_actors.actors.peer_wire import is_told
 from viommu_actors.actors.runtime import log
 from viommu_actors.hypervisor.machine import Register
 from viommu_actors.wire import messages as m
@@ -78,7 +83,8 @@ class EmulatedBars:
             request = m.DIRECT.decode(frame)
         except MalformedMessage as error:
             tally.rejected[error.defect] += 1
-            log(f"{peer.decode()}: {error}")
+            if is_told(tally.malformed):
+                log(f"{peer.decode()}: message {tally.malformed} that is none: {error}")
             return
         tally.received[type(request)] += 1
         register, size = self._register(*request[:3]), request[2]

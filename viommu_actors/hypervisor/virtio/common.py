@@ -49,15 +49,25 @@ class Queue:
 
 
 class CommonConfig:
-    """`settled()` is called whenever it may have changed whether the device `runs`."""
+    """`settled()` is called whenever it may have changed whether the device `runs`, `broken(why)` when its driver has
+    done what only a reset ends: `need_reset` is left to who hears of it.
+    """
 
-    def __init__(self, offered: int, sizes: Sequence[int], vectors: int, settled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        offered: int,
+        sizes: Sequence[int],
+        vectors: int,
+        settled: Callable[[], None],
+        broken: Callable[[str], None],
+    ) -> None:
         """`offered` features; `sizes` of the queues, the largest that each may have."""
         self.offered = offered
         self.generation = 0
         self._sizes = sizes
         self._vectors = vectors
         self._settled = settled
+        self._broken = broken
         self._clear()
 
     # --- what the device has of it
@@ -70,6 +80,10 @@ class CommonConfig:
     @property
     def vrings(self) -> list[Vring]:
         return [queue.enabled for queue in self.queues if queue.enabled is not None]
+
+    @property
+    def needs_reset(self) -> bool:
+        return bool(self.status & Status.NEEDS_RESET)
 
     def take_driver_away(self) -> None:
         """The function may not do anything on its own any more: as in QEMU, it is as if the driver were not ready."""
@@ -195,7 +209,7 @@ class CommonConfig:
                 if value == 1:
                     queue.enabled = Vring(queue.index, queue.size, *queue.addresses)
                 else:
-                    self.need_reset()
+                    self._broken(f"queue {queue.index} is to be disabled by {value}, which only a reset does")
                 return
         number, upper = _address_half(offset)
         if number in range(3):

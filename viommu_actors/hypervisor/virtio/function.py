@@ -25,6 +25,8 @@ from viommu_actors.spec.virtio_pci import ConfigType, Isr
 
 _DWORD: Final = 4
 _PAYLOAD: Final = 256
+#: Lines logged of what drivers do wrong; all of it is counted.
+_LOGGED: Final = 10
 _NET_CONFIG: Final = struct.Struct("<6sHHH")
 _STRUCTURES: Final = (
     (ConfigType.COMMON, virtio_pci.COMMON),
@@ -49,7 +51,10 @@ class VirtioNet:
 
 
 class VirtioNetFunction(Function):
-    """The card; `front_end` is its way to a back end. With `translated` it is behind a vIOMMU."""
+    """The card; `front_end` is its way to a back end. With `translated` it is behind a vIOMMU.
+
+    `counters`: virtio_broken, how often a driver had it need a reset.
+    """
 
     def __init__(
         self,
@@ -73,8 +78,9 @@ class VirtioNetFunction(Function):
         platform = virtio.Feature.ACCESS_PLATFORM if translated else 0
         offered = virtio.Feature.VERSION_1 | platform | Feature.MAC | Feature.STATUS | Feature.MTU
         sizes = [virtio_net.QUEUE_SIZE] * virtio_net.QUEUES
-        self._common = CommonConfig(int(offered), sizes, len(virtio_net.Vector), self._settle)
+        self._common = CommonConfig(int(offered), sizes, len(virtio_net.Vector), self._settle, self.broken)
         self.front_end = FrontEnd(card.name, int(offered), card.bdf, memory, self, counters, effort, log)
+        self._counters = counters
         self._log = log
         self._latch()
 
@@ -97,8 +103,12 @@ class VirtioNetFunction(Function):
         self._raise(self._common.queues[queue].vector)
 
     def broken(self, why: str) -> None:
-        """See `front_end.Device`."""
-        self._log(f"{self.name}: {why}")
+        """See `front_end.Device`. The driver is told once until it resets the device."""
+        if self._common.needs_reset:
+            return
+        self._counters["virtio_broken"] += 1
+        if self._counters["virtio_broken"] <= _LOGGED:
+            self._log(f"{self.name}: needs a reset: {why}")
         self._common.need_reset()
         self._configuration_changed()
 
