@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.hypervisor.test_virtio_registers import BAR, TABLE, Card
+from tests.hypervisor.virtio_card import BAR, TABLE, Card
 from tests.judges import require
 from viommu_actors.pci.capabilities import capabilities
 from viommu_actors.recorder.qtest import PROGRAM, Qemu

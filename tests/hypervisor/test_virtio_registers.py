@@ -1,119 +1,14 @@
-"""The registers of an emulated network card, as its driver and as a hostile guest use them."""
+"""The registers of an emulated network card, as its driver uses them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from tests.hypervisor.virtio_guest import BDF, Cable, Guest, serve
-from viommu_actors.pci.capabilities import capabilities
-from viommu_actors.spec import pci, platform, vhost, virtio_net, virtio_pci
+from tests.hypervisor.virtio_card import ALL, AVAILABLE, BAR, DESCRIPTORS, ON, READY, TABLE, USED, Card
+from viommu_actors.spec import pci, vhost, virtio_net, virtio_pci
 from viommu_actors.spec.virtio import Feature, Status
 from viommu_actors.spec.virtio_pci import NO_VECTOR, Common, ConfigType
 from viommu_actors.vtd.config import UnitConfig
-
-BAR, TABLE = 0xC000_0000, 0xC010_0000
-READY = Status.ACKNOWLEDGE | Status.DRIVER
-ON = pci.Command.MEMORY | pci.Command.BUS_MASTER
-#: Where a test's rings are.
-DESCRIPTORS, AVAILABLE, USED = 0x20_0000, 0x20_1000, 0x20_2000
-ALL = Feature.VERSION_1 | virtio_net.Feature.MAC | virtio_net.Feature.STATUS | virtio_net.Feature.MTU
-
-
-class Card:
-    """The card of a guest without a kernel, its BARs in place."""
-
-    def __init__(self, viommu: UnitConfig | None = None) -> None:
-        self.guest = Guest(viommu)
-        self.configure(pci.BAR0 + 4 * virtio_pci.BAR, 4, BAR)
-        self.configure(pci.BAR0 + 4 * virtio_pci.MSIX_BAR, 4, TABLE)
-        self.configure(pci.COMMAND, 2, ON)
-        for vector in range(len(virtio_net.Vector)):
-            entry = TABLE + vector * pci.MSIX_ENTRY_SIZE
-            self.guest.mmio_write(entry, 8, 0xFEE0_0000)
-            self.guest.mmio_write(entry + 8, 8, 0x30 + vector)
-        self.msix = self.capability(pci.CapabilityId.MSIX)
-        self.configure(self.msix + pci.MSIX_CONTROL, 2, pci.MSIX_ENABLE)
-
-    def connect(self) -> Cable:
-        """A back end that does what it is asked."""
-        cable = self.guest.connect()
-
-        def port(message: Any) -> None:
-            if isinstance(message, vhost.GetFeatures):
-                cable.say(vhost.Features((1 << 64) - 1))
-            elif isinstance(message, vhost.StopVring):
-                cable.say(vhost.VringBase(message.queue, 0))
-            elif isinstance(message, vhost.IotlbInvalidate):
-                cable.say(vhost.IotlbInvalidated(message.sequence))
-
-        cable.port = port
-        self.serve()
-        return cable
-
-    def serve(self) -> None:
-        while serve(self.guest.cables):
-            pass
-
-    def vectors(self) -> list[int]:
-        taken = list(self.guest.beneath.vectors)
-        self.guest.beneath.vectors.clear()
-        return taken
-
-    # --- accesses
-
-    def configure(self, offset: int, size: int, value: int) -> None:
-        self.guest.mmio_write(self.guest.config(offset), size, value)
-
-    def config(self, offset: int, size: int) -> int:
-        return self.guest.mmio_read(self.guest.config(offset), size)
-
-    def put(self, register: int, size: int, value: int) -> None:
-        self.guest.mmio_write(BAR + virtio_pci.COMMON + register, size, value)
-
-    def get(self, register: int, size: int) -> int:
-        return self.guest.mmio_read(BAR + virtio_pci.COMMON + register, size)
-
-    def capability(self, wanted: int, kind: int | None = None) -> int:
-        return next(
-            at
-            for identifier, at in capabilities(self.config)[0]
-            if identifier == wanted and kind in (None, self.config(at + virtio_pci.CAP_TYPE, 1))
-        )
-
-    # --- a driver
-
-    def accept(self, features: int) -> int:
-        """Negotiates as far as FEATURES_OK; the status then."""
-        self.put(Common.DEVICE_STATUS, 1, READY)
-        for half in range(2):
-            self.put(Common.DRIVER_FEATURE_SELECT, 4, half)
-            self.put(Common.DRIVER_FEATURE, 4, features >> 32 * half & 0xFFFF_FFFF)
-        self.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK)
-        return self.get(Common.DEVICE_STATUS, 1)
-
-    def set_queue(self, queue: int, size: int = 8) -> None:
-        self.put(Common.QUEUE_SELECT, 2, queue)
-        self.put(Common.QUEUE_SIZE, 2, size)
-        self.put(Common.QUEUE_MSIX_VECTOR, 2, queue + 1)
-        for register, address in (
-            (Common.QUEUE_DESC, DESCRIPTORS),
-            (Common.QUEUE_DRIVER, AVAILABLE),
-            (Common.QUEUE_DEVICE, USED),
-        ):
-            self.put(register, 4, address + (queue << 16))
-            self.put(register + 4, 4, 0)
-        self.put(Common.QUEUE_ENABLE, 2, 1)
-
-    def start(self) -> None:
-        assert self.accept(ALL) == READY | Status.FEATURES_OK
-        self.put(Common.CONFIG_MSIX_VECTOR, 2, 0)
-        for queue in virtio_net.Queue:
-            self.set_queue(queue)
-        self.put(Common.DEVICE_STATUS, 1, READY | Status.FEATURES_OK | Status.DRIVER_OK)
 
 
 @pytest.fixture
@@ -389,60 +284,3 @@ def test_the_bar_is_reached_through_configuration_space(card: Card) -> None:
     card.configure(window + virtio_pci.CAP_PCI_DATA, 1, 0)
     card.configure(pci.COMMAND, 2, ON)
     assert card.get(Common.DEVICE_STATUS, 1) == READY
-
-
-# --- whatever anybody does
-
-_MESSAGES = st.one_of(
-    st.builds(vhost.Features, st.sampled_from([0, (1 << 64) - 1])),
-    st.builds(vhost.VringBase, st.integers(0, 1), st.integers(0, 0xFFFF)),
-    st.builds(vhost.IotlbMiss, st.integers(0, (1 << 64) - 1), st.integers(1, 3)),
-    st.builds(vhost.IotlbAccessFail, st.integers(0, (1 << 64) - 1), st.just(8), st.integers(1, 3)),
-    st.builds(vhost.IotlbInvalidated, st.integers(0, 3)),
-    st.builds(vhost.MemoryRead, st.just(1), st.integers(0, (1 << 64) - 1), st.integers(1, 4096)),
-    st.builds(vhost.MemoryRead, st.just(1), st.integers(0, 0x40_1000), st.integers(1, 4096)),
-    st.builds(vhost.MemoryWrite, st.integers(0, 0x40_1000), st.binary(min_size=1, max_size=64)),
-    st.builds(vhost.Call, st.integers(0, 1)),
-)
-_PLACES = st.one_of(
-    st.sampled_from(list(Common)).map(lambda register: BAR + register),
-    st.integers(0, virtio_pci.BAR_SIZE - 1).map(lambda offset: BAR + offset),
-    st.integers(0, virtio_pci.MSIX_BAR_SIZE - 1).map(lambda offset: TABLE + offset),
-    st.integers(0, 0xFF).map(lambda offset: platform.ECAM_BASE + pci.ecam_offset(BDF, offset)),
-)
-_VALUES = st.sampled_from([0, 1, 2, 3, 0xF, 0x4F, 0x80, 0xFFFF, 0xFFFF_FFFF, 1 << 32]) | st.integers(0, (1 << 64) - 1)
-
-
-@pytest.mark.parametrize("viommu", [None, UnitConfig(intremap=True)])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(
-    st.lists(
-        st.tuples(_PLACES, st.sampled_from([1, 2, 4, 8]), st.none() | _VALUES) | _MESSAGES | st.booleans(),
-        min_size=20,
-        max_size=80,
-    )
-)
-def test_no_guest_and_no_back_end_ends_the_machine(viommu: UnitConfig | None, steps: list[Any]) -> None:
-    card = Card(viommu)
-    cable = card.connect()
-    if viommu is None:
-        card.start()
-    for step in steps:
-        if isinstance(step, bool):
-            cable = card.connect() if step else cable
-        elif type(step) is tuple:
-            place, size, value = step
-            if value is None:
-                card.guest.mmio_read(place, size)
-            else:
-                card.guest.mmio_write(place, size, value & (1 << 8 * size) - 1)
-        else:
-            cable.say(step)
-            card.serve()
-    # A driver that comes to its senses has a card.
-    express = card.capability(pci.CapabilityId.PCI_EXPRESS)
-    card.configure(express + pci.EXP_DEVICE_CONTROL, 2, pci.DEVCTL_FLR)
-    for bar, address in ((virtio_pci.BAR, BAR), (virtio_pci.BAR + 1, 0), (virtio_pci.MSIX_BAR, TABLE)):
-        card.configure(pci.BAR0 + 4 * bar, 4, address)
-    card.configure(pci.COMMAND, 2, ON)
-    assert card.accept(ALL | Feature.ACCESS_PLATFORM) == READY | Status.FEATURES_OK
