@@ -107,6 +107,21 @@ def test_an_interrupt_that_nobody_takes_disables_its_line() -> None:
     assert "irq 21: nobody cared; Disabling IRQ #21" in machine.lines
 
 
+def test_a_disabled_line_has_another_try_with_another_handler() -> None:
+    machine = rig()
+    machine.kernel.lines.request(device_of(machine, 1), lambda: False)
+    stranger = device_of(machine, 5)
+    intx.enable(stranger, True)
+    stranger.write(edu.BAR, Reg.INTERRUPT_RAISE, 4, 1)
+    wait(machine, times=2 * UNHANDLED_LIMIT)
+    asked = Asked(machine, stranger)
+    wait(machine)
+    assert asked.count == 1
+    asked.ring()
+    wait(machine)
+    assert asked.count == 2
+
+
 def test_interrupt_disable_keeps_the_wire_down_and_status_tells_all_the_same() -> None:
     machine = rig()
     device = device_of(machine, 1)

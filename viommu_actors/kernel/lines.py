@@ -75,6 +75,8 @@ class LineInterrupts:
     def request(self, device: PciDevice, handler: Handler) -> None:
         """`handler` is called for each interrupt of the device's line, its own or another's.
 
+        A line that was disabled, as nobody took its interrupts, has another try with it (Linux: __setup_irq).
+
         Raises OSError: ENODEV without a line, ENOSPC where vectors or remapping entries are used up.
         """
         number = self.line_of(device)
@@ -84,6 +86,10 @@ class LineInterrupts:
         if line is None:
             line = self._lines[number] = self._set_up(number)
         line.handlers.append((device, handler))
+        disabled = line.unhandled >= UNHANDLED_LIMIT
+        line.unhandled = 0
+        if disabled:
+            self._program(number, self._entry(number, line))
 
     def free(self, device: PciDevice) -> None:
         """Forgets the device's handlers; a line without any is masked."""
