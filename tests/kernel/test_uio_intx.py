@@ -94,6 +94,15 @@ def test_unbound_it_lets_go_of_the_line() -> None:
     assert user.woken == []
 
 
+def test_unbound_it_is_kept_from_a_wire_that_others_share() -> None:
+    user = UioUser()
+    user.process.close(user.descriptor)
+    user.uio.unbind(user.device.bdf)
+    user.ring()
+    user.settle()
+    assert not user.wire
+
+
 def test_a_device_without_a_pin_binds_and_its_read_is_eio() -> None:
     machine = FakeMachine("", None, {0x18: endpoint()})
     kernel = Kernel(machine, drivers=())

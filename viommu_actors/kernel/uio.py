@@ -54,7 +54,10 @@ class _Bound:
         return True
 
     def close(self) -> None:
+        """Nobody hears the device any more: it is kept from a wire that others may share."""
         self._lines.free(self.pci)
+        if self.interrupts:
+            intx.enable(self.pci, False)
 
 
 class UioFile:
