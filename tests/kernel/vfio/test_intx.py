@@ -11,7 +11,7 @@ from viommu_actors.kernel.lines import UNHANDLED_LIMIT
 from viommu_actors.spec import pci
 from viommu_actors.spec.ioapic import intx_line
 from viommu_actors.spec.tlp import IntxMessage
-from viommu_actors.spec.vfio import IrqAction, IrqFlags, IrqIndex
+from viommu_actors.spec.vfio import IRQ_COUNT, IrqAction, IrqFlags, IrqIndex
 
 DISABLE = pci.Command.INTX_DISABLE
 
@@ -114,10 +114,13 @@ def test_one_kind_is_on_at_a_time() -> None:
         (IrqIndex.INTX, IrqAction.UNMASK, 0, 0, EINVAL),
         (IrqIndex.MSI, IrqAction.TRIGGER, 0, 1, EINVAL),
         (IrqIndex.MSI, IrqAction.MASK, 0, 1, ENOTTY),
+        (IrqIndex.MSI, IrqAction.MASK, 0, 99, EINVAL),
+        (IrqIndex.MSIX, IrqAction.MASK, 0, 1, EINVAL),
+        (IRQ_COUNT, IrqAction.MASK, 0, 1, EINVAL),
         (IrqIndex.INTX, 7, 0, 1, ENOTTY),
     ],
 )
-def test_refused(index: IrqIndex, action: IrqAction, start: int, count: int, errno: int) -> None:
+def test_refused(index: int, action: IrqAction, start: int, count: int, errno: int) -> None:
     user, _ = started()
     with pytest.raises(OSError) as caught:
         user.act(action, index, start, count)

@@ -84,9 +84,7 @@ class DeviceInterrupts:
         there, and while the other kind is on; ENOSPC where the kernel has no vectors for them.
         """
         name = self._device.name
-        count = self.info(index).count
-        if start < 0 or start >= count or len(eventfds) > count - start:
-            raise OSError(EINVAL, f"{name}: interrupts {start}+{len(eventfds)} of {count} at index {index}")
+        self._check(index, start, len(eventfds))
         if index == IrqIndex.REQ:
             self._request = eventfds[0] if eventfds else None
             return
@@ -105,14 +103,15 @@ class DeviceInterrupts:
     def act(self, index: int, action: int, start: int, count: int) -> None:
         """VFIO_DEVICE_SET_IRQS without data: masks, unmasks or raises interrupts that are on.
 
-        Raises OSError: ENOTTY for an action that the index does not have: MSI and MSI-X are not masked by VFIO; EINVAL
-        for interrupts that are not on.
+        Raises OSError: EINVAL for interrupts that are not there, or not on; ENOTTY for an action that the index does
+        not have: MSI and MSI-X are not masked by VFIO.
         """
+        self._check(index, start, count)
         masks = index == IrqIndex.INTX and action in (IrqAction.MASK, IrqAction.UNMASK)
         if not masks and action != IrqAction.TRIGGER:
             raise OSError(ENOTTY, f"{self._device.name}: no action {action:#x} for index {index}")
         limit = 1 if index == IrqIndex.INTX else len(self._vectors)
-        if self._active is None or index != self._active or start < 0 or count <= 0 or start + count > limit:
+        if self._active is None or index != self._active or count <= 0 or start + count > limit:
             raise OSError(EINVAL, f"{self._device.name}: interrupts {start}+{count} of index {index} are not on")
         if action == IrqAction.TRIGGER:
             for number in range(start, start + count):
@@ -143,6 +142,12 @@ class DeviceInterrupts:
         if self._active is IrqIndex.MSIX:
             with self._decoding():
                 self._irq.restore(self._device)
+
+    def _check(self, index: int, start: int, count: int) -> None:
+        """Whatever is to be done to them (vfio_set_irqs_validate_and_prepare)."""
+        there = self.info(index).count
+        if start < 0 or start >= there or count > there - start:
+            raise OSError(EINVAL, f"{self._device.name}: interrupts {start}+{count} of {there} at index {index}")
 
     def _set_intx(self, eventfd: EventFd | None) -> None:
         if self._active is None:
