@@ -123,3 +123,13 @@ def test_by_command() -> None:
     told = commands.io("01:00.0", 10)
     assert (told["packets"], told["verified"], told["failed"]) == (5, True, "")
     assert commands.wakes == 5
+
+
+def test_by_uio_interrupts_of_whoever_had_the_device_before_are_not_counted() -> None:
+    system = LocalSystem(PASSTHROUGH, intremap=True)
+    for packets in (3, 4):
+        application = Application(system, {FIRST: "uio"}, system.rig.lines.append, {FIRST})
+        port = application.ports[FIRST]
+        assert InterruptMode(system, port).round_trips(packets).verified
+        assert (port.statistics["rx_wakes"], port.statistics["rx_interrupts"]) == (packets, packets)
+        application.close()

@@ -106,8 +106,8 @@ class UioFunction:
     def __init__(self, system: System, name: str) -> None:
         self._system = system
         self._uio = system.open_uio(name)
-        #: interrupts in all, up to the last time
-        self._taken = 0
+        #: interrupts in all, up to the last time; None until the kernel has told
+        self._taken: int | None = None
 
     def config_read(self, offset: int, size: int) -> int:
         return int.from_bytes(self._system.uio_config_read(self._uio, offset, size), "little")
@@ -120,13 +120,18 @@ class UioFunction:
 
     def enable_interrupt(self, vector: int) -> int:
         """INTx, for whatever the device interrupts. The kernel's driver listens from the start."""
-        self._taken = _count_of(self._system, self._uio)
+        self._taken = _count_of(self._system, self._uio) or None
         self.rearm_interrupt()
         return self._uio
 
     def take_interrupts(self) -> int:
-        before, self._taken = self._taken, _count_of(self._system, self._uio) or self._taken
-        return self._taken - before
+        count = _count_of(self._system, self._uio)
+        if not count:
+            return 0
+        # The first count has in it those of whoever had the device before; one alone has come since it was let through.
+        came = 1 if self._taken is None else count - self._taken
+        self._taken = count
+        return came
 
     def rearm_interrupt(self) -> None:
         """Clears interrupt disable, which the kernel's driver has set (DPDK: uio_intx_intr_enable)."""
