@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Any, Protocol
+from errno import ETIMEDOUT
+from typing import Any, Final, Protocol
 
 from viommu_actors.pattern import pattern
 from viommu_actors.spec import nic
 
 BROADCAST = b"\xff" * 6
+#: Seconds in which frames are to come, however many others come before them and between them.
+RECEIVE_TIMEOUT: Final = 30.0
 _TYPE = nic.ETHERTYPE_EXPERIMENTAL.to_bytes(2, "big")
 
 
@@ -55,7 +58,10 @@ class Netdev(Protocol):
         ...
 
     def receive(self) -> bytes:
-        """The next frame. Raises OSError: ETIMEDOUT where none comes, EIO where the device failed."""
+        """The next frame, whoever it is for: no device filters here, and a switch floods what it does not know.
+
+        Raises OSError: ETIMEDOUT where none comes, EIO where the device failed.
+        """
         ...
 
 
@@ -100,15 +106,18 @@ class NetCommands:
         """Receives as many frames: whether they are those that `source` sent by `send`, in order, byte for byte.
 
         One that came before may come again, from a switch that was started again before it had said that it was done
-        with it: `repeated` counts those.
+        with it: `repeated` counts those. Those for others are passed over. Raises OSError as `Netdev.receive`.
         """
         device = self._find(bdf)
+        own = device.mac, destination, BROADCAST
+        deadline = self._clock() + RECEIVE_TIMEOUT
         repeated = 0
         for number in range(first, first + count):
-            frame = device.receive()
-            while number and frame == numbered_frame(number - 1, size, destination, source):
-                repeated += 1
-                frame = device.receive()
+            before = numbered_frame(number - 1, size, destination, source) if number else None
+            while (frame := device.receive()) == before or not frame.startswith(own):
+                repeated += frame == before
+                if self._clock() >= deadline:
+                    raise OSError(ETIMEDOUT, f"{bdf}: frame {number} did not come in {RECEIVE_TIMEOUT:g} s")
             if frame != numbered_frame(number, size, destination, source):
                 return {"verified": False, "repeated": repeated}
         return {"verified": True, "repeated": repeated}

@@ -18,6 +18,7 @@ from tests.virtio.device import (
     BDF,
     FEATURES,
     MAC,
+    NAME,
     NET_MAC,
     NET_MTU,
     VERSION_1,
@@ -27,7 +28,7 @@ from tests.virtio.device import (
 from viommu_actors.kernel.drivers.virtio_net import VirtioNetDriver
 from viommu_actors.kernel.kernel import Kernel
 from viommu_actors.memory import Unclaimed
-from viommu_actors.netdev import BROADCAST, numbered_frame
+from viommu_actors.netdev import BROADCAST, RECEIVE_TIMEOUT, NetCommands, numbered_frame
 from viommu_actors.spec import platform
 from viommu_actors.vtd.config import UnitConfig
 
@@ -107,7 +108,30 @@ def test_frames_for_others_are_not_received_and_those_for_all_are() -> None:
     guest.driver.listen()
     for destination in (OTHER, BROADCAST, OTHER, MAC):
         guest.device.deliver(incoming(1, 60, destination))
-    assert [guest.driver.receive()[:6] for _ in range(2)] == [BROADCAST, MAC]
+    receive = NetCommands(lambda _: guest.driver, lambda: 0.0).receive
+    for destination in (BROADCAST, MAC):
+        assert receive(NAME, 1, 1, 60, destination, OTHER) == {"verified": True, "repeated": 0}
+
+
+def test_frames_for_others_without_end_do_not_keep_it() -> None:
+    guest = Guest()
+    guest.driver.listen()
+    seconds = 0.0
+
+    def flooded() -> None:
+        nonlocal seconds
+        seconds += 1
+        assert seconds < 10 * RECEIVE_TIMEOUT
+        guest.device.deliver(incoming(int(seconds), 60, OTHER))
+        guest.machine.meanwhile.append(flooded)
+
+    guest.machine.meanwhile.append(flooded)
+    with pytest.raises(OSError, match="frame 7 did not come") as raised:
+        NetCommands(lambda _: guest.driver, lambda: seconds).receive(NAME, 7, 1, 60, MAC, OTHER)
+    assert raised.value.errno == ETIMEDOUT
+    guest.machine.meanwhile.clear()
+    guest.deliver_later(incoming(8))
+    assert guest.driver.receive() == incoming(8)
 
 
 def test_a_dynamic_frame_is_one_map_and_one_unmap_and_a_static_one_none() -> None:

@@ -11,7 +11,7 @@ from viommu_actors.app.mempool import Mbuf
 from viommu_actors.app.port import Port
 from viommu_actors.app.system import System
 from viommu_actors.app.testpmd import BURST, Idle
-from viommu_actors.netdev import BROADCAST, numbered_frame
+from viommu_actors.netdev import numbered_frame
 from viommu_actors.spec import nic
 
 
@@ -50,17 +50,14 @@ class PollMode:
         self._burst([frame])
 
     def receive(self) -> bytes:
-        """Polls until there is a packet to this port or to all. Raises OSError: EIO, ETIMEDOUT where nothing comes."""
+        """Polls until there is a packet. Raises OSError: EIO, ETIMEDOUT where nothing comes."""
         self.listen()
         idle = Idle(self._system, [self._port])
         while not self._received:
             mbufs = self._port.rx_burst(BURST)
             for mbuf in mbufs:
-                frame = self._system.memory.read(mbuf.vaddr, mbuf.length)
+                self._received.append(self._system.memory.read(mbuf.vaddr, mbuf.length))
                 mbuf.free()
-                # No device filters here, and a switch floods what it does not know.
-                if frame.startswith((self._port.mac, BROADCAST)):
-                    self._received.append(frame)
             idle.found(len(mbufs))
         return self._received.popleft()
 

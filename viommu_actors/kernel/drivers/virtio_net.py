@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 from viommu_actors.kernel.dma import Direction
 from viommu_actors.kernel.driver import IoResult
 from viommu_actors.kernel.drivers.binding import PAGE, Binding, Buffers, NetDriver, is_static
-from viommu_actors.netdev import BROADCAST, numbered_frame
+from viommu_actors.netdev import numbered_frame
 from viommu_actors.spec import virtio_net
 from viommu_actors.spec.virtio_net import Queue
 from viommu_actors.virtio.net import HEADER_BYTES, IDENTITY, VirtioNet
@@ -135,24 +135,21 @@ class VirtioNetDriver(NetDriver):
         self._take(self._tx)
 
     def receive(self) -> bytes:
-        """The next frame to this device or to all. Raises OSError: ETIMEDOUT where none comes, EIO."""
+        """The next frame, whoever it is for. Raises OSError: ETIMEDOUT where none comes, EIO."""
         self._start()
-        while True:
-            queue = self._rx.queue
-            if queue.untold >= _REFILL or queue.untold == queue.out:
-                self._tell(Queue.RECEIVE, self._rx)
-            page, length = self._take(self._rx)
-            frame = self._binding.memory.read(self._rx.pages.paddr(page), length)[HEADER_BYTES:]
-            try:
-                if len(frame) < virtio_net.MIN_FRAME:
-                    raise OSError(EIO, f"{self._device.name}: a frame of {len(frame)} bytes")
-                self._rx.post(page, PAGE)
-            except OSError:
-                self._stop()
-                raise
-            # The device filters nothing (it has no control queue), and a switch floods what it does not know.
-            if frame.startswith((self.mac, BROADCAST)):
-                return frame
+        queue = self._rx.queue
+        if queue.untold >= _REFILL or queue.untold == queue.out:
+            self._tell(Queue.RECEIVE, self._rx)
+        page, length = self._take(self._rx)
+        frame = self._binding.memory.read(self._rx.pages.paddr(page), length)[HEADER_BYTES:]
+        try:
+            if len(frame) < virtio_net.MIN_FRAME:
+                raise OSError(EIO, f"{self._device.name}: a frame of {len(frame)} bytes")
+            self._rx.post(page, PAGE)
+        except OSError:
+            self._stop()
+            raise
+        return frame
 
     # --- the device
 
