@@ -178,6 +178,7 @@ def test_what_the_device_does_not_have_is_not_taken_from_it_and_all_buffers_come
     free = port.pool.available
     port.start()
     assert port.pool.available == free - RING_SIZE
+    user.deliver(user.device, 0, 3)
     user.device.use(user.device.queues[0], RING_SIZE, 60)
     with pytest.raises(OSError, match="which it does not have") as raised:
         port.rx_burst(32)

@@ -128,18 +128,24 @@ class VirtioPort:
         set_command(self.function, 0, pci.Command.BUS_MASTER)
 
     def rx_burst(self, count: int) -> list[Mbuf]:
+        """As `port.Port`. What came with something that cannot be true is not received."""
         received: list[Mbuf] = []
         seen = 0
-        while seen < count and (taken := self._rx.queue.take()) is not None:
-            mbuf, length = taken
-            seen += 1
-            mbuf.length = length - HEADER_BYTES
-            if mbuf.length < virtio_net.MIN_FRAME:
-                self.statistics["ierrors"] += 1
+        try:
+            while seen < count and (taken := self._rx.queue.take()) is not None:
+                mbuf, length = taken
+                seen += 1
+                mbuf.length = length - HEADER_BYTES
+                if mbuf.length < virtio_net.MIN_FRAME:
+                    self.statistics["ierrors"] += 1
+                    mbuf.free()
+                    continue
+                received.append(mbuf)
+        except OSError:
+            for mbuf in received:
                 mbuf.free()
-                continue
-            self.statistics["ibytes"] += mbuf.length
-            received.append(mbuf)
+            raise
+        self.statistics["ibytes"] += sum(mbuf.length for mbuf in received)
         if seen:
             self.statistics["ipackets"] += len(received)
             self._fill()
