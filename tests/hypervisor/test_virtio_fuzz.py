@@ -19,6 +19,7 @@ _MESSAGES = st.one_of(
     st.builds(vhost.Features, st.sampled_from([0, (1 << 64) - 1])),
     st.builds(vhost.VringBase, st.integers(0, 1), st.integers(0, 0xFFFF)),
     st.builds(vhost.IotlbMiss, st.integers(0, (1 << 64) - 1), st.integers(1, 3)),
+    st.builds(vhost.VringError, st.integers(0, 1)),
     st.builds(vhost.IotlbAccessFail, st.integers(0, (1 << 64) - 1), st.just(8), st.integers(1, 3)),
     st.builds(vhost.IotlbInvalidated, st.integers(0, 3)),
     st.builds(vhost.MemoryRead, st.just(1), st.integers(0, (1 << 64) - 1), st.integers(1, 4096)),

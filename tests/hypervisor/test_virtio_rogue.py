@@ -96,6 +96,30 @@ def test_behind_a_viommu_what_was_not_mapped_is_blocked_and_the_guest_is_told() 
     assert rogue.read(rogue.rings[0].available, 4) is not None
 
 
+def test_a_queue_that_it_cannot_serve_needs_a_reset_and_the_driver_is_told_once() -> None:
+    rogue = Rogue(UnitConfig())
+    interrupts = len(rogue.guest.beneath.vectors)
+    for _ in range(30):
+        rogue.cable.say(vhost.VringError(1))
+    rogue.serve()
+    assert rogue.driver._net.needs_reset
+    assert len(rogue.guest.beneath.vectors) == interrupts + 1
+    assert rogue.guest.vmm.counters["virtio_broken"] == 1
+    assert len([line for line in rogue.guest.lines if "cannot serve queue 1" in line]) == 1
+    # What stops the queues is the reset, and nothing of the back end's.
+    assert not rogue.cable.kinds(vhost.StopVring)
+    with pytest.raises(OSError, match="needs a reset"):
+        rogue.driver.send(bytes(60))
+    assert len(rogue.cable.kinds(vhost.StopVring)) == 2
+    rogue.driver.listen()
+    assert not rogue.driver._net.needs_reset
+    # One that comes late is nothing to a driver that has gone.
+    rogue.guest.kernel.unbind(BDF)
+    rogue.cable.say(vhost.VringError(1))
+    rogue.serve()
+    assert not rogue.driver._net.needs_reset
+
+
 @pytest.mark.parametrize("kind", [vhost.IotlbMiss, vhost.IotlbAccessFail])
 def test_a_miss_of_what_is_not_mapped_is_a_fault_and_has_no_answer(kind: type) -> None:
     rogue = Rogue(UnitConfig())

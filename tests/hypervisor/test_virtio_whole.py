@@ -152,6 +152,18 @@ def test_calls_that_come_together_are_one_interrupt_and_one_more() -> None:
     assert len(guest.beneath.vectors) == before + 5, "apart they are as many as they are"
 
 
+def test_a_driver_whose_ring_is_none_is_told_and_goes_on_after_a_reset() -> None:
+    network = Network()
+    sender, receiver = network.drivers
+    for driver in network.drivers:
+        driver.listen()
+    sender._tx.queue._filled += 200
+    with pytest.raises(OSError, match="needs a reset"):
+        sender.send(network.frame(0, 0))
+    sender.send(network.frame(1, 0))
+    assert receiver.receive() == network.frame(1, 0)
+
+
 def test_who_watches_hears_of_each_access_and_what_became_of_it() -> None:
     network = Network()
     guest, cable = network.guests[0], network.ends[0]

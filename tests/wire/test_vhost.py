@@ -40,6 +40,7 @@ def test_the_largest_messages_fit_into_a_frame(codec: Codec, message: Message) -
         vhost.IotlbMiss(0, 4),
         vhost.IotlbAccessFail(0, 0, 1),
         vhost.Call(2),
+        vhost.VringError(2),
         vhost.VringBase(-1, 0),
     ],
     ids=repr,

@@ -158,6 +158,13 @@ class IotlbInvalidated(NamedTuple):
     sequence: U32
 
 
+class VringError(NamedTuple):
+    """VHOST_USER_SET_VRING_ERR's event: what stands in the queue is none, and it is served no more until it is set up
+    anew."""
+
+    queue: Queue
+
+
 class MemoryRead(NamedTuple):
     """Read of guest memory; answers come in the order of the reads."""
 

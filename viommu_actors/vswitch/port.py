@@ -151,7 +151,8 @@ class Port:
                 self.egress.close()
 
     def _complain(self, queue: int, line: str) -> None:
-        """A guest may go on with it for ever; all of it is counted."""
+        """Its guest is to hear of it; one may go on with it for ever, and all of it is counted."""
+        self._send(vhost.VringError(queue))
         self.counters["broken_rings"] += 1
         if self.counters["broken_rings"] <= _LOGGED:
             self._log(f"{self.name}: {Queue(queue).name.lower()} queue: {line}")

@@ -47,6 +47,7 @@ MESSAGES: Final[Mapping[str, Any]] = {
         vhost.MemoryRead,
         vhost.MemoryWrite,
         vhost.Call,
+        vhost.VringError,
     )
 }
 _ADDRESS_SPACE: Final = 1 << 64

@@ -31,5 +31,6 @@ VHOST_UP = Codec(
         6: vhost.MemoryRead,
         7: vhost.MemoryWrite,
         8: vhost.Call,
+        9: vhost.VringError,
     }
 )

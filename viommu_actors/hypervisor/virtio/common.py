@@ -91,9 +91,8 @@ class CommonConfig:
         self._settled()
 
     def need_reset(self) -> None:
-        """The device is in an error that only a reset ends (section 2.1.2)."""
+        """The device is in an error that only a reset ends (section 2.1.2). It has not settled yet."""
         self.status |= Status.NEEDS_RESET
-        self._settled()
 
     def reset(self) -> None:
         """By the driver, or with the function."""

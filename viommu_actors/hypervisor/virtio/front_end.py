@@ -74,6 +74,11 @@ class Device(Protocol):
         """It can do nothing until the driver resets it."""
         ...
 
+    def ring_broken(self, why: str) -> None:
+        """A queue is served no more until the driver resets the device. Only then the others stop, which is waited for:
+        not here, where others may be waited for."""
+        ...
+
 
 class FrontEnd:
     """`offered` are the features that the driver was offered.
@@ -217,6 +222,8 @@ class FrontEnd:
             self._access_failed(message)
         elif kind is vhost.Features:
             self._features(message.features)
+        elif kind is vhost.VringError:
+            self._ring_broken(message.queue)
 
     def gather(self) -> None:
         """What comes until `flush` comes at once: of its calls for one queue, all but the first are one more."""
@@ -273,6 +280,11 @@ class FrontEnd:
             self._run()
         if self._ready:
             self._device.link_changed(True)
+
+    def _ring_broken(self, queue: int) -> None:
+        """Of a queue that is about to stop it is nothing to the driver any more."""
+        if self._running and self._wanted is not None:
+            self._device.ring_broken(f"the back end cannot serve queue {queue}")
 
     def _expect(self, number: int, owed: set[int], message: Any) -> None:
         if number in owed:

@@ -53,7 +53,7 @@ class VirtioNet:
 class VirtioNetFunction(Function):
     """The card; `front_end` is its way to a back end. With `translated` it is behind a vIOMMU.
 
-    `counters`: virtio_broken, how often a driver had it need a reset.
+    `counters`: virtio_broken, how often it came to need a reset.
     """
 
     def __init__(
@@ -103,6 +103,11 @@ class VirtioNetFunction(Function):
         self._raise(self._common.queues[queue].vector)
 
     def broken(self, why: str) -> None:
+        """See `front_end.Device`."""
+        self.ring_broken(why)
+        self._settle()
+
+    def ring_broken(self, why: str) -> None:
         """See `front_end.Device`. The driver is told once until it resets the device."""
         if self._common.needs_reset:
             return
