@@ -369,6 +369,21 @@ def test_a_guest_that_was_never_there_is_waited_for_once(world: World) -> None:
     assert c.port.counters["tx_dropped"] == 2
 
 
+def test_what_is_sent_to_a_guest_from_its_start_on_waits_for_it(world: World) -> None:
+    a, b = up(world, "ab")
+    b.to_switch(vhost.StopVring(Queue.RECEIVE))
+    world.pump()
+    b.start()
+    while b.down:
+        b.port.receive(b.down.popleft())
+    a.send(frame(mac(1), mac(0), b"early"))
+    b.stuck = True
+    world.pump()
+    b.stuck = False
+    world.pump()
+    assert [each[14:] for each in b.received()] == [b"early"]
+
+
 @pytest.mark.parametrize("message", [vhost.StopVring(Queue.RECEIVE), vhost.Reset()])
 def test_a_port_that_has_gone_takes_nothing(world: World, message: object) -> None:
     a, b = up(world, "ab")

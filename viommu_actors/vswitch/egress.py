@@ -62,6 +62,7 @@ class Egress:
     def run(self, ring: Ring) -> Task:
         """Serves the receive queue. Raises RingBroken."""
         self._ring = ring
+        self._congested = False
         yield from ring.want_notifications(False)
         # Whether there are frames or not: the driver may be owed an interrupt (`Ring`).
         yield from ring.poll()
