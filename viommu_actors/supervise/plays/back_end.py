@@ -68,6 +68,9 @@ def calls(stage: Stage, target: Target) -> Mission:
 def misshapen(stage: Stage, target: Target) -> Mission:
     """A fuzzer's frames on the vhost wire."""
     own = _back_end(stage)
+    # Some say that a queue is broken, and the device needs a reset then.
+    stage.undone_by(lambda: stage.driver("listen"))
+    stage.undone_by(lambda: stage.own("rebind"))
     stage.undone_by(own.reconnect)
     before = own.rejected()
 
