@@ -171,7 +171,8 @@ device = "nic1"
 ).replace("operations = 8", "operations = 1000000")
 
 
-@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest", pytest.param("nic0", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest", "nic0"])
 def test_a_contained_death_leaves_the_other_guest_at_work(tmp_path: Path, victim: str) -> None:
     with launched(write(tmp_path, CONTAINED), tmp_path / "run", "--json") as running:
         running.wait_for("1000000 operations")
@@ -184,6 +185,7 @@ def test_a_contained_death_leaves_the_other_guest_at_work(tmp_path: Path, victim
         assert_gone(pids)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["vm0.hypervisor", "vm0.guest"])
 @pytest.mark.parametrize("moment", ["started", "did ping"])
 def test_a_contained_death_during_the_boot(tmp_path: Path, victim: str, moment: str) -> None:

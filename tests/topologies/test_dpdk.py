@@ -134,6 +134,7 @@ def test_c7_c9_by_vfio_safe_by_uio_not_in_one_guest_with_iommu_pt(tmp_path: Path
     assert [each["role"] for each in results["processes"]].count("app") == 1
 
 
+@pytest.mark.long
 def test_c7_c9_by_vfio_safe_without_an_iommu_not_in_one_guest(tmp_path: Path) -> None:
     finished = _shipped("dpdk-noiommu", tmp_path)
     results = finished.results

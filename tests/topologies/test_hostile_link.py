@@ -177,6 +177,7 @@ def test_a_completion_that_never_comes_is_all_ones_and_told_and_counted(running:
     assert running.command("host", "config_space", bdf="01:00.0")[:4] != b"\xff" * 4, "it is asked again"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stream", "times", "told"),
     [

@@ -103,6 +103,7 @@ def test_without_irqfd_each_interrupt_goes_through_the_hypervisor_and_is_counted
     assert row["traps"] == 2 * row["operations"], "an interrupt is no exit of the guest"
 
 
+@pytest.mark.long
 def test_a_blocked_interrupt_of_the_guest_is_recorded_by_its_viommu_which_tells_it(tmp_path: Path) -> None:
     """The guest takes the entries of a device away that still uses them: fault 0x22, by the vIOMMU's own interrupt."""
     text = SMALL.replace('"nic"', '"edu"').replace('rogue = ["A2"]', "")

@@ -53,6 +53,7 @@ def test_what_an_attack_harmed_is_mended_before_the_run_goes_on(tmp_path: Path) 
     assert observed["nic0", "A2", "guest memory"] == "blocked"
 
 
+@pytest.mark.long
 def test_a_scan_leaves_out_what_the_device_may_reach(tmp_path: Path) -> None:
     """An edu's static pool lies within the addresses of a guest of 512 MiB."""
     text = SMALL.replace('"nic"', '"edu"').replace('"16M"', '"512M"').replace('["A2"]', '["A1"]')
@@ -77,6 +78,7 @@ def test_an_attack_that_does_not_apply_is_left_out_with_its_reason(tmp_path: Pat
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_scan_of_a_large_guest_is_judged_whole(tmp_path: Path, protected: bool) -> None:
     text = SMALL.replace('"16M"', '"128M"').replace('["A2"]', '["A1"]')

@@ -34,6 +34,7 @@ def pids(folder: Path) -> dict[str, int]:
     return {f"{number} {row['actor']}": row["pid"] for number, row in enumerate(rows) if row["event"] == "started"}
 
 
+@pytest.mark.long
 @pytest.mark.topology
 def test_a_short_run_has_every_row_with_its_floor_and_hops_that_add_up(tmp_path: Path) -> None:
     folder, trace = tmp_path / "run", tmp_path / "trace.json"

@@ -48,6 +48,7 @@ def test_every_attack_under_every_setting_is_as_expected(tmp_path: Path) -> None
             assert len(there) == (cell.verdict is not None and key not in NO_GUEST), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("driver", "settings"), [("guest", ("ir",)), ("host", ("acs-off",))])
 def test_some_columns_are_as_expected(tmp_path: Path, driver: str, settings: tuple[str, ...]) -> None:
     chosen = [word for setting in settings for word in ("--setting", setting)]

@@ -97,6 +97,7 @@ def test_with_a_viommu_in_l2_a_map_climbs_the_tower(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.long
 def test_a_third_level_by_configuration_alone(tmp_path: Path) -> None:
     results = _run("nested-l3", tmp_path)
     assert _levels(results) == {"vm0": CLIMBING, "vm1": CLIMBING, "vm2": {**CLIMBING, **DRIVING}}
@@ -162,6 +163,7 @@ def _leaves(supervisor: Supervisor) -> int:
     return int(book["live"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("l1", "l2", "entries"), [("64M", "16M", 8), ("320M", "256M", 128)])
 def test_large_pages_are_used_at_every_level(tmp_path: Path, l1: str, l2: str, entries: int) -> None:
     with _booted(_sized(l1, l2), tmp_path) as supervisor:
@@ -307,6 +309,7 @@ def test_what_a_dead_hypervisor_in_l1_held_is_unmapped_and_reset(tmp_path: Path)
         assert supervisor.reconcile() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victims", [("vm0.hypervisor", "vm1.guest"), ("vm1.hypervisor", "vm0.guest")])
 def test_both_levels_die_at_once_while_the_wires_are_counted(tmp_path: Path, victims: tuple[str, str]) -> None:
     text = _sized("64M", "16M").replace("[[device]]", 'on_death = "contain"\n[[device]]', 1)

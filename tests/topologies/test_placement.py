@@ -24,6 +24,7 @@ def test_spread_takes_the_cpus_in_turn_and_free_none() -> None:
     assert place(TRUSTED, "free", [0, 1]) == [None] * 6
 
 
+@pytest.mark.long
 @pytest.mark.topology
 @pytest.mark.parametrize("placement", ["pack", "spread", "free"])
 def test_every_thread_of_an_actor_runs_where_it_was_placed(tmp_path: Path, placement: str) -> None:

@@ -69,6 +69,7 @@ def test_without_a_viommu_it_gets_at_its_guest_alone(run: Path) -> None:
     _honest(run, "nic0", "nic1")
 
 
+@pytest.mark.long
 def test_the_device_works_again_and_can_be_taken_again(run: Path) -> None:
     """Another rogue's report tells of honest work of the device that was a rogue before."""
     for _ in range(2):
@@ -95,6 +96,7 @@ def test_it_is_plugged_into_a_free_slot_while_all_is_up(running: Launch, run: Pa
     assert "nic1 0000:04:00.0" not in log and status(run)["attached"] == []
 
 
+@pytest.mark.long
 def test_a_slot_holds_one_device(run: Path) -> None:
     assert attack(run, "--slot", "4", "--attacks", "A2", "--detach").status == 0
     [attached] = status(run)["attached"]
@@ -201,6 +203,7 @@ def test_detach_and_remove(run: Path) -> None:
     assert_gone({"rogue": attached["pid"]})
 
 
+@pytest.mark.long
 def test_two_at_a_time_take_turns(run: Path) -> None:
     with attacking(run, "--as", "nic0", "--attacks", "A1") as first:
         wait_for_attached(run, 1)
@@ -255,6 +258,7 @@ def test_a_run_that_does_not_stay_takes_none(tmp_path: Path) -> None:
         running.finish()
 
 
+@pytest.mark.long
 def test_the_topology_ends_under_it(tmp_path: Path) -> None:
     with staying(tmp_path) as running, attacking(running.folder, "--as", "nic0", *LONG) as rogue:
         wait_for_attached(running.folder, 1)
@@ -269,7 +273,8 @@ def test_the_topology_ends_under_it(tmp_path: Path) -> None:
 # --- a surprise removal, and a newcomer
 
 
-@pytest.mark.parametrize("device", ["nic0", *(pytest.param(each, marks=pytest.mark.long) for each in ("edu0", "nic1"))])
+@pytest.mark.long
+@pytest.mark.parametrize("device", ["nic0", "edu0", "nic1"])
 def test_a_swap_leaves_the_newcomer_nothing_and_the_others_at_work(tmp_path: Path, device: str) -> None:
     """Whoever has the device, behind a vIOMMU, without one, or the host's own driver."""
     with staying(tmp_path) as running:
@@ -302,7 +307,7 @@ class Probe(Rogue):
 """
 
 
-@pytest.mark.parametrize("device", ["nic0", "nic1"])
+@pytest.mark.parametrize("device", ["nic0", pytest.param("nic1", marks=pytest.mark.long)])
 def test_what_was_mapped_before_stays_with_the_link_and_goes_with_the_device(tmp_path: Path, device: str) -> None:
     """A nic's driver maps its rings when it starts, the first addresses from the top of 4 GiB. Firmware that turns
     hostile has them; what is plugged in at the same place has not, by the same requester ID."""

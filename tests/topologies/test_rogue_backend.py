@@ -69,7 +69,7 @@ def test_behind_a_viommu_it_is_blocked_there_and_the_guests_kernel_has_the_recor
     assert (lies["unit"], lies["count"]) == ("vm0.guest", 3)
 
 
-@pytest.mark.parametrize("setting", ["none", "passthrough"])
+@pytest.mark.parametrize("setting", ["none", pytest.param("passthrough", marks=pytest.mark.long)])
 def test_without_a_viommu_or_past_it_the_guest_is_exposed_and_nobody_else(tmp_path: Path, setting: str) -> None:
     verdicts = proven(launch(write(tmp_path, topology(setting, "A1", "A2", "A12")), tmp_path / "run", "--json"))
     assert {key[1:]: row["observed"] for key, row in verdicts.items()} == {

@@ -44,6 +44,7 @@ def _played(run: Path, tmp_path: Path, device: str, body: str, *options: str) ->
 # --- the worked examples
 
 
+@pytest.mark.long
 def test_scan_and_patch_finds_all_of_its_guest_without_a_viommu(run: Path) -> None:
     finished = attack(run, "--as", "edu0", "--script", str(ROOT / "examples" / "scan_and_patch.py"), "--json")
     assert finished.status == 0, finished.stderr
@@ -137,6 +138,7 @@ def test_a_script_that_is_not_there(run: Path, tmp_path: Path) -> None:
     assert finished.status == 2 and "none.py: No such file" in finished.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -174,6 +176,7 @@ def test_an_endless_loop_is_ended(run: Path, tmp_path: Path) -> None:
     assert attack(run, "--as", "nic0", "--attacks", "A2").status == 0
 
 
+@pytest.mark.long
 def test_a_rogue_that_hands_over_nonsense(run: Path, tmp_path: Path) -> None:
     """What it says of the device is in its own hands; honest firmware goes on with what it was given then."""
     body = "self._port._turn.__self__._control._handlers['state'] = lambda: 'nonsense'\nself.report('done')"

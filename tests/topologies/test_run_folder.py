@@ -17,6 +17,7 @@ QUIET = SMALL.replace("rogue", "#rogue")
 BUSY = QUIET.replace("operations = 8", "operations = 1000000")
 
 
+@pytest.mark.long
 def test_a_folder_that_is_used_again_keeps_nothing_of_the_run_before(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert launch(write(tmp_path, QUIET.replace("nic0", "nic9")), folder, "--json").status == 0
@@ -66,6 +67,7 @@ def test_what_cannot_be_removed_is_refused(tmp_path: Path) -> None:
     assert "results.json: Is a directory" in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("harm", ["deleted", "directory"])
 def test_a_folder_that_is_harmed_meanwhile_ends_the_run_in_one_line(tmp_path: Path, harm: str) -> None:
     folder = tmp_path / "run"

@@ -84,6 +84,7 @@ def test_a_packet_from_the_host_wakes_an_application_in_a_guest(tmp_path: Path, 
     assert row["system_calls"] == 8 * (4 if driver == "uio" else 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("old", "new", "forwarded", "traps"),
     [
@@ -107,6 +108,7 @@ def test_where_no_device_has_msi_all_of_them_share_the_lines(tmp_path: Path) -> 
     assert row["system_calls"] == 3 * 32 + 1
 
 
+@pytest.mark.long
 def test_intx_where_interrupts_are_not_remapped(tmp_path: Path) -> None:
     """Without a vIOMMU, and with one that does not remap: by the compatibility format."""
     for number, viommu in enumerate(("", "[vm.viommu]\nintremap = false")):
@@ -151,6 +153,7 @@ device = "nic0"
 """
 
 
+@pytest.mark.long
 def test_intx_goes_up_the_tower_and_its_end_comes_down(tmp_path: Path) -> None:
     finished = launch(write(tmp_path, NESTED), tmp_path / "run", "--json")
     assert finished.status == 0, finished.stderr

@@ -119,6 +119,7 @@ def test_a_bad_plan_is_refused_by_the_device_and_it_lives_on(running: tuple[Supe
     assert _works(supervisor)
 
 
+@pytest.mark.long
 def test_wires_that_disagree_are_found(running: tuple[Supervisor, Scenario]) -> None:
     """One count too many at one end, as a lost or an invented message would make it."""
     supervisor, _ = running
