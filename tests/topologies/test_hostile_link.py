@@ -51,6 +51,8 @@ device = "edu0"
 #: Hostile messages, and what the host may grow by meanwhile.
 MESSAGES = 100_000
 BOUND = 16 << 20
+#: Whether a race is lost is a matter of scheduling: one in which nobody looked at the wrong moment is run again.
+RACES = 20
 ROGUE, HONEST = "nic0", "00:04.0"
 
 
@@ -206,11 +208,14 @@ def test_a_guest_that_races_with_its_hypervisor_gets_its_own_page_or_none(runnin
     told = running.command("host", "guard", what="canaries")
     iova = running.command("vm0.guest", "offer", bdf="00:03.0", kind="both ways")["iova"]
     race = {"bdf": "00:03.0", "iova": iova, "target": told["pages"][0], "times": 300}
-    racing = running.ask("vm0.guest", "race_entry", **race)
     write = {"do": "write", "address": iova, "data": b"\xde\xad\xbe\xef" * 16, "times": 2000}
-    running.command(ROGUE, "attack", steps=[write])
-    running.answer(racing)
-    assert running.command("vm0.hypervisor", "counters")["sync_rejected"] > 0, "the host's page was seen in the tables"
+    for _ in range(RACES):
+        racing = running.ask("vm0.guest", "race_entry", **race)
+        running.command(ROGUE, "attack", steps=[write])
+        running.answer(racing)
+        if seen := running.command("vm0.hypervisor", "counters")["sync_rejected"]:
+            break
+    assert seen > 0, "the host's page was seen in the tables"
     assert running.command("host", "digest") == told["digest"]
     running.command("vm0.guest", "mend_entry", bdf="00:03.0", iova=iova)
     running.command("vm0.guest", "end_offer")
