@@ -19,6 +19,7 @@ from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.wire import messages as m
+from viommu_actors.wire.link import LINK_DOWN, LINK_UP
 
 CROWD = 3
 
@@ -31,8 +32,8 @@ def test_the_payload_is_that_of_the_wires() -> None:
         (bare._TRAP_DONE, m.TRAP_ANSWER, m.TrapDone),
         (bare._MAP_DMA, m.VFIO, m.MapDma),
         (bare._DONE, m.VFIO_ANSWER, m.Done),
-        (bare._mem_read(64), m.LINK_UP, MemRead),
-        (bare._completion(64), m.LINK_DOWN, Completion),
+        (bare._mem_read(64), LINK_UP, MemRead),
+        (bare._completion(64), LINK_DOWN, Completion),
     ):
         assert type(codec.decode(msgpack.packb(payload))) is kind
 

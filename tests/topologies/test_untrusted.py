@@ -19,7 +19,8 @@ from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.text import printable
 from viommu_actors.topology.load import parse
 from viommu_actors.topology.resolve import resolve
-from viommu_actors.wire.messages import LINK_UP, VFIO, Reply, UnmapDma
+from viommu_actors.wire.link import LINK_UP
+from viommu_actors.wire.messages import VFIO, Reply, UnmapDma
 from viommu_actors.wire.tally import Tally
 
 pytestmark = pytest.mark.topology

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viommu_actors.spec.fields import Fits, OneOf, Range
-from viommu_actors.wire import messages, vhost
+from viommu_actors.wire import link, messages, vhost
 from viommu_actors.wire.codec import Codec, MalformedMessage, Message, Plain
 
 CODECS = {
-    name: value for wires in (messages, vhost) for name, value in vars(wires).items() if isinstance(value, Codec)
+    name: value for wires in (link, messages, vhost) for name, value in vars(wires).items() if isinstance(value, Codec)
 }
 MESSAGES = [(codec, tag, cls) for codec in CODECS.values() for tag, cls in codec.classes.items()]
 I64, U64 = 2**63 - 1, 2**64 - 1
@@ -147,7 +147,7 @@ def test_random_bytes_never_raise_anything_else(frame: bytes) -> None:
 )
 def test_what_is_no_message_is_refused(frame: bytes) -> None:
     with pytest.raises(MalformedMessage):
-        messages.LINK_UP.decode(frame)
+        link.LINK_UP.decode(frame)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 8, 9])

@@ -24,7 +24,7 @@ from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
 from viommu_actors.devices.script import Script
 from viommu_actors.wire.codec import Defect, MalformedMessage, Message
-from viommu_actors.wire.messages import LINK_DOWN, LINK_UP
+from viommu_actors.wire.link import LINK_DOWN, LINK_UP
 from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame, send_frame
 from viommu_actors.wire.tally import Tally
 

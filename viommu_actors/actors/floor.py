@@ -20,6 +20,7 @@ from viommu_actors.actors.runtime import inbox_listener
 from viommu_actors.spec import tlp
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Codec, Message
+from viommu_actors.wire.link import LINK_DOWN, LINK_UP
 from viommu_actors.wire.sockets import Inbox, bind_link, connect, make_context, send_frame
 
 _DRAIN = 64
@@ -157,7 +158,7 @@ class FloorActor:
         """Writes nobody answers: when each was begun, or had arrived."""
         link, pack, times = self._links[0], self._pack, array("q")
         if self._part == "device":
-            write = _payload(m.LINK_UP, tlp.MemWrite(0x100, 0, 0xFFFF_F000, 15, 15, bytes(length)))
+            write = _payload(LINK_UP, tlp.MemWrite(0x100, 0, 0xFFFF_F000, 15, 15, bytes(length)))
             for _ in range(count):
                 times.append(perf_counter_ns())
                 send_frame(link, pack(write))
@@ -228,8 +229,8 @@ class FloorActor:
 
 
 def _mem_read(length: int) -> tuple[Any, ...]:
-    return _payload(m.LINK_UP, tlp.MemRead(0x100, 0, 0, 0xFFFF_F000, length // tlp.DWORD, 15, 15))
+    return _payload(LINK_UP, tlp.MemRead(0x100, 0, 0, 0xFFFF_F000, length // tlp.DWORD, 15, 15))
 
 
 def _completion(length: int) -> tuple[Any, ...]:
-    return _payload(m.LINK_DOWN, tlp.Completion(0, 0, length, bytes(length)))
+    return _payload(LINK_DOWN, tlp.Completion(0, 0, length, bytes(length)))

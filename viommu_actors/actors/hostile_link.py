@@ -14,7 +14,7 @@ from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.spec.tlp import AddressType, MemRead
 from viommu_actors.wire.codec import Defect, MalformedMessage
 from viommu_actors.wire.fuzz import hostile
-from viommu_actors.wire.messages import LINK_FRAME, LINK_UP
+from viommu_actors.wire.link import LINK_FRAME, LINK_UP
 from viommu_actors.wire.tally import Tally
 
 

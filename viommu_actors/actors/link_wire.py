@@ -11,7 +11,7 @@ from viommu_actors.actors.peer_wire import PeerWire, is_told
 from viommu_actors.actors.runtime import log
 from viommu_actors.pci.link import Link
 from viommu_actors.wire.codec import MalformedMessage
-from viommu_actors.wire.messages import LINK_DOWN, LINK_FRAME, LINK_UP
+from viommu_actors.wire.link import LINK_DOWN, LINK_FRAME, LINK_UP
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost
 

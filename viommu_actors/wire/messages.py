@@ -1,15 +1,14 @@
-"""Every message that crosses a wire, wire by wire, as `design` names them.
+"""Messages of all wires but the link (`wire.link`) and vhost (`wire.vhost`), wire by wire.
 
-The link's are TLPs (`spec.tlp`). Requests of the vfio and kvm wires follow the ioctls of
-linux/vfio.h and linux/kvm.h one for one, so that a real user of them can stand at either end.
-Addresses and sizes are in bytes.
+Requests of the vfio and kvm wires follow the ioctls of linux/vfio.h and linux/kvm.h one for one, so that a real user
+of them can stand at either end. Addresses and sizes are in bytes.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
-from viommu_actors.spec import pci, tlp
+from viommu_actors.spec import pci
 from viommu_actors.spec.fields import U8, U16, U32, U64, AccessSize, Fits, Length, Range
 from viommu_actors.spec.kvm import ROUTE_LIMIT
 from viommu_actors.wire.codec import Codec, Plain
@@ -474,30 +473,6 @@ class Reply(NamedTuple):
     result: Tree
 
 
-#: Bytes of the longest frame on a link, with room for a payload that is too long to be told as such.
-LINK_FRAME = 2 * tlp.PAGE
-LINK_UP = Codec(
-    {
-        1: tlp.MemRead,
-        2: tlp.MemWrite,
-        3: tlp.Atomic,
-        4: tlp.Completion,
-        5: tlp.ConfigRequest,
-        7: tlp.InvalidateCompletion,
-        8: tlp.IntxMessage,
-    }
-)
-LINK_DOWN = Codec(
-    {
-        1: tlp.Completion,
-        2: tlp.MmioRead,
-        3: tlp.MmioWrite,
-        4: tlp.CfgRead,
-        5: tlp.CfgWrite,
-        6: tlp.HotReset,
-        7: tlp.InvalidateRequest,
-    }
-)
 TRAP = Codec({1: TrapRead, 2: TrapWrite, 3: TrapLend})
 TRAP_ANSWER = Codec({1: TrapValue, 2: TrapDone, 3: TrapDirect, 4: TrapLent})
 DIRECT = Codec({1: DirectRead, 2: DirectWrite})
