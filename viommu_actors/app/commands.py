@@ -37,7 +37,7 @@ class AppCommands:
         self._application: Application | None = None
         self._control: Zone | None = None
         self._secret = b""
-        self._netdevs: dict[str, PollMode | InterruptMode] = {}
+        self._netdevs: dict[str, PollMode] = {}
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """By command name."""
@@ -186,7 +186,7 @@ class AppCommands:
             raise OSError(ENOTSUP, f"{port.name} has no loopback")
         return port
 
-    def _netdev(self, bdf: str) -> PollMode | InterruptMode:
+    def _netdev(self, bdf: str) -> PollMode:
         """A port as it is waited for: asleep where it has an interrupt."""
         if bdf not in self._netdevs:
             port = self._port(bdf)

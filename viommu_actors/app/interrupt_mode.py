@@ -6,51 +6,36 @@ wakes it through the kernel, and is off while it polls.
 
 from __future__ import annotations
 
-from collections import deque
-from errno import EINVAL, ENOMEM, ETIMEDOUT
+from errno import EINVAL, ETIMEDOUT
 
-from viommu_actors.app.mempool import Mbuf
 from viommu_actors.app.pmd_nic import NicPort
+from viommu_actors.app.poll_mode import PollMode
 from viommu_actors.app.system import System
-from viommu_actors.app.testpmd import BURST, Forwarded
+from viommu_actors.app.testpmd import Forwarded
 from viommu_actors.netdev import numbered_frame
-from viommu_actors.spec import nic
 
 #: Seconds of sleep after which what should have come is given up.
 _TIMEOUT = 5.0
 
 
-class InterruptMode:
-    """One port that has a receive interrupt, as a `netdev.Netdev`: on its cable, in loopback without one.
+class InterruptMode(PollMode):
+    """One port that has a receive interrupt: on its cable, in loopback without one.
 
     From `listen` on the interrupt is armed whenever nobody polls.
     """
 
-    mapping = "static"
+    _port: NicPort
 
     def __init__(self, system: System, port: NicPort) -> None:
         """Raises OSError(EINVAL) for a port without."""
         if not port.rx_interrupt:
             raise OSError(EINVAL, f"{port.name} has no receive interrupt")
-        self._system = system
-        self._port = port
-        self._received: deque[bytes] = deque()
-
-    @property
-    def mac(self) -> bytes:
-        return self._port.mac
-
-    @property
-    def max_frame(self) -> int:
-        return self._port.max_frame
-
-    @property
-    def link_up(self) -> bool:
-        return self._port.link_up
+        super().__init__(system, port)
 
     def listen(self) -> None:
-        self._port.start()
-        self._port.rx_intr_enable()
+        if not self._port.running:
+            super().listen()
+            self._port.rx_intr_enable()
 
     def stop(self) -> None:
         """No more packets; what nobody took is gone."""
@@ -71,17 +56,6 @@ class InterruptMode:
             # What came before it was armed raised no interrupt.
             self._poll()
         return self._received.popleft()
-
-    def send(self, frame: bytes) -> None:
-        """Raises OSError: EINVAL for a length that no frame has, ENOMEM without a buffer, EIO, ETIMEDOUT."""
-        if not nic.MIN_FRAME <= len(frame) <= self.max_frame:
-            raise OSError(EINVAL, f"no frame has {len(frame)} bytes")
-        mbuf: Mbuf | None = self._port.pool.get()
-        if mbuf is None:
-            raise OSError(ENOMEM, "the pool has no buffer left to send")
-        self._system.memory.write(mbuf.vaddr, frame)
-        mbuf.length = len(frame)
-        self._port.tx_burst([mbuf])
 
     def round_trips(self, packets: int) -> Forwarded:
         """Packets to itself, one after another: each wakes it. Raises as `receive`, and ENOMEM without a buffer."""
@@ -108,7 +82,5 @@ class InterruptMode:
 
     def _poll(self) -> None:
         """Takes all that is there."""
-        while mbufs := self._port.rx_burst(BURST):
-            for mbuf in mbufs:
-                self._received.append(self._system.memory.read(mbuf.vaddr, mbuf.length))
-                mbuf.free()
+        while self._take_burst():
+            pass

@@ -45,7 +45,7 @@ class PollMode:
     def send(self, frame: bytes) -> None:
         """Raises OSError: EINVAL for a length that no frame has, ENOMEM without a buffer, EIO, ETIMEDOUT."""
         if not nic.MIN_FRAME <= len(frame) <= self.max_frame:
-            raise OSError(EINVAL, f"{self._port.name} has no frames of {len(frame)} bytes")
+            raise OSError(EINVAL, f"{self._port.name}: no frame has {len(frame)} bytes")
         self.listen()
         self._burst([frame])
 
@@ -54,11 +54,7 @@ class PollMode:
         self.listen()
         idle = Idle(self._system, [self._port])
         while not self._received:
-            mbufs = self._port.rx_burst(BURST)
-            for mbuf in mbufs:
-                self._received.append(self._system.memory.read(mbuf.vaddr, mbuf.length))
-                mbuf.free()
-            idle.found(len(mbufs))
+            idle.found(self._take_burst())
         return self._received.popleft()
 
     def to_itself(self, packets: int) -> float:
@@ -72,6 +68,14 @@ class PollMode:
             numbers = range(first, min(first + BURST, packets))
             self._burst([numbered_frame(number, self.max_frame, self.mac, self.mac) for number in numbers])
         return self._system.clock() - began
+
+    def _take_burst(self) -> int:
+        """Takes up to a burst of what has arrived; how many those were."""
+        mbufs = self._port.rx_burst(BURST)
+        for mbuf in mbufs:
+            self._received.append(self._system.memory.read(mbuf.vaddr, mbuf.length))
+            mbuf.free()
+        return len(mbufs)
 
     def _burst(self, frames: Sequence[bytes]) -> None:
         """Sends them, no more than a burst, and waits until the device has taken all."""
