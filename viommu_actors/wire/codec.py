@@ -8,15 +8,14 @@ earlier field states, and no trailing bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import msgpack
 
 from viommu_actors.spec.fields import Fits, Length, OneOf, Range
 
-_new = tuple.__new__
 _unpack = msgpack.unpackb
 
 Message = tuple[Any, ...]
@@ -55,15 +54,14 @@ class Codec:
 
     def __init__(self, classes: Mapping[int, type[Message]]) -> None:
         self.classes = dict(classes)
-        self.tags = {cls: tag for tag, cls in self.classes.items()}
-        #: by tag, the class and its check
-        self._known = {tag: (cls, _compile_check(cls)) for tag, cls in self.classes.items()}
-        self._lengths = {tag: len(get_type_hints(cls)) + 1 for tag, cls in self.classes.items()}
+        self._readers = {tag: _compile_reader(cls) for tag, cls in self.classes.items()}
+        #: what stands before the fields of a message
+        self._heads = {cls: (tag,) for tag, cls in self.classes.items()}
         self._pack = msgpack.Packer(autoreset=True).pack
 
     def encode(self, message: Message) -> bytes:
         """Raises KeyError for a class of another wire. Bounds are the sender's promise, checked on arrival."""
-        frame: bytes = self._pack((self.tags[type(message)], *message))
+        frame: bytes = self._pack(self._heads[type(message)] + message)
         return frame
 
     def decode(self, frame: bytes) -> Message:
@@ -75,39 +73,42 @@ class Codec:
         if type(fields) is not tuple or not fields:
             raise MalformedMessage(Defect.NO_ARRAY, "not an array with a tag")
         tag = fields[0]
-        known = self._known.get(tag) if type(tag) is int else None
-        if known is None:
+        read = self._readers.get(tag) if type(tag) is int else None
+        if read is None:
             raise MalformedMessage(Defect.UNKNOWN_TAG, f"unknown tag {tag!r:.40}")
-        cls, check = known
-        problem = check(fields)
-        if problem:
-            defect = Defect.FIELD if len(fields) == self._lengths[tag] else Defect.ARITY
-            raise MalformedMessage(defect, f"{cls.__name__}: {problem}")
-        return _new(cls, fields[1:])
+        return read(fields)
 
 
-def _compile_check(cls: type[Message]) -> Any:
-    """A function from the unpacked array to the first problem in it, or ''.
+def _compile_reader(cls: type[Message]) -> Callable[[Message], Message]:
+    """A function from the unpacked array to the message in it. It raises MalformedMessage for the first problem.
 
     Compiled from the annotations, as `NamedTuple` compiles its constructor: the hot path pays one
     comparison a field.
     """
     annotations = get_type_hints(cls, include_extras=True)
     hints = {name: annotations[name] for name in cls._fields}  # type: ignore[attr-defined]
-    count = len(hints)
-    lines = ["def check(m):", f"    if len(m) != {count + 1}: return 'has %d fields, not {count}' % (len(m) - 1)"]
-    if hints:
-        lines.append(f"    _, {', '.join(f'f{index}' for index in range(count))}, = m")
+    fields = "".join(f"f{index}, " for index in range(len(hints)))
+    lines = ["def read(m):", f"    try: _, {fields}= m", "    except ValueError: refuse_arity(m)"]
     for index, (name, hint) in enumerate(hints.items()):
         # A rule about an earlier field may rely on that one's own, which stands before it.
         earlier = {field: f"f{at}" for at, field in enumerate(hints) if at < index}
         condition = _condition(f"f{index}", hint, earlier)
         if condition:
-            lines.append(f"    if not ({condition}): return {f'bad {name}'!r}")
-    lines.append("    return ''")
-    namespace: dict[str, Any] = {}
+            lines.append(f"    if not ({condition}): refuse({name!r})")
+    # The class adds nothing but names: its constructor would take the same tuple apart again.
+    lines.append(f"    return new(cls, ({fields}))")
+
+    def refuse_arity(values: Message) -> NoReturn:
+        text = f"{cls.__name__}: has {len(values) - 1} fields, not {len(hints)}"
+        raise MalformedMessage(Defect.ARITY, text) from None
+
+    def refuse(name: str) -> NoReturn:
+        raise MalformedMessage(Defect.FIELD, f"{cls.__name__}: bad {name}")
+
+    namespace: dict[str, Any] = {"cls": cls, "new": tuple.__new__, "refuse": refuse, "refuse_arity": refuse_arity}
     exec("\n".join(lines), namespace)
-    return namespace["check"]
+    read: Callable[[Message], Message] = namespace["read"]
+    return read
 
 
 def _condition(value: str, hint: Any, earlier: Mapping[str, str], depth: int = 0) -> str:
