@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.devices.bench import BAR_ADDRESS, FUNCTION, VECTOR, Bench
-from viommu_actors.devices.endpoint import Endpoint, FunctionState, Task
+from viommu_actors.devices.dma_engine import Task
+from viommu_actors.devices.endpoint import Endpoint, FunctionState
 from viommu_actors.devices.nic import Nic
 from viommu_actors.spec import nic, pci
 

@@ -10,8 +10,8 @@ from time import perf_counter_ns, sleep
 from typing import Any
 
 from viommu_actors.actors.control import LATER, Control, Later
-from viommu_actors.devices.dma_engine import Transfer
-from viommu_actors.devices.endpoint import Endpoint, Task
+from viommu_actors.devices.dma_engine import Task, Transfer
+from viommu_actors.devices.endpoint import Endpoint
 
 
 class DeviceLatency:

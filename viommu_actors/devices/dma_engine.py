@@ -6,8 +6,7 @@ PCI Express Base 5.0 sections 2.2.6 (transaction IDs) and 2.2.9 (completions).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from functools import partial
 
 from viommu_actors.pci.fragment import Fragment, enables, fragments
@@ -26,7 +25,7 @@ _new = tuple.__new__
 class Transfer:
     """Non-posted requests that a task waits for together. `data` is None where one of them failed."""
 
-    __slots__ = ("buffer", "data", "length", "resume", "status", "timed_out", "waiting")
+    __slots__ = ("buffer", "data", "length", "status", "task", "timed_out", "waiting")
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -36,25 +35,17 @@ class Transfer:
         self.timed_out = False
         #: Requests that are not answered yet, and one while more are being issued.
         self.waiting = 1
-        self.resume: Callable[[], None] | None = None
+        #: What goes on once all of them are answered.
+        self.task: Task | None = None
         #: Where the answers are put together, if there are several.
         self.buffer: bytearray | None = None
 
 
-@dataclass(slots=True)
-class _Request:
-    """One TLP in flight: the part of the transfer it fills, and what has come of its completion.
-
-    Its answer of `dwords` dwords fills `length` bytes of the transfer from `offset`, after `lead` bytes.
-    """
-
-    transfer: Transfer
-    dwords: int
-    offset: int
-    length: int
-    lead: int
-    remaining: int
-    data: bytes = b""
+#: A device's work, which yields what it waits for.
+Task = Generator[Transfer, None, None]
+#: One TLP in flight: (transfer, size, offset, length, lead, received). Its answer of `size` bytes, whole dwords, fills
+#: `length` bytes of the transfer from `offset`, after `lead` bytes; `received` is what has come of it so far.
+_Request = tuple[Transfer, int, int, int, int, bytes]
 
 
 class DmaEngine:
@@ -63,15 +54,19 @@ class DmaEngine:
     Any requester ID, any size: what an honest function may do is for `Endpoint` to keep to.
     """
 
-    def __init__(self, send: Callable[[tlp.Upstream], None], counters: Counter[str]) -> None:
+    def __init__(
+        self, send: Callable[[tlp.Upstream], None], counters: Counter[str], resume: Callable[[Task], None]
+    ) -> None:
+        """`resume` has a task go on whose transfer is over."""
         self._send = send
         self._counters = counters
+        self._resume = resume
         self._requests: dict[int, _Request] = {}
         self._queued: deque[tuple[_Request, Callable[[int], tlp.Upstream]]] = deque()
         self._tags = TAGS
         self._free_tags = deque(range(TAGS))
-        #: (requests that were under way, whom to tell once they are over)
-        self._drains: list[tuple[set[int], Callable[[], None]]] = []
+        #: (transfers that were under way, whom to tell once they are over)
+        self._drains: list[tuple[set[Transfer], Callable[[], None]]] = []
 
     def extend_tags(self, enabled: bool) -> None:
         """Extended tags were enabled, or disabled: from the next request on."""
@@ -97,9 +92,13 @@ class DmaEngine:
         transfer = Transfer(length)
         if 0 < length <= limit - address % limit and address < _ADDRESS_SPACE:
             # One request does: the one thing that the transfer waits for.
-            first_be, last_be, dwords = enables(address, length)
-            request = _Request(transfer, dwords, 0, length, address & 3, length)
-            aligned = address & ~3
+            if not (address | length) & 3 and length > tlp.DWORD:
+                first_be, last_be, dwords = 0xF, 0xF, length >> 2
+            else:
+                first_be, last_be, dwords = enables(address, length)
+            lead = address & 3
+            aligned = address - lead
+            request = (transfer, dwords * tlp.DWORD, 0, length, lead, b"")
             if self._free_tags:
                 tag = self._free_tags.popleft()
                 self._requests[tag] = request
@@ -110,9 +109,9 @@ class DmaEngine:
                 )
             return transfer
         for piece in fragments(address, length, limit):
-            request = _Request(transfer, piece.dwords, piece.offset, piece.length, piece.lead, piece.length)
+            request = (transfer, piece.dwords * tlp.DWORD, piece.offset, piece.length, piece.lead, b"")
             self._issue(request, partial(_read_request, requester, at, piece))
-        _release(transfer)
+        self._release(transfer)
         return transfer
 
     def write(self, requester: int, address: int, data: bytes, limit: int, at: int = AddressType.UNTRANSLATED) -> None:
@@ -129,24 +128,24 @@ class DmaEngine:
         """Sends an AtomicOp; the transfer's data is the old value."""
         size = len(data) // 2 if kind is AtomicKind.COMPARE_SWAP else len(data)
         transfer = Transfer(size)
-        request = _Request(transfer, -(-size // tlp.DWORD), 0, size, 0, size)
+        request = (transfer, -(-size // tlp.DWORD) * tlp.DWORD, 0, size, 0, b"")
         self._issue(request, lambda tag: Atomic(requester, tag, at, kind, address, data))
-        _release(transfer)
+        self._release(transfer)
         return transfer
 
     def translate(self, requester: int, address: int, no_write: bool = False) -> Transfer:
         """Sends a translation request for the page of `address`; the transfer's data is one entry (`spec.ats`)."""
         transfer = Transfer(ats.ENTRY_SIZE)
-        request = _Request(transfer, ats.ENTRY_DWORDS, 0, ats.ENTRY_SIZE, 0, ats.ENTRY_SIZE)
+        request = (transfer, ats.ENTRY_SIZE, 0, ats.ENTRY_SIZE, 0, b"")
         place = address & ~PAGE_MASK | (ats.NO_WRITE if no_write else 0)
         kind = AddressType.TRANSLATION_REQUEST
         self._issue(request, lambda tag: MemRead(requester, tag, kind, place, ats.ENTRY_DWORDS, 0xF, 0xF))
-        _release(transfer)
+        self._release(transfer)
         return transfer
 
     def drain(self, done: Callable[[], None]) -> None:
         """Calls `done` once every request that is in flight or queued now is over."""
-        under_way = {id(request) for request in self._requests.values()} | {id(request) for request, _ in self._queued}
+        under_way = {request[0] for request in self._requests.values()} | {request[0] for request, _ in self._queued}
         if under_way:
             self._drains.append((under_way, done))
         else:
@@ -160,25 +159,26 @@ class DmaEngine:
             self._counters["unexpected completion"] += 1
             return
         if status:
-            self._retire(tag, _failure(status), None)
+            self._retire(tag, request, _failure(status), None)
             return
-        received = request.data + data if request.data else data
-        missing = request.dwords * tlp.DWORD - len(received)
-        if remaining != request.remaining or not data or missing < 0:
+        transfer, size, offset, length, lead, received = request
+        owed = length + lead - len(received) if received else length
+        received += data
+        missing = size - len(received)
+        if remaining != owed or not data or missing < 0:
             self._counters["malformed completion"] += 1
         elif not missing:
-            self._retire(tag, _SUCCESS, received)
+            self._retire(tag, request, _SUCCESS, received)
         else:
-            request.remaining -= len(data) - (0 if request.data else request.lead)
-            request.data = received
+            self._requests[tag] = (transfer, size, offset, length, lead, received)
 
     def expire(self, tag: int) -> None:
         """Completion timeout: the request failed; a late completion is unexpected."""
         request = self._requests.get(tag)
         if request is not None:
             self._counters["completion timeout"] += 1
-            request.transfer.timed_out = True
-            self._retire(tag, CompletionStatus.UNSUPPORTED_REQUEST, None)
+            request[0].timed_out = True
+            self._retire(tag, request, CompletionStatus.UNSUPPORTED_REQUEST, None)
 
     def abandon(self) -> None:
         """Forgets what is in flight or queued; completions of it are unexpected from now on."""
@@ -190,7 +190,7 @@ class DmaEngine:
             done()
 
     def _issue(self, request: _Request, build: Callable[[int], tlp.Upstream]) -> None:
-        request.transfer.waiting += 1
+        request[0].waiting += 1
         if self._free_tags:
             self._dispatch(request, build)
         else:
@@ -201,50 +201,48 @@ class DmaEngine:
         self._requests[tag] = request
         self._send(build(tag))
 
-    def _retire(self, tag: int, status: CompletionStatus, data: bytes | None) -> None:
+    def _retire(self, tag: int, request: _Request, status: CompletionStatus, data: bytes | None) -> None:
         """A request is over. Tags go round, so that a late completion meets no newer request."""
-        request = self._requests.pop(tag)
-        transfer = request.transfer
+        del self._requests[tag]
+        transfer, _, offset, length, lead, _ = request
         if data is None:
             transfer.status = status
-        elif request.length == len(data) == transfer.length:
+        elif length == len(data) == transfer.length:
             transfer.data = data
         else:
             if transfer.buffer is None:
                 transfer.buffer = bytearray(transfer.length)
-            stop = request.offset + request.length
-            transfer.buffer[request.offset : stop] = data[request.lead : request.lead + request.length]
+            transfer.buffer[offset : offset + length] = data[lead : lead + length]
         if tag < self._tags:
             self._free_tags.append(tag)
         if self._queued and self._free_tags:
             self._dispatch(*self._queued.popleft())
-        _release(transfer)
-        if self._drains:
-            self._drained(id(request))
+        self._release(transfer)
 
-    def _drained(self, request: int) -> None:
-        """A request is over; those that waited for it as the last one are told."""
+    def _release(self, transfer: Transfer) -> None:
+        """One thing less to wait for; after the last the task goes on."""
+        transfer.waiting -= 1
+        if transfer.waiting:
+            return
+        if transfer.status:
+            transfer.data = None
+        elif transfer.data is None:
+            transfer.data = bytes(transfer.buffer or b"")
+        if transfer.task is not None:
+            self._resume(transfer.task)
+        if self._drains:
+            self._drained(transfer)
+
+    def _drained(self, transfer: Transfer) -> None:
+        """A transfer is over; those that waited for it as the last one are told."""
         over = []
         for under_way, done in self._drains:
-            under_way.discard(request)
+            under_way.discard(transfer)
             if not under_way:
                 over.append(done)
         self._drains = [each for each in self._drains if each[0]]
         for done in over:
             done()
-
-
-def _release(transfer: Transfer) -> None:
-    """One thing less to wait for; after the last the task goes on."""
-    transfer.waiting -= 1
-    if transfer.waiting:
-        return
-    if transfer.status:
-        transfer.data = None
-    elif transfer.data is None:
-        transfer.data = bytes(transfer.buffer or b"")
-    if transfer.resume is not None:
-        transfer.resume()
 
 
 def _failure(status: int) -> CompletionStatus:

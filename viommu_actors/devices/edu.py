@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from viommu_actors.devices.endpoint import Endpoint, Task
+from viommu_actors.devices.dma_engine import Task
+from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.pci import config_space
 from viommu_actors.spec import edu, pci, tlp
 from viommu_actors.spec.edu import DmaCommand, Interrupt, Reg, Status

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from viommu_actors.devices.device_tlb import DeviceTlb
-from viommu_actors.devices.dma_engine import DmaEngine, Transfer
+from viommu_actors.devices.dma_engine import DmaEngine, Task, Transfer
 from viommu_actors.pci.config_space import ConfigSpace
 from viommu_actors.pci.function import Function
 from viommu_actors.spec import pci, tlp
@@ -21,9 +20,6 @@ from viommu_actors.spec.tlp import AddressType, Completion, CompletionStatus, In
 
 #: Lines logged of each kind of complaint; all are counted.
 _COMPLAINTS_LOGGED = 10
-
-
-Task = Generator[Transfer, None, None]
 
 
 class FunctionState(NamedTuple):
@@ -73,7 +69,7 @@ class Endpoint(Function):
         super().__init__(config, self._post_message)
         self.send = send
         self.log = log
-        self.engine = DmaEngine(send, self.counters)
+        self.engine = DmaEngine(send, self.counters, self._advance)
         self.requester = 0
         self.interposer: Interposer | None = None
         #: how many answers are still to be withheld, and those that are
@@ -120,9 +116,10 @@ class Endpoint(Function):
 
     def receive(self, message: object) -> None:
         """Serves one message from the root port."""
+        if isinstance(message, Completion):  # as nearly all of them are
+            self.engine.completion(message)
+            return
         match message:
-            case Completion():
-                self.engine.completion(message)
             case tlp.MmioRead(tag, address, length):
                 self._mmio_read(tag, address, length)
             case tlp.MmioWrite(address, data):
@@ -170,7 +167,7 @@ class Endpoint(Function):
                 task.close()
                 return
             if transfer.waiting:
-                transfer.resume = partial(self._advance, task)
+                transfer.task = task
                 return
         self._tasks.discard(task)
 

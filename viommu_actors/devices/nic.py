@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from viommu_actors.devices.dma_engine import Transfer
-from viommu_actors.devices.endpoint import Endpoint, Task
+from viommu_actors.devices.dma_engine import Task, Transfer
+from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.pci import config_space
 from viommu_actors.spec import nic, pci, tlp
 from viommu_actors.spec.nic import Cause, Control, Done, Flag, Reg, Status, Vector

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
-from viommu_actors.devices.dma_engine import Transfer
-from viommu_actors.devices.endpoint import Endpoint, Task
+from viommu_actors.devices.dma_engine import Task, Transfer
+from viommu_actors.devices.endpoint import Endpoint
 from viommu_actors.devices.rogue_plan import (
     MESSAGES,
     STEPS,
