@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.pci.fabric import (
     DEVICE,
@@ -146,6 +148,24 @@ def test_a_configuration_request_upstream_is_unsupported(fabric: Fabric) -> None
 
 
 # --- identity
+
+
+@given(
+    acs=st.booleans(),
+    first=st.integers(0, 0xFF),
+    last=st.integers(0, 0xFF),
+    command=st.sampled_from([0, pci.Command.BUS_MASTER]),
+    requester=st.integers(0, 0xFFFF),
+)
+def test_whom_a_port_lets_pass_unasked_it_would_let_pass(
+    acs: bool, first: int, last: int, command: int, requester: int
+) -> None:
+    fabric = Fabric(acs)
+    port, bridge = fabric.root.ports[LINK], pci.bdf(0, SLOT, 0)
+    fabric.configure(bridge, pci.COMMAND, 2, command)
+    fabric.configure(bridge, pci.PRIMARY_BUS, 4, last << 16 | first << 8)
+    own = port.forwards_bus(requester >> 8)
+    assert (port.first_passing <= requester <= port.last_passing) == (own and port.refusal(requester, 0) is None)
 
 
 def test_acs_drops_a_forged_bus_number(fabric: Fabric) -> None:

@@ -7,7 +7,6 @@ came with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from viommu_actors.memory import Memory
 from viommu_actors.pci import config_space
@@ -48,7 +47,8 @@ class RootComplex:
         self._upstream = Upstream(memory, translate, interrupt, list(self._slots.values()), ats)
         #: By the name of the link: what each device's link ends at.
         self.ports: dict[str, Link] = {}
-        self._receivers: dict[str, Callable[[object], None]] = {}
+        #: What takes the messages of each link, and the link.
+        self._receivers: dict[str, tuple[Callable[[Link, object], None], Link]] = {}
         self._line = line
         self._asserted: set[int] = set()
         #: (slot, number behind what stands in it) of each link
@@ -64,7 +64,7 @@ class RootComplex:
         port = self._slots[config.slot]
         if config.below is None:
             self.ports[port.name] = port
-            self._receivers[port.name] = partial(self._upstream.receive, port)
+            self._receivers[port.name] = self._upstream.receive, port
             self._wire(port, config.slot, 0)
             return
         if isinstance(config.below, SwitchConfig):
@@ -74,7 +74,7 @@ class RootComplex:
         port.set_presence(True)
         for number, link in enumerate(port.component.links):
             self.ports[link.name] = link
-            self._receivers[link.name] = partial(port.component.receive, link)
+            self._receivers[link.name] = port.component.receive, link
             self._wire(link, config.slot, number)
 
     def _wire(self, link: Link, slot: int, number: int) -> None:
@@ -143,7 +143,8 @@ class RootComplex:
 
     def receive(self, link: str, message: object) -> None:
         """Carries out what the device of the link sent. Whatever it sent, this returns."""
-        self._receivers[link](message)
+        receive, port = self._receivers[link]
+        receive(port, message)
 
     # --- to device-TLBs
 

@@ -67,6 +67,12 @@ class RootPort(BridgeFunction, Link):
         Link.__init__(self, config.name)
         BridgeFunction.__init__(self, space, express, acs)
 
+    def _latch(self) -> None:
+        super()._latch()
+        passing = self.bus_master and self.first_bus
+        self.first_passing = pci.bdf(self.first_bus, 0, 0) if passing else 1
+        self.last_passing = pci.bdf(self.last_bus, 31, 7) if passing else 0
+
     def set_presence(self, present: bool) -> None:
         """Shows in slot and link status what stands in the slot."""
         slot = self._express + pci.EXP_SLOT_STATUS

@@ -33,7 +33,12 @@ _ALL_BYTES = 0xF
 _TRANSLATION_REQUEST = int(AddressType.TRANSLATION_REQUEST)
 #: Address bits of a translation request below the page number, but for NW.
 _TRANSLATION_RESERVED = PAGE_MASK & ~NO_WRITE
+#: As plain names: a member of an enum's class is found slowly.
 _SUCCESS = CompletionStatus.SUCCESS
+_OK = Outcome.OK
+_READ, _WRITE = Access.READ, Access.WRITE
+#: The megabyte of the interrupt range.
+_INTERRUPTS = tlp.INTERRUPT_FIRST >> 20
 _new = tuple.__new__
 _ATOMIC_SIZES = {
     AtomicKind.FETCH_ADD: (4, 8),
@@ -121,14 +126,13 @@ class Upstream:
             return
         length = dwords * tlp.DWORD
         # Whole dwords, several of them, within a page: as nearly all are, and nothing to be calculated.
-        plain = (
-            first_be == last_be == _ALL_BYTES and not address & 3 and length <= tlp.BOUNDARY - address % tlp.BOUNDARY
-        )
-        if not (plain and dwords > 1) and not well_formed(address, dwords, first_be, last_be):
+        within = (address & tlp.BOUNDARY - 1) + length <= tlp.BOUNDARY
+        plain = within and not address & 3 and dwords > 1 and first_be == last_be == _ALL_BYTES
+        if not plain and not well_formed(address, dwords, first_be, last_be):
             port.record("read", requester, address, length, Outcome.MALFORMED)
             return
-        physical = self._admit(port, "read", requester, at, address, length, Access.READ)
-        if isinstance(physical, Outcome):
+        physical = self._admit(port, "read", requester, at, address, length, _READ)
+        if not isinstance(physical, int):
             self._refuse(port, requester, tag, physical)
             return
         # A zero-length read moves nothing: it asked whether the address translates (section 2.2.5).
@@ -138,7 +142,10 @@ class Upstream:
             outcome = self._unclaimed(port, "read", requester, address, length, physical)
             self._refuse(port, requester, tag, outcome)
             return
-        port.record("read", requester, address, length, Outcome.OK, physical)
+        if port.log is None:  # as a rule; all the arguments would be for nothing
+            port.counters["read"] += 1
+        else:
+            port.record("read", requester, address, length, _OK, physical)
         remaining = length if plain else byte_count(dwords, first_be, last_be)
         limit = port.max_payload
         if length <= limit:
@@ -162,11 +169,11 @@ class Upstream:
         if not whole or length > port.max_payload or not well_formed(address, dwords, first_be, last_be):
             port.record("write", requester, address, length, Outcome.MALFORMED)
             return
-        if address >> 20 == tlp.INTERRUPT_FIRST >> 20:
+        if address >> 20 == _INTERRUPTS:
             self._message(port, request)
             return
-        physical = self._admit(port, "write", requester, at, address, length, Access.WRITE)
-        if isinstance(physical, Outcome):
+        physical = self._admit(port, "write", requester, at, address, length, _WRITE)
+        if not isinstance(physical, int):
             return
         try:
             if first_be == _ALL_BYTES and (last_be == _ALL_BYTES or dwords == 1):
@@ -177,7 +184,7 @@ class Upstream:
         except Unclaimed:
             self._unclaimed(port, "write", requester, address, length, physical)
             return
-        port.record("write", requester, address, length, Outcome.OK, physical)
+        port.record("write", requester, address, length, _OK, physical)
 
     def _message(self, port: Link, request: MemWrite) -> None:
         """A write to the interrupt range: one dword with every byte enabled is an interrupt, nothing else is."""
@@ -202,7 +209,7 @@ class Upstream:
             port.record("atomic", requester, address, len(data), Outcome.MALFORMED)
             return
         physical = self._admit(port, "atomic", requester, at, address, size, Access.BOTH)
-        if isinstance(physical, Outcome):
+        if not isinstance(physical, int):
             self._refuse(port, requester, tag, physical)
             return
         try:
@@ -227,14 +234,15 @@ class Upstream:
         self, port: Link, kind: str, requester: int, at: int, address: int, length: int, access: Access
     ) -> int | Outcome:
         """The physical address of a well-formed memory request, or what stopped it (recorded)."""
-        outcome = port.refusal(requester, at)
-        if outcome is None and address >> 20 == tlp.INTERRUPT_FIRST >> 20:
-            outcome = Outcome.INTERRUPT_RANGE
-        if outcome is not None:
-            port.record(kind, requester, address, length, outcome)
-            return outcome
-        if at:
-            return self._admit_translated(port, kind, requester, at, address, length, access)
+        if at or not port.first_passing <= requester <= port.last_passing or address >> 20 == _INTERRUPTS:
+            outcome = port.refusal(requester, at)
+            if outcome is None and address >> 20 == _INTERRUPTS:
+                outcome = Outcome.INTERRUPT_RANGE
+            if outcome is not None:
+                port.record(kind, requester, address, length, outcome)
+                return outcome
+            if at:
+                return self._admit_translated(port, kind, requester, at, address, length, access)
         target = self._translate(requester, address, access)
         if target.reason is not None:
             port.record(kind, requester, address, length, Outcome.FAULT, reason=target.reason)
@@ -311,7 +319,7 @@ class Upstream:
         """Routes a completion for what `port` sent by ID: that of a forged bus number goes to the port of that bus, or
         nowhere."""
         target: Link | None = port
-        if not port.forwards_bus(requester >> 8):
+        if not port.first_passing <= requester <= port.last_passing and not port.forwards_bus(requester >> 8):
             found = next((other for other in self._ports if other.forwards_bus(requester >> 8)), None)
             target = None if found is None else found.requester_of(requester)
         if target is None:
