@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,11 @@ from viommu_actors.spec.virtio_net import Queue
 from viommu_actors.vswitch.switch import Switch
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.wire.fuzz import hostile
-from viommu_actors.wire.sockets import Inbox, Listener, connect
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.tally import Tally, disagreements
 from viommu_actors.wire.vhost import VHOST_FRAME, VHOST_UP
+from viommu_actors.wire.zmtp import ZmtpPeer, framed
 
 EVERYTHING = (1 << 64) - 1
 
@@ -35,7 +38,7 @@ class OnSockets(Guest):
 
     def wait_for_interrupt(self, timeout: float) -> bool:
         while not self.beneath.vectors:
-            self.wires.serve(5000)
+            self.wires.serve(5.0)
         return super().wait_for_interrupt(timeout)
 
 
@@ -44,12 +47,14 @@ class Rig:
 
     def __init__(self) -> None:
         self.context = zmq.Context[zmq.Socket[bytes]]()
+        self._sender: ZmtpPeer | None = None
+        self.poller = select.epoll()
         self.inbox_listener = Listener.create()
         self.tallies = {f"vnet{number}": Tally(f"vhost:vnet{number}", "hypervisor") for number in range(2)}
         #: whose sockets stay until the end
         self.back_ends: list[BackEnd] = []
-        self.inbox = Inbox(self.context, self.inbox_listener)
-        self.wires = VhostWires(self.inbox, self.tallies)
+        self.inbox = Inbox(self.inbox_listener, self.poller)
+        self.wires = VhostWires(self.poller.fileno(), self.tallies)
 
     def guest(self, number: int = 0, viommu: UnitConfig | None = None) -> OnSockets:
         guest = OnSockets(viommu, number=number)
@@ -61,22 +66,29 @@ class Rig:
 
     def serve_until(self, done: Callable[[], bool]) -> None:
         while not done():
-            self.wires.serve(5000)
+            self.wires.serve(5.0)
 
     def poke(self) -> None:
         """Something comes to the inbox."""
-        sender = connect(self.context, self.inbox_listener.address, "launcher")
-        sender.send(b"")
-        sender.close(1000)
+        self._sender = ZmtpPeer.to(self.inbox_listener.address, 255, b"launcher")
+        self._sender.put(framed(b"word"))
+
+    def close(self) -> None:
+        for wire in self.wires._wires.values():
+            wire.close()
+        self.wires._poller.close()
+        if self._sender is not None:
+            self._sender.close()
+        self.inbox.close()
+        self.poller.close()
+        self.context.destroy(linger=0)
 
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
-    for wire in made.wires._wires.values():
-        wire.close()
-    made.context.destroy(linger=0)
+    made.close()
 
 
 class SwitchThread(threading.Thread):
@@ -187,7 +199,7 @@ def test_a_switch_that_was_cut_off_is_given_another_connection_and_forgets_the_o
             assert guest.vmm.counters["virtio_unexpected"] == 0
         ends = [wire.tally.as_dict() for wire, _ in switch.ports] + [tally.as_dict() for tally in rig.tallies.values()]
         while disagreements(ends):
-            rig.wires.serve(10)
+            rig.wires.serve(0.01)
             ends = [wire.tally.as_dict() for wire, _ in switch.ports]
             ends += [tally.as_dict() for tally in rig.tallies.values()]
     finally:
@@ -209,7 +221,7 @@ def test_one_that_was_cut_off_and_does_not_listen_any_more_is_left_alone(
     front_end._cut_off("is tried")
     back_end.wire.socket.close(0)
     while rig.wires._due or rig.wires._wires["vnet0"].open:
-        rig.wires.serve(10)
+        rig.wires.serve(0.01)
     assert not guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 4
 
 
@@ -227,7 +239,7 @@ class BackEnd:
     def answer(self) -> None:
         """Whoever connects has its features."""
         while not self.wire.ready:
-            self._rig.wires.serve(100)
+            self._rig.wires.serve(0.1)
         assert type(self.wire.receive()) is vhost.GetFeatures
         self.wire.send(vhost.Features(EVERYTHING))
         self._rig.serve_until(lambda: self._guest.card.link_up)
@@ -241,14 +253,14 @@ def test_whatever_it_sends_is_counted_and_ends_nothing(rig: Rig) -> None:
         for frame in frames[:-1]:
             back_end.wire.socket.send(frame, zmq.SNDMORE)
         back_end.wire.socket.send(frames[-1])
-        rig.wires.serve(100)
+        rig.wires.serve(0.1)
         while back_end.wire.ready:
             back_end.wire.receive()
     back_end.wire.send(vhost.MemoryRead(3, 0, 8))
     before = rejected.total()
     assert before > 50
     while not (back_end.wire.ready and back_end.wire.receive() == vhost.ReadCompletion(3, 1, b"")):
-        rig.wires.serve(100)
+        rig.wires.serve(0.1)
     assert guest.card.link_up and len(rejected) >= 5
 
 
@@ -263,8 +275,8 @@ def test_one_that_does_not_answer_in_time_is_cut_off(rig: Rig, monkeypatch: pyte
     assert not guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 1
     assert [line for line in guest.lines if "did not acknowledge a stop in time" in line]
     # What came to the inbox meanwhile is still there, and told of.
-    rig.wires.serve(5000)
-    assert rig.inbox.ready
+    rig.wires.serve(5.0)
+    assert rig.inbox.receive_within(5.0) == (b"launcher", b"word")
 
 
 def test_a_guest_that_notifies_without_end_takes_no_room_of_answers_and_each_queue_is_told_in_the_end(
@@ -282,12 +294,12 @@ def test_a_guest_that_notifies_without_end_takes_no_room_of_answers_and_each_que
     for _ in range(3000):
         driver._net.notify(Queue.RECEIVE)
     driver._net.notify(Queue.TRANSMIT)
-    rig.wires.serve(1000)
+    rig.wires.serve(1.0)
     assert guest.card.link_up and guest.vmm.counters["virtio_cut_off"] == 0
     # It says nothing itself, and reads on.
     heard: list[Any] = []
     while heard[-2:].count(vhost.Kick(Queue.TRANSMIT)) == 0 and guest.card.link_up:
-        rig.wires.serve(10)
+        rig.wires.serve(0.01)
         while back_end.wire.ready:
             heard.append(back_end.wire.receive())
     assert [each.tag for each in heard if type(each) is vhost.ReadCompletion] == list(range(50))
@@ -312,7 +324,7 @@ def test_a_trap_has_one_patience_for_all_that_a_back_end_owes_of_it(
     looks = 0
     wire.wait(never)
     assert looks == 1, "nobody was waited for"
-    rig.wires.serve(0)
+    rig.wires.serve(0.0)
     looks = 0
     wire.wait(never)
     assert looks > 1
@@ -328,7 +340,7 @@ def test_one_that_asks_and_does_not_listen_is_cut_off(rig: Rig) -> None:
         while asked < 100_000 and not back_end.wire._waiting:
             back_end.wire.send(vhost.MemoryRead(0, 0, 4096))
             asked += 1
-        rig.wires.serve(100)
+        rig.wires.serve(0.1)
         back_end.wire.flush()
     assert not guest.card.link_up
     assert guest.vmm.counters["virtio_cut_off"] == 1
@@ -338,6 +350,6 @@ def test_a_back_end_at_an_address_where_nobody_listens_is_a_link_that_is_down(ri
     guest = rig.guest()
     rig.wires.connect("vnet0", "ipc://@nobody-listens-here", guest.card.front_end)
     rig.poke()
-    rig.wires.serve(5000)
+    rig.wires.serve(5.0)
     assert not guest.card.link_up
     BackEnd(rig, guest)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
 from tests.vswitch.front_end import BUFFERS, Guest, World, frame, mac
 from viommu_actors.spec import vhost
@@ -45,7 +44,7 @@ class RemoteGuest(Guest):
         while True:
             try:
                 self.serve(self.channel.receive())
-            except zmq.Again:
+            except BlockingIOError:
                 return
 
 
@@ -108,7 +107,7 @@ class Rig:
             actor.channel.flush()
             try:
                 answer: Any = actor.channel.receive()
-            except zmq.Again:
+            except BlockingIOError:
                 continue
             assert answer.number == self._number and not answer.error
             return answer.result

@@ -219,18 +219,12 @@ def test_what_the_kernel_cannot_give_is_refused_before_anything_starts(
 
 
 def test_what_a_device_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its threads is under the filter, without privileges; its descriptors are those that it serves."""
+    """Its one thread is under the filter, without privileges; its descriptors are those that it serves."""
     _full()
     with besieged(tmp_path, monkeypatch) as siege:
         pid = siege.supervisor.actors["nic0"].pid
-        threads = [*Path(f"/proc/{pid}/task").iterdir()]
-        assert len(threads) == 3, "Python's, and ZeroMQ's reaper and I/O"
-        for thread in threads:
-            lines = (thread / "status").read_text().splitlines()
-            status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-            assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
-            assert {int(status[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
-            assert os.getuid() != 0 or int(status["CapBnd"], 16) == 0
+        [thread] = [*Path(f"/proc/{pid}/task").iterdir()]
+        _assert_confined(thread)
         links = {int(name): os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
         assert links.pop(0) == os.devnull
         assert links.pop(1) == links.pop(2) == str(tmp_path / "run" / "nic0.log")
@@ -251,6 +245,19 @@ def test_a_virtual_switch_is_confined_as_a_device_is(tmp_path: Path, monkeypatch
         [switch] = [each for each in siege.results().processes if each.name == "ovs"]
         assert (switch.role, switch.sandbox) == ("app", "full")
         pid = switch.pid
+        threads = [*Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) == 3, "Python's, and ZeroMQ's reaper and I/O"
+        for thread in threads:
+            _assert_confined(thread)
         links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
         assert not [link for link in links if "memfd" in link]
         assert sum(link.startswith("socket") for link in links) == 4, "inbox and port, each with the one peer it has"
+
+
+def _assert_confined(thread: Path) -> None:
+    """Under the filter, without privileges."""
+    lines = (thread / "status").read_text().splitlines()
+    status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    assert {int(status[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
+    assert os.getuid() != 0 or int(status["CapBnd"], 16) == 0

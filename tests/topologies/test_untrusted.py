@@ -8,7 +8,6 @@ from typing import Any
 
 import msgpack
 import pytest
-import zmq
 
 from tests.topologies.launcher import SMALL
 from viommu_actors.spec.tlp import MemRead, MemWrite
@@ -141,9 +140,9 @@ class _Forger:
         self.heard = 0
         self._replies = replies
 
-    def receive(self, flags: int) -> Reply:
+    def receive(self) -> Reply:
         if not self._replies:
-            raise zmq.Again
+            raise BlockingIOError
         return self._replies.pop(0)
 
 

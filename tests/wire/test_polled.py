@@ -7,15 +7,15 @@ import select
 import time
 from array import array
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import zmq
 
 from viommu_actors.wire.codec import MAX_FRAME, Defect, MalformedMessage
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.libzmq import bind_router, make_context
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
 from viommu_actors.wire.polled import PolledChannel
-from viommu_actors.wire.sockets import Inbox, Listener, make_context
+from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.tally import Tally, disagreements
 
 
@@ -26,26 +26,36 @@ class Ends:
         self.listener = Listener.create()
         self.tally = Tally("control:nic0", "launcher")
         self.channel = PolledChannel("launcher", self.listener.address, CONTROL, CONTROL_ANSWER, self.tally)
-        self._context: zmq.Context[Any] = make_context()
+        self._poller = select.epoll()
         self._inboxes: list[Inbox] = []
 
     def inbox(self) -> Inbox:
-        made = Inbox(self._context, Listener(os.dup(self.listener.fd), self.listener.address))
+        made = Inbox(self.again(), self._poller)
         self._inboxes.append(made)
         return made
+
+    def again(self) -> Listener:
+        """A copy of the descriptor, which whoever listens closes with the socket."""
+        return Listener(os.dup(self.listener.fd), self.listener.address)
+
+    def hang_up(self) -> None:
+        """Of all inboxes."""
+        while self._inboxes:
+            self._inboxes.pop().close()
 
     def received(self, inbox: Inbox) -> tuple[bytes, bytes]:
         """The next message at the inbox, while the channel is flushed as who polls it does."""
         deadline = time.monotonic() + 10
-        while not inbox.ready:
+        while (message := inbox.receive_within(0.0)) is None:
             assert time.monotonic() < deadline
             select.select([self.channel.socket], [self.channel.socket] if self.channel.wants_room else [], [], 0.01)
             self.channel.flush()
-        return inbox.receive()
+        return message
 
     def close(self) -> None:
         self.channel.close()
-        self._context.destroy(linger=0)
+        self.hang_up()
+        self._poller.close()
         os.close(self.listener.fd)
 
 
@@ -68,8 +78,9 @@ def test_an_inbox_knows_it_by_name_and_answers(ends: Ends) -> None:
         try:
             assert ends.channel.receive() == Reply(1, "", bytes(MAX_FRAME // 2))
             break
-        except zmq.Again:
-            select.select([ends.channel.socket], [], [], 5)
+        except BlockingIOError:
+            assert inbox.receive_within(0.0) is None, "it sends what found no room"
+            select.select([ends.channel.socket], [], [], 0.01)
     assert disagreements([ends.tally.as_dict(), far.as_dict()]) == []
 
 
@@ -88,20 +99,22 @@ def test_what_nobody_takes_waits_and_holds_nobody_up(ends: Ends) -> None:
 
 
 def test_several_frames_are_malformed_and_a_message_without_an_end_is_the_end(ends: Ends) -> None:
-    inbox = ends.inbox()
-    ends.channel.post(Command(1, "ping", None))
-    peer, _ = ends.received(inbox)
-    inbox.socket.send_multipart([peer, b"a", b"b"])
-    inbox.socket.send_multipart([peer, *[b""] * 5000])
-    seen: list[Defect] = []
-    while ends.channel.lost is None:
-        try:
-            ends.channel.receive()
-        except MalformedMessage as error:
-            seen.append(error.defect)
-        except zmq.Again:
-            if ends.channel.lost is None:
-                select.select([ends.channel.socket], [], [], 5)
+    with make_context() as context, bind_router(context, ends.again()) as router:
+        ends.channel.post(Command(1, "ping", None))
+        while not router.poll(10):
+            ends.channel.flush()
+        peer, _ = router.recv_multipart()
+        router.send_multipart([peer, b"a", b"b"])
+        router.send_multipart([peer, *[b""] * 5000])
+        seen: list[Defect] = []
+        while ends.channel.lost is None:
+            try:
+                ends.channel.receive()
+            except MalformedMessage as error:
+                seen.append(error.defect)
+            except BlockingIOError:
+                if ends.channel.lost is None:
+                    select.select([ends.channel.socket], [], [], 5)
     # Each further frame is told of, so that whoever drains the channel is never held by it; a message counts once.
     assert set(seen) == {Defect.FRAMES} and len(seen) > 2
     assert ends.tally.malformed == 2
@@ -123,7 +136,7 @@ def test_who_sends_to_one_that_has_closed_hears_of_it(ends: Ends) -> None:
     inbox = ends.inbox()
     ends.channel.post(Command(0, "ping", None))
     ends.received(inbox)
-    inbox.socket.close()
+    ends.hang_up()
     deadline = time.monotonic() + 10
     while ends.channel.lost is None:
         ends.channel.offer(Command(1, "ping", None))

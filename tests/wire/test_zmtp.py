@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viommu_actors.wire.codec import Defect, MalformedMessage
-from viommu_actors.wire.sockets import Listener, bind_link, make_context
+from viommu_actors.wire.libzmq import bind_link, make_context
+from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.zmtp import QUEUE, PeerLost, ZmtpPeer
 
 LIMIT = 8192
@@ -42,7 +43,7 @@ def honest(listener: Listener) -> Iterator[zmq.Socket[bytes]]:
 
 @pytest.fixture
 def peer(listener: Listener) -> Iterator[ZmtpPeer]:
-    made = ZmtpPeer(listener.address, LIMIT)
+    made = ZmtpPeer.to(listener.address, LIMIT)
     yield made
     made.close()
 
@@ -205,9 +206,9 @@ def test_more_messages_than_are_asked_for_stay_and_it_says_so(raw: Raw, peer: Zm
     assert take(peer) == b"\0"
     assert peer.behind
     assert [take(peer) for _ in range(99)] == [bytes((n,)) for n in range(1, 100)]
+    assert not peer.behind
     with pytest.raises(BlockingIOError):
         peer.receive()
-    assert not peer.behind
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_the_other_end_closes(raw: Raw, peer: ZmtpPeer) -> None:
 
 def test_nobody_listens() -> None:
     with pytest.raises(PeerLost):
-        ZmtpPeer("ipc://@viommu-nobody-is-here", LIMIT)
+        ZmtpPeer.to("ipc://@viommu-nobody-is-here", LIMIT)
 
 
 _SIZES = st.sampled_from([0, 1, 200, 255, 256, 300, LIMIT, LIMIT + 1])
@@ -273,7 +274,7 @@ def test_however_the_stream_is_cut_the_messages_are_the_same(
     messages: list[list[tuple[int, bool]]], cuts: list[int]
 ) -> None:
     listener = Listener.create()
-    peer = ZmtpPeer(listener.address, LIMIT)
+    peer = ZmtpPeer.to(listener.address, LIMIT)
     raw = Raw(listener)
     try:
         stream, expected = b"", []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from typing import Any
 
 from viommu_actors.actors.control import Control
@@ -11,7 +12,8 @@ from viommu_actors.actors.runtime import inbox_listener, log, open_slots
 from viommu_actors.actors.signals import Signals
 from viommu_actors.app.commands import AppCommands
 from viommu_actors.wire import messages as m
-from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.sockets import Channel
 from viommu_actors.wire.tally import Tally
 
 
@@ -20,7 +22,7 @@ class AppActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, kernel, fabric = configuration["name"], configuration["kernel"], configuration["fabric"]
-        inbox = Inbox(make_context(), inbox_listener(configuration))
+        inbox = Inbox(inbox_listener(configuration), select.epoll())
         self._kernel = Tally(f"vfio:{name}", name)
         self._direct = Tally(f"direct:{name}", name)
         notify = Tally(f"notify:{name}", name)

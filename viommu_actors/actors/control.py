@@ -8,8 +8,8 @@ from typing import Any
 
 from viommu_actors.actors.runtime import log
 from viommu_actors.wire.codec import MAX_FRAME, MalformedMessage
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER, Command, Reply
-from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost
 

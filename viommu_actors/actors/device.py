@@ -6,10 +6,9 @@ link and its control channel are listeners that it was given; a cable to another
 
 from __future__ import annotations
 
+import select
 from dataclasses import asdict
 from typing import Any
-
-import zmq
 
 from viommu_actors.actors.cable import Cable
 from viommu_actors.actors.control import LATER, Control, Later
@@ -23,16 +22,15 @@ from viommu_actors.devices.nic import Nic
 from viommu_actors.devices.rogue import Rogue, StepResult
 from viommu_actors.devices.rogue_plan import parse_plan
 from viommu_actors.devices.script import Script
-from viommu_actors.wire.codec import Defect, MalformedMessage, Message
+from viommu_actors.wire.codec import MalformedMessage, Message
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.link import LINK_DOWN, LINK_UP
-from viommu_actors.wire.sockets import Inbox, bind_link, make_context, receive_frame, send_frame
+from viommu_actors.wire.link_end import LinkEnd
 from viommu_actors.wire.tally import Tally
 
 _DRAIN = 64
-#: A link silent for so long while completions are due: they will not come (PCIe section 2.8).
-_COMPLETION_TIMEOUT_MS = 1000
-#: A link that takes nothing for so long is down.
-_LINK_DOWN_MS = 5000
+#: Seconds; a link silent for so long while completions are due: they will not come (PCIe section 2.8).
+_COMPLETION_TIMEOUT = 1.0
 
 
 class DeviceActor:
@@ -42,24 +40,19 @@ class DeviceActor:
         name = configuration["name"]
         sandbox = Sandbox(configuration["sandbox"])
         sandbox.enter(_given(configuration))
-        context = make_context()
-        self._inbox = Inbox(context, inbox_listener(configuration))
-        self._link = bind_link(context, inbox_listener(configuration, "link"))
-        self._link.setsockopt(zmq.SNDTIMEO, _LINK_DOWN_MS)
-        self._link_down = False
+        self._poller = select.epoll()
+        self._inbox = Inbox(inbox_listener(configuration), self._poller)
+        self._link = LinkEnd(inbox_listener(configuration, "link"), self._poller)
         self._tally = Tally(f"link:{name}", name)
-        self._poller = zmq.Poller()
-        self._poller.register(self._link, zmq.POLLIN)
-        self._poller.register(self._inbox.socket, zmq.POLLIN)
         self._cable: Cable | None = None
         tallies = [self._tally]
         if configuration["cable"] is not None:
             self._cable = Cable(configuration["cable"], name)
-            self._poller.register(self._cable.fd, zmq.POLLIN)
+            self._poller.register(self._cable.fd, select.EPOLLIN)
             tallies.append(self._cable.tally)
         confinement = sandbox.seal()
         self._endpoint = self._make(configuration)
-        self._rogue = Rogue(self._endpoint, HostileLink(self._endpoint, self._link, self._tally, self._take))
+        self._rogue = Rogue(self._endpoint, HostileLink(self._link, self._tally))
         self._control = Control(self._inbox, name, tallies)
         self._control.register(
             {
@@ -80,19 +73,25 @@ class DeviceActor:
 
     def _turn(self) -> None:
         """One wake of the loop."""
-        endpoint = self._endpoint
+        endpoint, link, inbox = self._endpoint, self._link, self._inbox
+        # A rogue's script may wait for what it has sent while it was told of a message.
+        link.flush()
         waiting = endpoint.engine.busy
-        ready = self._poller.poll(_COMPLETION_TIMEOUT_MS if waiting else None)
-        if not ready:
+        behind = link.behind or inbox.behind
+        events = self._poller.poll(0 if behind else _COMPLETION_TIMEOUT if waiting else None)
+        if not (events or behind):
             for tag in endpoint.outstanding:
                 endpoint.expire(tag)
-        for source, _ in ready:
-            if source is self._link:
+        for fd, what in events:
+            if fd == link.fd:
                 self._drain_link()
-            elif source is self._inbox.socket:
-                self._drain_inbox()
-            elif self._cable is not None:
+            elif self._cable is not None and fd == self._cable.fd:
                 self._drain_cable(self._cable)
+            else:
+                inbox.note(fd, what)
+        if link.behind:
+            self._drain_link()
+        self._drain_inbox()
 
     def _make(self, configuration: dict[str, Any]) -> Endpoint:
         payload, ats = configuration["max_payload"], configuration["ats"]
@@ -105,41 +104,43 @@ class DeviceActor:
     def _send(self, message: Message) -> None:
         """To the root port; waits while it takes no more, as flow control does. On a link that is down it is lost."""
         self._tally.sent[type(message)] += 1
-        try:
-            send_frame(self._link, LINK_UP.encode(message), zmq.NOBLOCK if self._link_down else 0)
-        except zmq.Again:
+        if not self._link.send(LINK_UP.encode(message)):
             self._tally.sent[type(message)] -= 1
-            self._link_down = True
-        else:
-            self._link_down = False
 
     def _drain_link(self) -> None:
+        """What is sent meanwhile goes out together."""
+        link = self._link
+        link.gather()
         for _ in range(_DRAIN):
             try:
-                frame = receive_frame(self._link, zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._take(frame)
+                frame = link.receive()
+            except BlockingIOError:
+                break
+            except MalformedMessage as error:
+                self._reject(error)
+            else:
+                if frame is not None:
+                    self._take(frame)
+            if not link.behind:
+                break
+        link.flush()
 
-    def _take(self, frame: bytes | None) -> None:
+    def _take(self, frame: bytes) -> None:
         try:
-            if frame is None:
-                raise MalformedMessage(Defect.FRAMES, "several frames")
             message = LINK_DOWN.decode(frame)
         except MalformedMessage as error:
-            self._tally.rejected[error.defect] += 1
-            log(f"link: {error}")
+            self._reject(error)
             return
         self._tally.received[type(message)] += 1
         self._endpoint.receive(message)
 
+    def _reject(self, error: MalformedMessage) -> None:
+        self._tally.rejected[error.defect] += 1
+        log(f"link: {error}")
+
     def _drain_inbox(self) -> None:
-        while True:
-            try:
-                _, frame = self._inbox.receive(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            command = self._control.decode(frame)
+        while (message := self._inbox.take()) is not None:
+            command = self._control.decode(message[1])
             if command is not None:
                 self._control.run(command)
 

@@ -6,22 +6,23 @@ of socket and the same payload; every command is given to all that take part in 
 
 from __future__ import annotations
 
+import select
 import socket
 from array import array
-from collections import deque
 from time import perf_counter_ns, sleep
 from typing import Any
 
 import msgpack
 import zmq
 
-from viommu_actors.actors.control import LAUNCHER, Control
+from viommu_actors.actors.control import Control
 from viommu_actors.actors.runtime import inbox_listener
 from viommu_actors.spec import tlp
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import Codec, Message
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.libzmq import bind_link, bind_router, connect, make_context, send_frame
 from viommu_actors.wire.link import LINK_DOWN, LINK_UP
-from viommu_actors.wire.sockets import Inbox, bind_link, connect, make_context, send_frame
 
 _DRAIN = 64
 _MORE = int(zmq.SNDMORE)
@@ -48,7 +49,10 @@ class FloorActor:
         name: str = configuration["name"]
         self._part: str = configuration["part"]
         context = make_context()
-        self._inbox = Inbox(context, inbox_listener(configuration))
+        self._inbox = Inbox(inbox_listener(configuration), select.epoll())
+        self._serve: zmq.Socket[bytes] | None = None
+        if "serve" in configuration:
+            self._serve = bind_router(context, inbox_listener(configuration, "serve"))
         self._ask: zmq.Socket[bytes] | None = None
         if "ask" in configuration:
             self._ask = connect(context, configuration["ask"], name)
@@ -56,8 +60,6 @@ class FloorActor:
         if "link" in configuration:
             self._links.append(bind_link(context, inbox_listener(configuration, "link")))
         self._unix = socket.socket(fileno=configuration["unix"]) if "unix" in configuration else None
-        #: requests that came before the command to serve them
-        self._early: deque[tuple[bytes, bytes]] = deque()
         self._pack = msgpack.Packer(autoreset=True).pack
         self._control = Control(self._inbox, name, [])
         self._control.register(
@@ -74,10 +76,7 @@ class FloorActor:
     def run(self) -> None:
         """Serves until the process ends."""
         while True:
-            peer, frame = self._inbox.receive()
-            if peer != LAUNCHER:
-                self._early.append((peer, frame))
-                continue
+            _, frame = self._inbox.receive()
             command = self._control.decode(frame)
             if command is not None:
                 self._control.run(command)
@@ -98,15 +97,15 @@ class FloorActor:
         if self._part == "host":
             self._answer(count, _DONE)
             return None
-        assert self._ask is not None
-        inbox, ask, pack, unpack = self._inbox.socket, self._ask, self._pack, msgpack.unpackb
+        assert self._ask is not None and self._serve is not None
+        serve, recv, ask, pack, unpack = self._serve, self._serve.recv, self._ask, self._pack, msgpack.unpackb
         for _ in range(count):
-            peer, frame = self._next()
-            unpack(frame)
+            peer = recv()
+            unpack(recv())
             send_frame(ask, pack(_MAP_DMA))
             unpack(ask.recv())
-            send_frame(inbox, peer, _MORE)
-            send_frame(inbox, pack(_TRAP_DONE))
+            send_frame(serve, peer, _MORE)
+            send_frame(serve, pack(_TRAP_DONE))
         return None
 
     def _call(self, count: int, request: tuple[Any, ...]) -> bytes:
@@ -121,18 +120,13 @@ class FloorActor:
         return taken.tobytes()
 
     def _answer(self, count: int, answer: tuple[Any, ...]) -> None:
-        inbox, pack, unpack = self._inbox.socket, self._pack, msgpack.unpackb
+        assert self._serve is not None
+        serve, recv, pack, unpack = self._serve, self._serve.recv, self._pack, msgpack.unpackb
         for _ in range(count):
-            peer, frame = self._next()
-            unpack(frame)
-            send_frame(inbox, peer, _MORE)
-            send_frame(inbox, pack(answer))
-
-    def _next(self) -> tuple[bytes, bytes]:
-        if self._early:
-            return self._early.popleft()
-        recv = self._inbox.socket.recv
-        return recv(), recv()
+            peer = recv()
+            unpack(recv())
+            send_frame(serve, peer, _MORE)
+            send_frame(serve, pack(answer))
 
     def _unix_round_trips(self, count: int) -> bytes | None:
         """AF_UNIX stream, no ZeroMQ and no msgpack: guest and hypervisor."""

@@ -6,13 +6,12 @@ one socket at a time.
 
 from __future__ import annotations
 
+import select
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from errno import EFAULT
 from typing import Any
-
-import zmq
 
 from viommu_actors.actors.app_calls import AppCalls
 from viommu_actors.actors.books import kernel_books
@@ -37,10 +36,12 @@ from viommu_actors.spec import pci
 from viommu_actors.spec.privileges import Capability
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage
-from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.sockets import Channel
 from viommu_actors.wire.tally import Tally
 
-_TICK_MS = 500
+#: Seconds.
+_TICK = 0.5
 
 
 class GuestCpu:
@@ -109,12 +110,10 @@ class GuestCpu:
     def wait_for_interrupt(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         while True:
-            try:
-                if self.take():
-                    return True
-            except zmq.Again:
-                if time.monotonic() >= deadline:
-                    return False
+            if self.take():
+                return True
+            if time.monotonic() >= deadline:
+                return False
 
     def set_interrupt_handler(self, handler: Callable[[int], None]) -> None:
         self._handler = handler
@@ -123,8 +122,11 @@ class GuestCpu:
         log(line)
 
     def take(self) -> bool:
-        """Receives one message; True where it was an interrupt. Raises zmq.Again after a tick."""
-        peer, frame = self._inbox.receive()
+        """Waits for a message, for a tick at most; True where it was an interrupt."""
+        came = self._inbox.receive_within(_TICK)
+        if came is None:
+            return False
+        peer, frame = came
         if peer == LAUNCHER or peer in self._users:
             self.backlog.append((peer, frame))
             return False
@@ -146,8 +148,7 @@ class GuestActor:
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, hypervisor, fabric = configuration["name"], configuration["hypervisor"], configuration["fabric"]
         self._name, self._apps = name, configuration["apps"]
-        self._inbox = inbox = Inbox(make_context(), inbox_listener(configuration))
-        inbox.socket.setsockopt(zmq.RCVTIMEO, _TICK_MS)
+        self._inbox = inbox = Inbox(inbox_listener(configuration), select.epoll())
         tallies = [Tally(f"{wire}:{name}", name) for wire in ("trap", "direct", "inject")]
         self._trap = Channel(name, hypervisor["address"], m.TRAP, m.TRAP_ANSWER, tallies[0])
         direct = Channel(name, fabric["address"], m.DIRECT, m.DIRECT_ANSWER, tallies[1])
@@ -177,13 +178,9 @@ class GuestActor:
         while True:
             while backlog:
                 self._serve(*backlog.popleft())
-            try:
-                self._cpu.take()
-            except zmq.Again:
-                continue
-            finally:
-                for outlet in self._outlets.values():
-                    outlet.flush()
+            self._cpu.take()
+            for outlet in self._outlets.values():
+                outlet.flush()
 
     def _serve(self, peer: bytes, frame: bytes) -> None:
         if peer == LAUNCHER:

@@ -7,12 +7,11 @@ another, so that kernel code may block on a device while the fabric goes on.
 
 from __future__ import annotations
 
+import select
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
-
-import zmq
 
 from viommu_actors.actors.books import kernel_books
 from viommu_actors.actors.control import LAUNCHER, Control
@@ -38,7 +37,7 @@ from viommu_actors.spec.vtd_interrupts import Interrupt
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
 from viommu_actors.vtd.unit import RemappingUnit
-from viommu_actors.wire.sockets import Inbox, make_context
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.tally import Tally
 
 #: Messages taken from one socket before the others get their turn.
@@ -135,7 +134,8 @@ class HostActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name = configuration["name"]
-        self._inbox = Inbox(make_context(), inbox_listener(configuration))
+        self._poller = select.epoll()
+        self._inbox = Inbox(inbox_listener(configuration), self._poller)
         low, high = configuration["low_memory"], configuration["high_memory"]
         own = [anonymous_slot("low", 0, low), anonymous_slot("high", configuration["high_base"], high)]
         lent = [slot for vm in configuration["vms"] for slot in open_slots(vm["ram"], "hpa")]
@@ -146,8 +146,6 @@ class HostActor:
             self._interrupt_message,
             invalidate_device=lambda *request: self._fabric.invalidate_device(*request),
         )
-        self._poller = zmq.Poller()
-        self._poller.register(self._inbox.socket, zmq.POLLIN)
         ports, links = configuration["ports"], configuration["links"]
         lines = IoApic(lambda address, data: self._msi(platform.IOAPIC_SOURCE_ID, address, data))
         self._fabric = Fabric(self._poller, memory, self._unit, self._msi, ports, links, lines.set_line)
@@ -197,22 +195,20 @@ class HostActor:
         fabric = self._fabric
         awaits = fabric.awaits_devices
         now = time.monotonic() if awaits else 0.0
-        timeout = fabric.due(now) if awaits else -1
+        seconds = min(IDLE, fabric.due(now)) if awaits else IDLE
         if idle is not None:
             due = self._machine.pending.due
-            idle = idle if due is None else min(idle, due)
-            if idle < IDLE:
-                timeout = min(timeout, int(idle * 1000) + 1) if timeout >= 0 else int(idle * 1000) + 1
-        behind = list(self._fabric.behind)
-        sources = poll_with(self._poller, 0 if behind else timeout, self._outlets.values())
-        if behind:
-            sources = [*behind, *(source for source in sources if source not in behind)]
-        for source in sources:
-            if source is self._inbox.socket:
-                # With nothing else to do, the next poll tells of another message as soon as asking the inbox would.
-                self._drain_inbox(DRAIN if len(sources) > 1 else 1)
-            else:
-                fabric.drain(source, DRAIN, None if idle is None else self._machine.take_interrupts)
+            seconds = min(seconds, idle if due is None else min(idle, due))
+        inbox, behind = self._inbox, list(fabric.behind)
+        events = poll_with(self._poller, 0 if behind or inbox.behind else seconds, self._outlets.values())
+        for fd, what in events:
+            if not fabric.polls(fd):
+                inbox.note(fd, what)
+            elif fd not in behind:
+                behind.append(fd)
+        for fd in behind:
+            fabric.drain(fd, DRAIN, None if idle is None else self._machine.take_interrupts)
+        self._drain_inbox(DRAIN)
         if awaits:
             # What this process was too busy to take is not late.
             fabric.expire(now)
@@ -220,18 +216,14 @@ class HostActor:
             self._machine.take_interrupts()
 
     def _drain_inbox(self, limit: int) -> None:
-        while limit:
-            limit -= 1
-            try:
-                peer, frame = self._inbox.receive(zmq.NOBLOCK)
-            except zmq.Again:
+        for _ in range(limit):
+            message = self._inbox.take()
+            if message is None:
                 return
-            if self._lending.serves(peer):
-                self._lending.serve(peer, frame)
+            if self._lending.serves(message[0]):
+                self._lending.serve(*message)
             else:
-                self._requests.append((peer, frame))
-            if limit and not self._inbox.ready:
-                return
+                self._requests.append(message)
 
     def _serve_request(self, peer: bytes, frame: bytes) -> None:
         if peer == LAUNCHER:

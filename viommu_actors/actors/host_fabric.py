@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import select
 import time
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
-
-import zmq
 
 from viommu_actors.actors.attack_watch import AttackWatch
 from viommu_actors.actors.deadlines import Deadlines
@@ -36,7 +36,7 @@ class Fabric:
 
     def __init__(
         self,
-        poller: zmq.Poller,
+        poller: select.epoll,
         memory: PhysicalMemory,
         unit: RemappingUnit,
         msi: Interrupt,
@@ -140,6 +140,10 @@ class Fabric:
             if device is None or wire.tally.wire == f"link:{device}":
                 self._take_off(name)
 
+    def polls(self, fd: int) -> bool:
+        """Whether what the poller returned is a link."""
+        return fd in self._polled
+
     def drain(self, fd: int, limit: int, after_each: Callable[[], object] | None) -> None:
         """Takes up to `limit` messages of a link; `after_each` runs between them. What it is sent goes out together."""
         name = self._polled.get(fd)
@@ -154,11 +158,12 @@ class Fabric:
                 message = take()
             except BlockingIOError:
                 break
-            if message is None or name in self._unplugged:
-                continue
-            receive(name, message)
-            if after_each is not None:
-                after_each()
+            if message is not None and name not in self._unplugged:
+                receive(name, message)
+                if after_each is not None:
+                    after_each()
+            if not wire.behind:
+                break
         self._gathering = None
         wire.flush()
         if wire.behind:
@@ -200,13 +205,12 @@ class Fabric:
         """Whether one owes anything, or did when `expire` was called last."""
         return any(self._owed) or self._unit.awaits_devices
 
-    def due(self, now: float) -> int:
-        """Milliseconds until the first of what devices owe is over, 0 if it is; -1 where they owe nothing."""
+    def due(self, now: float) -> float:
+        """Seconds until the first of what devices owe is over, 0 if it is; without end where they owe nothing."""
         unit = self._unit
         invalidations = unit.device_invalidations if unit.awaits_devices else ()
         ends = [self._completions.watch(self._complex.outstanding, now), self._invalidations.watch(invalidations, now)]
-        first = min((end for end in ends if end is not None), default=None)
-        return -1 if first is None else max(0, int((first - now) * 1000) + 1)
+        return max(0.0, min((end for end in ends if end is not None), default=math.inf) - now)
 
     def expire(self, now: float) -> None:
         """Ends what devices owe, and was over at `now`. What has arrived by then is to be taken before."""

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import select
-from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
-import zmq
-
-from viommu_actors.devices.endpoint import Endpoint
-from viommu_actors.spec.tlp import AddressType, MemRead
 from viommu_actors.wire.codec import Defect, MalformedMessage
 from viommu_actors.wire.fuzz import hostile
 from viommu_actors.wire.link import LINK_FRAME, LINK_UP
+from viommu_actors.wire.link_end import LinkEnd
 from viommu_actors.wire.tally import Tally
+from viommu_actors.wire.zmtp import framed, framed_with_more
 
 
 class HostileLink:
-    """The link of an endpoint; `take` is given a frame that comes in meanwhile."""
+    """The link of an endpoint."""
 
-    def __init__(
-        self, endpoint: Endpoint, link: zmq.Socket[bytes], tally: Tally, take: Callable[[bytes], None]
-    ) -> None:
-        self._endpoint = endpoint
+    def __init__(self, link: LinkEnd, tally: Tally) -> None:
         self._link = link
         self._tally = tally
-        self._take = take
-        self._descriptor: int | None = None
 
     def send(self, *frames: bytes) -> bool:
         """One message of these frames; False on a link that is down."""
-        try:
-            for frame in frames[:-1]:
-                self._link.send(frame, zmq.SNDMORE)
-            self._link.send(frames[-1])
-        except zmq.Again:
+        if not self._link.write(b"".join(map(framed_with_more, frames[:-1])) + framed(frames[-1])):
             return False
         self._count(frames)
         return True
@@ -49,26 +34,9 @@ class HostileLink:
 
     def write(self, data: bytes, times: int) -> None:
         """Bytes of the stream itself, beneath ZeroMQ; ends early where the other end has closed."""
-        descriptor = self._connection()
         for _ in range(times):
-            left = memoryview(data)
-            while left:
-                try:
-                    left = left[os.write(descriptor, left) :]
-                except BlockingIOError:
-                    select.select([], [descriptor], [])
-                except OSError:
-                    return
-
-    def _connection(self) -> int:
-        """ZeroMQ's own descriptor, which a message that came over it tells."""
-        if self._descriptor is None:
-            # Whatever becomes of a read, it is answered to who asked.
-            self._endpoint.send(MemRead(self._endpoint.requester, 0, AddressType.UNTRANSLATED, 0, 1, 0, 0))
-            answer: Any = self._link.recv(copy=False)
-            self._descriptor = int(answer.get(zmq.SRCFD))
-            self._take(answer.bytes)
-        return self._descriptor
+            if not self._link.write(data):
+                return
 
     def _count(self, frames: tuple[bytes, ...]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 from typing import Any
 
 from viommu_actors.actors.back_end_watch import BackEndWatch
@@ -21,7 +22,8 @@ from viommu_actors.spec.pci import parse_bdf
 from viommu_actors.vtd.config import UnitConfig
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage, Message
-from viommu_actors.wire.sockets import Channel, Inbox, make_context
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.sockets import Channel
 from viommu_actors.wire.tally import Tally
 
 #: Messages of the inbox that are served before back ends have their turn.
@@ -33,7 +35,8 @@ class HypervisorActor:
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         name, parent, guest = configuration["name"], configuration["parent"], configuration["guest"]
-        self._inbox = Inbox(make_context(), inbox_listener(configuration))
+        poller = select.epoll()
+        self._inbox = Inbox(inbox_listener(configuration), poller)
         self._trap = Tally(f"trap:{guest}", name)
         self._notify = Tally(f"notify:{name}", name)
         vfio = Tally(f"vfio:{name}", name)
@@ -44,7 +47,7 @@ class HypervisorActor:
         #: where the back ends of emulated cards listen, by the card's name
         self._addresses: dict[str, str] = {card["name"]: card["backend"] for card in configuration["vm"]["virtio"]}
         vhost = {card: Tally(f"vhost:{card}", name) for card in self._addresses}
-        self._back_ends = VhostWires(self._inbox, vhost)
+        self._back_ends = VhostWires(poller.fileno(), vhost)
         self._emulated = EmulatedBars(self._machine, self._inbox, name, configuration["apps"])
         tallies = [self._trap, self._notify, vfio, *vhost.values(), *self._emulated.tallies]
         self._control = Control(self._inbox, name, tallies)
@@ -63,22 +66,25 @@ class HypervisorActor:
 
     def run(self) -> None:
         """Serves until the process ends."""
-        receive, machine = self._inbox.receive, self._machine
+        inbox, machine = self._inbox, self._machine
         while True:
             if machine.behind:
                 # What a guest has put into its queue is its own time to wait for, and nobody else's.
                 machine.go_on()
             if self._addresses:
-                self._back_ends.serve(0 if machine.behind else None)
+                self._back_ends.serve(0.0 if machine.behind or inbox.behind else None)
                 self._drain_inbox()
-            elif not machine.behind or self._inbox.ready:
-                self._serve(*receive())
+            elif not machine.behind:
+                self._serve(*inbox.receive())
+            elif (message := inbox.receive_within(0.0)) is not None:
+                self._serve(*message)
 
     def _drain_inbox(self) -> None:
         for _ in range(_DRAIN):
-            if not self._inbox.ready:
+            message = self._inbox.receive_within(0.0)
+            if message is None:
                 return
-            self._serve(*self._inbox.receive())
+            self._serve(*message)
 
     def _serve(self, peer: bytes, frame: bytes) -> None:
         if peer == self._guest:

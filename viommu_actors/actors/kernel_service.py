@@ -17,7 +17,7 @@ from viommu_actors.kernel.vfio.vfio import Vfio
 from viommu_actors.spec.privileges import Capability
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage, Message
-from viommu_actors.wire.sockets import Inbox
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.tally import Tally
 
 _DONE = m.Done(0)

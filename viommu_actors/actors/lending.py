@@ -13,7 +13,7 @@ from viommu_actors.actors.host_fabric import Fabric
 from viommu_actors.actors.runtime import log
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage
-from viommu_actors.wire.sockets import Inbox
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.tally import Tally
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import select
 import time
 
-import zmq
-
 from viommu_actors.actors.peer_wire import PeerWire, is_told
 from viommu_actors.actors.runtime import log
 from viommu_actors.pci.link import Link
@@ -19,7 +17,7 @@ from viommu_actors.wire.zmtp import PeerLost
 class LinkWire(PeerWire):
     """Messages of one link; the device at the other end is not trusted."""
 
-    def __init__(self, link: Link, address: str, tally: Tally, poller: zmq.Poller) -> None:
+    def __init__(self, link: Link, address: str, tally: Tally, poller: select.epoll) -> None:
         super().__init__(link.name, address, LINK_DOWN, LINK_UP, LINK_FRAME, tally, poller)
         self._link = link
         self._timeouts = 0

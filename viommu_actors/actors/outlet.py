@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
-
-import zmq
 
 from viommu_actors.wire.codec import Codec, Message
 from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost
+
+#: Descriptors that one poll tells of; the others are there at the next. By default there is room for thousands.
+EVENTS = 64
 
 
 class Outlet:
@@ -43,7 +44,7 @@ class Outlet:
 
     @property
     def events(self) -> int:
-        return int(zmq.POLLOUT if self._channel is not None and self._channel.up else zmq.POLLIN)
+        return select.EPOLLOUT if self._channel is not None and self._channel.up else select.EPOLLIN
 
     def flush(self) -> None:
         """Sends what waits, in order, as far as there is room."""
@@ -73,15 +74,15 @@ class Outlet:
             self.close()
 
 
-def poll_with(poller: zmq.Poller, timeout: int, outlets: Collection[Outlet]) -> list[Any]:
-    """Polls for `timeout` milliseconds, and for room for what waits in an outlet; returns the poller's own sockets."""
+def poll_with(poller: select.epoll, seconds: float | None, outlets: Collection[Outlet]) -> list[tuple[int, int]]:
+    """Polls for so long, and for room for what waits in an outlet; (descriptor, events) of the poller's own."""
     waiting = [outlet for outlet in outlets if outlet.waits]
     if not waiting:
-        return [source for source, _ in poller.poll(timeout)]
+        return poller.poll(seconds, EVENTS)
     for outlet in waiting:
         poller.register(outlet.fd, outlet.events)
     fds = [outlet.fd for outlet in waiting]
-    ready = [source for source, _ in poller.poll(timeout) if source not in fds]
+    ready = [event for event in poller.poll(seconds, EVENTS) if event[0] not in fds]
     for fd, outlet in zip(fds, waiting, strict=True):
         poller.unregister(fd)
         outlet.flush()

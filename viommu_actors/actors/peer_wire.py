@@ -5,7 +5,7 @@ Held for a wire, whatever comes: one frame and one read on the way in, `wire.zmt
 
 from __future__ import annotations
 
-import zmq
+import select
 
 from viommu_actors.actors.runtime import log
 from viommu_actors.wire.codec import Codec, MalformedMessage, Message
@@ -20,7 +20,7 @@ class PeerWire:
     """Polled for by `poller` as long as it is open; `name` is for people."""
 
     def __init__(
-        self, name: str, address: str, out: Codec, into: Codec, limit: int, tally: Tally, poller: zmq.Poller
+        self, name: str, address: str, out: Codec, into: Codec, limit: int, tally: Tally, poller: select.epoll
     ) -> None:
         """`limit`: bytes of the longest frame that comes in. It is closed at once where nobody listens."""
         self.name = name
@@ -32,13 +32,13 @@ class PeerWire:
         self._crowded = False
         self._peer: ZmtpPeer | None = None
         try:
-            self._peer = ZmtpPeer(address, limit)
+            self._peer = ZmtpPeer.to(address, limit)
         except PeerLost as error:
             log(f"{name}: link down: {error}")
             return
         #: What the poller returns for it.
         self.fd = self._peer.fileno()
-        poller.register(self.fd, zmq.POLLIN)
+        poller.register(self.fd, select.EPOLLIN)
 
     @property
     def open(self) -> bool:
@@ -117,7 +117,7 @@ class PeerWire:
         waits = self.waits
         if waits != self._crowded:
             self._crowded = waits
-            self._poller.modify(self.fd, zmq.POLLIN | zmq.POLLOUT if waits else zmq.POLLIN)
+            self._poller.modify(self.fd, select.EPOLLIN | select.EPOLLOUT if waits else select.EPOLLIN)
 
     def _lost(self, error: PeerLost) -> None:
         log(f"{self.name}: link down: {error}")

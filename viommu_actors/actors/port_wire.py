@@ -10,7 +10,8 @@ import zmq
 from viommu_actors.actors.runtime import log
 from viommu_actors.spec import vhost
 from viommu_actors.wire.codec import Defect, MalformedMessage, Message
-from viommu_actors.wire.sockets import Listener, bind_link, receive_frame, send_frame
+from viommu_actors.wire.libzmq import bind_link, receive_frame, send_frame
+from viommu_actors.wire.sockets import Listener
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.vhost import VHOST_DOWN, VHOST_UP
 

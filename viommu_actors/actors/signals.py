@@ -6,13 +6,11 @@ import time
 from collections import deque
 from collections.abc import Collection
 
-import zmq
-
 from viommu_actors.actors.control import LAUNCHER
 from viommu_actors.actors.runtime import log
 from viommu_actors.wire import messages as m
 from viommu_actors.wire.codec import MalformedMessage
-from viommu_actors.wire.sockets import Inbox
+from viommu_actors.wire.inbox import Inbox
 from viommu_actors.wire.tally import Tally
 
 
@@ -32,28 +30,28 @@ class Signals:
     def command(self) -> bytes:
         """Waits for the next frame of the launcher."""
         while not self._backlog:
-            self._take()
+            self._take(*self._inbox.receive())
         return self._backlog.popleft()
 
     def wait(self, descriptors: Collection[int], seconds: float) -> list[int]:
         """See `app.system.System.wait`."""
         self.waits += 1
         deadline = time.monotonic() + seconds
+        left = 0.0  # what has come already
         while True:
-            while self._inbox.ready:
-                self._take()
+            while (came := self._inbox.receive_within(left)) is not None:
+                self._take(*came)
+                left = 0.0
             ready = [descriptor for descriptor in descriptors if descriptor in self._signalled]
             left = deadline - time.monotonic()
             if ready or left <= 0:
                 return ready
-            self._inbox.socket.poll(int(left * 1000) + 1, zmq.POLLIN)
 
     def read(self, descriptor: int) -> None:
         """What was signalled has been read; whatever is signalled later comes later."""
         self._signalled.discard(descriptor)
 
-    def _take(self) -> None:
-        peer, frame = self._inbox.receive()
+    def _take(self, peer: bytes, frame: bytes) -> None:
         if peer == LAUNCHER:
             self._backlog.append(frame)
             return

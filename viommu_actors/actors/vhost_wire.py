@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+import select
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
-
-import zmq
+from typing import Final
 
 from viommu_actors.actors.peer_wire import PeerWire
 from viommu_actors.hypervisor.virtio.front_end import FrontEnd
 from viommu_actors.spec import vhost
 from viommu_actors.wire.codec import Message
-from viommu_actors.wire.sockets import Inbox
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.vhost import VHOST_DOWN, VHOST_FRAME, VHOST_UP
 from viommu_actors.wire.zmtp import PeerLost
@@ -37,7 +35,7 @@ class VhostWire(PeerWire):
         name: str,
         address: str,
         tally: Tally,
-        poller: zmq.Poller,
+        poller: select.epoll,
         front_end: FrontEnd,
         wait: Callable[[Callable[[], bool]], None],
         cut_off: Callable[[], None],
@@ -104,18 +102,18 @@ class VhostWire(PeerWire):
 
 
 class VhostWires:
-    """All of them, and the inbox beside them.
+    """All of them, and the inbox beside them, of which it is told here that there is something in it.
 
     A back end that was cut off is given another connection, the first after a second, each further one after twice as
     long. Where nobody listens any more its process is gone, and whoever starts it anew tells where.
     """
 
-    def __init__(self, inbox: Inbox, tallies: Mapping[str, Tally]) -> None:
-        """`tallies` by the name of the card."""
+    def __init__(self, inbox: int, tallies: Mapping[str, Tally]) -> None:
+        """`inbox` is the descriptor of its poller; `tallies` by the name of the card."""
         self._inbox = inbox
         self._tallies = tallies
-        self._poller = zmq.Poller()
-        self._poller.register(inbox.socket, zmq.POLLIN)
+        self._poller = select.epoll()
+        self._poller.register(inbox, select.EPOLLIN)
         self._wires: dict[str, VhostWire] = {}
         #: of each card: where its back end listens, and the front end; how often it was cut off; when to connect again
         self._places: dict[str, tuple[str, FrontEnd]] = {}
@@ -160,32 +158,31 @@ class VhostWires:
             self._connect(name)
         return min(self._due.values(), default=math.inf) - now
 
-    def serve(self, timeout: int | None) -> None:
-        """Waits for messages, for `timeout` milliseconds at most, and serves those of back ends."""
+    def serve(self, seconds: float | None) -> None:
+        """Waits for messages, for so long at most, and serves those of back ends."""
         self._waited.clear()
         if self._due and (left := self._connect_again()) < math.inf:
-            milliseconds = int(left * 1000) + 1
-            timeout = milliseconds if timeout is None else min(timeout, milliseconds)
-        self._drain(self._poller.poll(0 if self._behind() else timeout))
+            seconds = max(0.0, left if seconds is None else min(seconds, left))
+        self._drain(self._poller.poll(0 if self._behind() else seconds))
 
     def _wait(self, name: str, until: Callable[[], bool]) -> None:
         """See `front_end.BackEnd`; what is in the inbox waits as long as the guest's CPU does."""
         start = time.monotonic()
         waited = self._waited.get(name, 0.0)
         deadline = start + PATIENCE - waited
-        self._poller.unregister(self._inbox.socket)
+        self._poller.unregister(self._inbox)
         try:
             while not until() and (left := deadline - time.monotonic()) > 0:
-                self._drain(self._poller.poll(0 if self._behind() else int(left * 1000) + 1))
+                self._drain(self._poller.poll(0 if self._behind() else left))
         finally:
-            self._poller.register(self._inbox.socket, zmq.POLLIN)
+            self._poller.register(self._inbox, select.EPOLLIN)
             self._waited[name] = waited + time.monotonic() - start
 
     def _behind(self) -> bool:
         return any(wire.behind for wire in self._wires.values())
 
-    def _drain(self, events: list[tuple[Any, int]]) -> None:
-        ready = {source for source, _ in events}
+    def _drain(self, events: list[tuple[int, int]]) -> None:
+        ready = {fd for fd, _ in events}
         for wire in self._wires.values():
             if wire.open and (wire.fd in ready or wire.behind):
                 wire.drain()

@@ -7,6 +7,7 @@ does to a guest's goes through the guest's hypervisor, message by message.
 from __future__ import annotations
 
 import math
+import select
 import time
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,9 @@ from viommu_actors.confine.sandbox import Sandbox
 from viommu_actors.vswitch.port import Port
 from viommu_actors.vswitch.rogue import Rogue, parse_plan
 from viommu_actors.vswitch.switch import Switch
-from viommu_actors.wire.sockets import Inbox, Listener, make_context
+from viommu_actors.wire.inbox import Inbox
+from viommu_actors.wire.libzmq import make_context
+from viommu_actors.wire.sockets import Listener
 
 #: Messages taken from one port before the others get their turn.
 _DRAIN = 64
@@ -35,9 +38,10 @@ class VswitchActor:
         sandbox = Sandbox(configuration["sandbox"])
         sandbox.enter(_given(configuration))
         context = make_context()
-        self._inbox = Inbox(context, inbox_listener(configuration))
+        commands = select.epoll()
+        self._inbox = Inbox(inbox_listener(configuration), commands)
         self._poller = zmq.Poller()
-        self._poller.register(self._inbox.socket, zmq.POLLIN)
+        self._poller.register(commands, zmq.POLLIN)
         self._switch = Switch(time.monotonic, log)
         self._ports: dict[Any, tuple[PortWire, Port]] = {}
         #: a compromised switch's, by the port
@@ -67,7 +71,7 @@ class VswitchActor:
         """One wake of the loop."""
         seconds = self._switch.expire()
         for source, events in self._poller.poll(None if seconds is None else math.ceil(seconds * 1000)):
-            if source is self._inbox.socket:
+            if source not in self._ports:
                 self._drain_inbox()
                 continue
             wire, port = self._ports[source]
@@ -85,12 +89,8 @@ class VswitchActor:
         return LATER
 
     def _drain_inbox(self) -> None:
-        while True:
-            try:
-                _, frame = self._inbox.receive(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            command = self._control.decode(frame)
+        while (message := self._inbox.receive_within(0.0)) is not None:
+            command = self._control.decode(message[1])
             if command is not None:
                 self._control.run(command)
 

@@ -1,7 +1,8 @@
 """The steps by which a process confines itself, in their order.
 
-Before its ZeroMQ sockets: descriptors, capabilities, limits, and Landlock, which holds for a thread and those that it
-starts, so that ZeroMQ's threads inherit it. After them: seccomp, for all threads, without what making a socket takes.
+Before its sockets: descriptors, capabilities, limits, and Landlock, which holds for a thread and those that it starts,
+so that libzmq's threads, of a virtual switch, inherit it. After them: seccomp, for all threads, without what making a
+socket takes.
 """
 
 from __future__ import annotations

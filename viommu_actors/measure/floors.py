@@ -35,17 +35,17 @@ def make_floors(cpus: Mapping[str, Cpus], root: Cpus, devices: list[Cpus]) -> Pl
     """`cpus` of the single processes by their name; `root` has the links of `devices`."""
     guest, hypervisor, host = (_floor(name, cpus[name]) for name in CHAIN)
     free_guest, free_hypervisor = (_floor(name, None) for name in FREE)
-    guest.configuration["ask"] = hypervisor.inbox.address
-    free_guest.configuration["ask"] = free_hypervisor.inbox.address
-    hypervisor.configuration["ask"] = host.inbox.address
+    guest.configuration["ask"] = _listener(hypervisor, "serve")
+    free_guest.configuration["ask"] = _listener(free_hypervisor, "serve")
+    hypervisor.configuration["ask"] = _listener(host, "serve")
     for actor, end in zip((guest, hypervisor), socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM), strict=True):
         actor.configuration["unix"] = end.detach()
         actor.fds.append(actor.configuration["unix"])
     device = _floor(DEVICE, cpus[DEVICE])
-    host.configuration["links"] = [_link(device)]
+    host.configuration["links"] = [_listener(device, "link")]
     crowd = [_floor(name, own) for name, own in zip(many(len(devices)), devices, strict=True)]
     centre = _floor(ROOT, root)
-    centre.configuration["links"] = [_link(each) for each in crowd]
+    centre.configuration["links"] = [_listener(each, "link") for each in crowd]
     return Plan(actors=[guest, hypervisor, host, free_guest, free_hypervisor, device, centre, *crowd])
 
 
@@ -63,9 +63,9 @@ def _floor(name: str, cpus: Cpus) -> ActorPlan:
     return ActorPlan(cast(Role, "floor"), name, inbox, configuration, [inbox.fd])
 
 
-def _link(device: ActorPlan) -> str:
-    """Gives a device its end of a link; the address for the other end."""
-    link = Listener.create()
-    device.configuration["link"] = {"fd": link.fd, "address": link.address}
-    device.fds.append(link.fd)
-    return link.address
+def _listener(actor: ActorPlan, key: str) -> str:
+    """Gives an actor a listener by a key of its configuration; the address for the other end."""
+    made = Listener.create()
+    actor.configuration[key] = {"fd": made.fd, "address": made.address}
+    actor.fds.append(made.fd)
+    return made.address

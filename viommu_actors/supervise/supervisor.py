@@ -26,8 +26,8 @@ from viommu_actors.supervise.plan import Plan, guest_of
 from viommu_actors.supervise.process import Actor
 from viommu_actors.supervise.questions import Answer, Asked, Question
 from viommu_actors.text import printable
+from viommu_actors.wire.libzmq import make_context
 from viommu_actors.wire.messages import Command, Reply
-from viommu_actors.wire.sockets import make_context
 from viommu_actors.wire.tally import disagreements
 
 #: How long an actor may take for one command before the run counts as stuck.
@@ -305,8 +305,8 @@ class Supervisor:
     def _drain(self, actor: Actor) -> None:
         for _ in range(_DRAIN):
             try:
-                message = actor.channel.receive(zmq.NOBLOCK)
-            except zmq.Again:
+                message = actor.channel.receive()
+            except BlockingIOError:
                 return
             except ValueError as error:  # a device is not trusted to speak the wire
                 self._heard(actor, "sent a malformed message", str(error))

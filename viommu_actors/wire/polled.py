@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import zmq
-
 from viommu_actors.wire.codec import MAX_FRAME, Codec, Defect, MalformedMessage, Message
 from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
@@ -16,7 +14,7 @@ class PolledChannel:
 
     def __init__(self, name: str, address: str, out: Codec, answer: Codec, tally: Tally) -> None:
         """Raises PeerLost where nobody listens."""
-        self._peer = ZmtpPeer(address, MAX_FRAME, name.encode())
+        self._peer = ZmtpPeer.to(address, MAX_FRAME, name.encode())
         #: To be polled.
         self.socket = self._peer.fileno()
         self.tally = tally
@@ -75,19 +73,17 @@ class PolledChannel:
         except PeerLost as error:
             self.lost = error
 
-    def receive(self, flags: int = zmq.NOBLOCK) -> Message:
-        """Raises zmq.Again where there is none, MalformedMessage. What has been `lost` says nothing any more.
+    def receive(self) -> Message:
+        """Raises BlockingIOError where there is none, MalformedMessage. What has been `lost` says nothing any more.
 
         Each further frame of a message that was malformed is so too, but not counted again: whoever drains this channel
         has its say in between.
         """
         try:
             frame = self._peer.receive()
-        except BlockingIOError:
-            raise zmq.Again from None
         except PeerLost as error:
             self.lost = error
-            raise zmq.Again from None
+            raise BlockingIOError from None
         except MalformedMessage as error:
             self.tally.rejected[error.defect] += 1
             raise

@@ -1,11 +1,12 @@
-"""ZMTP peers of our own, for the ends of wires that connect.
+"""ZMTP peers of our own: the ends of nearly all wires.
 
 libzmq bounds how long a frame is and how many messages wait, but not how many frames a message has: it keeps them until
 the last has come, so that whoever writes ZMTP by himself fills the memory of who reads it. Here a message of
 several frames does not exist. Whatever comes in, a peer keeps one frame and one read of its socket.
 
-And libzmq has a thread that does the I/O, which is to be woken for every message and wakes who waits for it. A peer has
-none: whoever asks by a `WaitingPeer` sleeps on the very socket that the answer arrives at.
+And libzmq has a thread that does the I/O, which is to be woken for every message and wakes who waits for it: on one
+CPU that is more than half of what a message costs. A peer has none: whoever waits for a message sleeps on the very
+socket that it arrives at.
 
 ZMTP 3.0 with the NULL mechanism (https://rfc.zeromq.org/spec/23), as libzmq of any version since 4.0 speaks it.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Self
 
 from viommu_actors.wire.codec import Defect, MalformedMessage
 
@@ -26,6 +27,9 @@ _GATHERED: Final = 8
 _READ: Final = 1 << 16
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SHORT_HEADER, _LONG_HEADER = 2, 9
+#: Socket types.
+DEALER: Final = b"DEALER"
+ROUTER: Final = b"ROUTER"
 #: Signature, version 3.0, mechanism, no server, filler.
 _GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _READY: Final = b"\x05READY"
@@ -41,42 +45,49 @@ class PeerLost(Exception):
 
 
 class ZmtpPeer:
-    """One connection to a listening libzmq socket, as a DEALER. Nothing here blocks.
+    """One end of a connection, as a DEALER or a ROUTER has it. Nothing here blocks.
 
     `limit`: bytes of the longest frame, 255 or more; a longer one is passed over, and malformed.
     """
 
-    def __init__(self, address: str, limit: int, identity: bytes = b"") -> None:
-        """`address` as a `sockets.Listener` has it, `identity` what a ROUTER knows this by.
-
-        Raises PeerLost where nobody listens.
-        """
+    def __init__(self, connection: socket.socket, limit: int, kind: bytes = DEALER, identity: bytes = b"") -> None:
+        """`identity` is what a ROUTER at the other end knows this one by."""
         self._limit = limit
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
+        self._socket = connection
+        self._recv = connection.recv
+        connection.setblocking(False)
         #: whether the handshake is over; whether something could not be sent because the other end has closed
         self.up = False
         self.gone = False
+        #: the identity of the other end, once this one is up
+        self.name = b""
+        #: Whether there may be a message that no poll will tell of, because it was read already.
+        self.behind = False
         self._greeted = False
-        #: what was read and not handed out, from `_at` on
+        #: what was read and not handed out, from `_at` on; whether there may be more of it in the socket
         self._data = b""
         self._at = 0
-        #: there is no whole frame in it; the socket had no more at the last read
-        self._starved = True
-        self._emptied = False
+        self._more = False
         #: bytes still to be passed over; frames of a message of several, so far
         self._skip = 0
         self._inside = 0
         self._queue: deque[bytes] = deque()
         #: Frames are gathered until `flush`: more are about to be sent.
         self.gathers = False
+        ready = _READY + _property(b"Socket-Type", kind) + _property(b"Identity", identity)
+        self.put(_GREETING + bytes((_COMMAND, len(ready))) + ready)
+
+    @classmethod
+    def to(cls, address: str, limit: int, identity: bytes = b"") -> Self:
+        """Connects; `address` as a `sockets.Listener` has it. Raises PeerLost where nobody listens."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
         try:
-            self._socket.connect("\0" + address.removeprefix("ipc://@"))
+            connection.connect("\0" + address.removeprefix("ipc://@"))
         except OSError as error:
-            self.close()
+            connection.close()
             raise PeerLost(str(error)) from None
-        ready = _READY + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", identity)
-        self._write(_GREETING + bytes((_COMMAND, len(ready))) + ready)
+        return cls(connection, limit, DEALER, identity)
 
     def fileno(self) -> int:
         """To be polled for reading, and for writing while something `waits`."""
@@ -86,11 +97,6 @@ class ZmtpPeer:
     def waits(self) -> bool:
         """Whether a frame waits for room."""
         return bool(self._queue)
-
-    @property
-    def behind(self) -> bool:
-        """Whether there may be a message that no poll will tell of, because it was read already."""
-        return not self._starved
 
     def shake_hands(self) -> bool:
         """Goes on with the handshake as far as the other end has; whether it is over. Raises PeerLost."""
@@ -106,6 +112,14 @@ class ZmtpPeer:
 
         Raises BlockingIOError where none is there, MalformedMessage once for each that is none, and PeerLost.
         """
+        if self._at == len(self._data) and self.up and not (self._skip or self._inside):
+            self._read()
+            data = self._data
+            # As a rule there is one message, and a short one.
+            if len(data) > 1 and not data[0] and data[1] + _SHORT_HEADER == len(data):
+                self._at = len(data)
+                self.behind = False
+                return data[_SHORT_HEADER:]
         while True:
             if self._skip or not self.up:
                 self._pass_over() if self.up else self._shake_hands()
@@ -123,6 +137,7 @@ class ZmtpPeer:
                     stop = start + size
                     if stop <= have:
                         self._at = stop
+                        self.behind = stop < have or self._more
                         return data[start:stop]
             self._read()
 
@@ -130,10 +145,10 @@ class ZmtpPeer:
         """Sends now, or once there is room; False where `QUEUE` frames wait already, or the other end is not there."""
         if not self.up:
             return False
-        data = _framed(frame)
+        data = framed(frame)
         queue = self._queue
         if not (queue or self.gathers):
-            return self._write(data)
+            return self.put(data)
         if len(queue) >= QUEUE:
             return False
         queue.append(data)
@@ -159,15 +174,9 @@ class ZmtpPeer:
         if sent:
             queue[0] = queue[0][sent:]
 
-    def close(self) -> None:
-        """The connection is gone, and what waited for it."""
-        self._queue.clear()
-        self._socket.close()
-
-    # --- the stream
-
-    def _write(self, data: bytes) -> bool:
-        """What finds no room waits; False where the other end is gone."""
+    def put(self, data: bytes) -> bool:
+        """Bytes of the stream itself, while nothing `waits`; those that find no room wait. False where the other end
+        has closed."""
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -179,24 +188,27 @@ class ZmtpPeer:
             self._queue.append(data[sent:])
         return True
 
+    def close(self) -> None:
+        """The connection is gone, and what waited for it."""
+        self._queue.clear()
+        self._socket.close()
+
+    # --- the stream
+
     def _read(self) -> None:
         """More of the stream. Raises BlockingIOError, PeerLost."""
-        self._starved = True
-        if self._emptied:
-            # Polled for, more of it will wake who polls; asking now would mostly be in vain.
-            self._emptied = False
-            raise BlockingIOError
+        self.behind = False
         try:
-            more = self._socket.recv(_READ)
+            more = self._recv(_READ)
         except BlockingIOError:
             raise
         except OSError as error:
             raise PeerLost(str(error)) from None
         if not more:
             raise PeerLost("the other end has closed")
-        self._starved = False
-        self._emptied = len(more) < _READ
-        self._data = self._data[self._at :] + more
+        self.behind = True
+        self._more = len(more) == _READ
+        self._data = self._data[self._at :] + more if self._at < len(self._data) else more
         self._at = 0
 
     def _peek(self, count: int) -> bytes:
@@ -242,23 +254,25 @@ class ZmtpPeer:
         ready = self._peek(_SHORT_HEADER + size)[_SHORT_HEADER:]
         if flags != _COMMAND or not ready.startswith(_READY):
             raise PeerLost("the other end did not get ready")
+        self.name = _properties(ready[len(_READY) :]).get(b"identity", b"")
         self._at += _SHORT_HEADER + size
+        self.behind = self._at < len(self._data) or self._more
         self.up = True
 
 
 class WaitingPeer(ZmtpPeer):
     """One for who has nothing else to do meanwhile: it waits, for the other end to be up, for room, for a message."""
 
-    def __init__(self, address: str, limit: int, identity: bytes = b"") -> None:
-        super().__init__(address, limit, identity)
-        self._socket.setblocking(True)
+    def __init__(self, connection: socket.socket, limit: int, kind: bytes = DEALER, identity: bytes = b"") -> None:
+        super().__init__(connection, limit, kind, identity)
+        connection.setblocking(True)
 
     def send(self, frame: bytes) -> bool:
         """Waits for room. Raises PeerLost."""
-        if not self.up:
+        if not self.up:  # libzmq does not always see what comes before its own part of the handshake
             self.shake_hands()
         try:
-            self._socket.sendall(_framed(frame))
+            self._socket.sendall(framed(frame))
         except OSError as error:
             raise PeerLost(str(error)) from None
         return True
@@ -268,36 +282,39 @@ class WaitingPeer(ZmtpPeer):
         if not self.up:
             self.shake_hands()
         try:
-            self._socket.sendall(b"".join(map(_framed, frames)))
+            self._socket.sendall(b"".join(map(framed, frames)))
         except OSError as error:
             raise PeerLost(str(error)) from None
 
     def receive(self) -> bytes:
         """Waits for the next message. Raises MalformedMessage once for each that is none, and PeerLost."""
-        if self._at == len(self._data) and self.up and not (self._skip or self._inside):
-            try:
-                data = self._socket.recv(_READ)
-            except OSError as error:
-                raise PeerLost(str(error)) from None
-            # As a rule there is one message, and a short one.
-            if len(data) > 1 and not data[0] and data[1] + _SHORT_HEADER == len(data):
-                return data[_SHORT_HEADER:]
-            if not data:
-                raise PeerLost("the other end has closed")
-            self._data, self._at = data, 0
         while (message := super().receive()) is None:
             pass
         return message
 
-    def _read(self) -> None:
-        self._emptied = False  # nobody polls for more
-        super()._read()
 
-
-def _framed(frame: bytes) -> bytes:
+def framed(frame: bytes) -> bytes:
+    """A message of one frame, as it is in the stream."""
     size = len(frame)
     return (_HEADERS[size] if size < 256 else b"\x02" + size.to_bytes(8, "big")) + frame
 
 
+def framed_with_more(frame: bytes) -> bytes:
+    """A frame that another one of the same message follows."""
+    return bytes((_MORE | _LONG,)) + len(frame).to_bytes(8, "big") + frame
+
+
 def _property(name: bytes, value: bytes) -> bytes:
     return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
+
+
+def _properties(data: bytes) -> dict[bytes, bytes]:
+    """Those of a READY, by their names in small letters. Raises PeerLost."""
+    found: dict[bytes, bytes] = {}
+    while data:
+        name, data = data[1 : 1 + data[0]], data[1 + data[0] :]
+        size = int.from_bytes(data[:4], "big")
+        if len(data) < 4 + size:
+            raise PeerLost("a property that is cut short")
+        found[name.lower()], data = data[4 : 4 + size], data[4 + size :]
+    return found
