@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator
 from functools import partial
 
-from viommu_actors.pci.fragment import Fragment, enables, fragments
+from viommu_actors.pci.fragment import enables, fragments
 from viommu_actors.spec import ats, tlp
 from viommu_actors.spec.tlp import AddressType, Atomic, AtomicKind, Completion, CompletionStatus, MemRead, MemWrite
 from viommu_actors.spec.vtd import PAGE_MASK
@@ -104,13 +104,13 @@ class DmaEngine:
                 self._requests[tag] = request
                 self._send(_new(MemRead, (requester, tag, at, aligned, dwords, first_be, last_be)))
             else:
-                self._queued.append(
-                    (request, lambda tag: MemRead(requester, tag, at, aligned, dwords, first_be, last_be))
-                )
+                build = partial(_read_request, requester, at, aligned, dwords, first_be, last_be)
+                self._queued.append((request, build))
             return transfer
         for piece in fragments(address, length, limit):
             request = (transfer, piece.dwords * tlp.DWORD, piece.offset, piece.length, piece.lead, b"")
-            self._issue(request, partial(_read_request, requester, at, piece))
+            build = partial(_read_request, requester, at, piece.address, piece.dwords, piece.first_be, piece.last_be)
+            self._issue(request, build)
         self._release(transfer)
         return transfer
 
@@ -139,7 +139,7 @@ class DmaEngine:
         request = (transfer, ats.ENTRY_SIZE, 0, ats.ENTRY_SIZE, 0, b"")
         place = address & ~PAGE_MASK | (ats.NO_WRITE if no_write else 0)
         kind = AddressType.TRANSLATION_REQUEST
-        self._issue(request, lambda tag: MemRead(requester, tag, kind, place, ats.ENTRY_DWORDS, 0xF, 0xF))
+        self._issue(request, partial(_read_request, requester, kind, place, ats.ENTRY_DWORDS, 0xF, 0xF))
         self._release(transfer)
         return transfer
 
@@ -251,5 +251,7 @@ def _failure(status: int) -> CompletionStatus:
     return CompletionStatus(status) if known else CompletionStatus.UNSUPPORTED_REQUEST
 
 
-def _read_request(requester: int, at: int, piece: Fragment, tag: int) -> tlp.Upstream:
-    return MemRead(requester, tag, at, piece.address, piece.dwords, piece.first_be, piece.last_be)
+def _read_request(
+    requester: int, at: int, address: int, dwords: int, first_be: int, last_be: int, tag: int
+) -> tlp.Upstream:
+    return MemRead(requester, tag, at, address, dwords, first_be, last_be)
