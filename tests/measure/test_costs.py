@@ -83,7 +83,7 @@ def test_the_command_refuses_before_anything_starts(tmp_path: Path, capsys: pyte
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(TopologyError, match="there is no such file"):
+    with pytest.raises(TopologyError, match=r"there is no such file; name one of configs/costs/"):
         load_costs(tmp_path / "none.toml")
 
 

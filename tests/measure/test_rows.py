@@ -28,7 +28,7 @@ def measured() -> Measured:
     shares = {"map_strict": {"guest work": 0.1, "wire guest to hypervisor": 0.9}}
     link = {"link MemRead from device": 3.0}
     messages = {"host": dict(link), "none": {**link, "inject Inject to guest": 1.0}}
-    return Measured(rounds, shares, {"hop": 1.1}, messages, {"host": [0]}, 1.0)
+    return Measured(rounds, [], shares, {"hop": 1.1}, messages, {"host": [0]}, 1.0)
 
 
 def test_the_rows_that_are_asked_for_are_there_in_their_shape() -> None:

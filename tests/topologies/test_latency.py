@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,56 @@ def test_a_soak_loses_nothing_and_its_books_balance(tmp_path: Path) -> None:
     assert all(book["balanced"] for book in result["books"])
     assert set(result["samples"][0]["memory_kib"]) == {"host", "nic0", "edu0", "vm0.hypervisor", "vm0.guest"}
     assert_gone(pids(folder))
+
+
+def interrupted(folder: Path, until: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Ended by SIGINT once `until` stands in the run's events or was told as progress."""
+    command = [sys.executable, "-m", "viommu_actors", "latency", "--json", "--run-dir", str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        told = ""
+        while until not in told + "".join(file.read_text() for file in folder.glob("events.jsonl")):
+            assert process.poll() is None, told
+            if select.select([process.stderr], [], [], 0.1)[0]:
+                told += process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=20)
+    return subprocess.CompletedProcess(command, process.returncode, output, told + error)
+
+
+@pytest.mark.topology
+def test_a_soak_that_is_interrupted_leaves_what_it_saw(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = interrupted(folder, '"sample"', "--soak", "2m")
+    assert done.returncode == 130 and done.stdout == "" and "ended by SIGINT" in done.stderr
+    result = json.loads((folder / "soak.json").read_text())
+    assert result["ended"] == "ended by SIGINT" and not result["ok"]
+    assert result["operations"] == result["samples"][-1]["operations"] > 0
+    assert result["lost"] == [] and result["books"] and all(book["balanced"] for book in result["books"])
+    assert_gone(pids(folder))
+
+
+@pytest.mark.long
+@pytest.mark.topology
+def test_a_run_that_is_interrupted_leaves_the_rounds_that_it_did(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = interrupted(folder, "round 3 of", "--rounds", "12")
+    assert done.returncode == 130 and done.stdout == "" and "ended by SIGINT" in done.stderr
+    result = json.loads((folder / "latency.json").read_text())
+    assert result["ended"] == "ended by SIGINT" and result["rounds"] >= 3
+    assert {row["name"] for row in result["rows"]} >= ASKED
+    assert (folder / "latency.csv").read_text().count("\n") == len(result["rows"]) + 1
+    assert "did not finish" in (folder / "report.html").read_text()
+    assert_gone(pids(folder))
+
+
+@pytest.mark.long
+@pytest.mark.topology
+def test_a_trace_that_cannot_be_written_is_told_in_a_line_and_costs_nothing_else(tmp_path: Path) -> None:
+    done = latency(tmp_path / "run", "--json", "--rounds", "1", "--trace", "/dev/full")
+    assert done.returncode == 1 and json.loads(done.stdout)["rows"]
+    assert "/dev/full: No space left on device" in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from typing import Any, get_args
 from viommu_actors.cli.exits import Exit
 from viommu_actors.measure import soak
 from viommu_actors.measure.laboratory import ROUNDS, Laboratory
-from viommu_actors.measure.rows import as_on_the_host, comparisons, goals, table, to_csv
+from viommu_actors.measure.rows import result_of, to_csv
 from viommu_actors.measure.settings import settings_of
-from viommu_actors.measure.surroundings import surroundings
+from viommu_actors.measure.trace import Crossing
 from viommu_actors.report.bar import ProgressBar
 from viommu_actors.report.latency_text import render, render_soak
 from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.page import write_latencies
+from viommu_actors.supervise.page import write_latencies, write_trace
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
@@ -89,6 +89,10 @@ def run(options: argparse.Namespace) -> int:
         if options.soak is not None:
             return _soak(options, settings[chosen[0]]["strict"], folder, bar)
         return _measure(options, settings, folder, bar)
+    except OSError as error:
+        bar.clear()
+        print(": ".join(filter(None, (error.filename, error.strerror))), file=sys.stderr)
+        return Exit.DIFFERS
     except (ActorDied, CommandFailed, Interrupted) as error:
         bar.clear()
         print(error, file=sys.stderr)
@@ -108,6 +112,7 @@ def _measure(
     ends = time.monotonic() + _TIME
     beside = _BESIDE
     runs: list[dict[str, Any]] = []
+    seen: list[Crossing] = []
     for number, (placement, topologies) in enumerate(settings.items()):
 
         def progress(part: float, what: str, number: int = number, placement: str = placement) -> None:
@@ -115,37 +120,51 @@ def _measure(
 
         started = time.monotonic()
         progress(0.0, "starting the processes")
-        with Laboratory(topologies, folder, options.trace if not number else None, placement) as laboratory:
+        with Laboratory(topologies, folder, placement) as laboratory:
             left = len(settings) - number
             spare = ends - started - beside * left
-            measured = laboratory.measure(options.rounds or ROUNDS, spare / left, progress)
+            try:
+                measured = laboratory.measure(options.rounds or ROUNDS, spare / left, progress)
+            except (ActorDied, CommandFailed, Interrupted) as error:
+                if laboratory.rounds:
+                    runs.append(result_of(laboratory.unfinished(), placement))
+                if runs:
+                    _leave(folder, settings, {**_together(runs), "ended": str(error)}, str(error))
+                raise
         beside = max(beside, time.monotonic() - started - measured.seconds)
-        rows, compared = table(measured, placement), comparisons(measured.rounds)
-        runs.append(
-            {
-                "placement": placement,
-                **surroundings(measured.cpus),
-                "rounds": len(measured.rounds),
-                "rows": rows,
-                "comparisons": compared,
-                "goals": goals(rows, compared, placement),
-                "trace_overhead": measured.trace_overhead,
-                "as_on_the_host": as_on_the_host(measured, rows),
-            }
-        )
-    rows = [row for each in runs for row in each["rows"]]
-    result = runs[0] if len(runs) == 1 else {"placement": "all", "rows": rows, "goals": _all_goals(runs), "runs": runs}
-    folder.write("latency.json", json.dumps(result, indent=1) + "\n")
-    folder.write("latency.csv", to_csv(rows))
-    write_latencies(folder, next(iter(settings.values()))["strict"])
+        runs.append(result_of(measured, placement))
+        seen = seen or measured.crossings
+    result = _together(runs)
+    _leave(folder, settings, result)
     bar.clear()
     if options.json:
         print(json.dumps(result), flush=True)
     elif options.csv:
-        print(to_csv(rows), end="", flush=True)
+        print(to_csv(result["rows"]), end="", flush=True)
     else:
         print("\n\n".join(render(each) for each in runs), flush=True)
+    if options.trace is not None:
+        write_trace(options.trace, seen)
     return Exit.AS_EXPECTED if all(each["as_on_the_host"]["equal"] for each in runs) else Exit.DIFFERS
+
+
+def _leave(
+    folder: RunFolder,
+    settings: dict[Placement, dict[str, ResolvedTopology]],
+    result: dict[str, Any],
+    ended: str = "",
+) -> None:
+    """The run's files; `ended` is why it did not just finish."""
+    folder.write("latency.json", json.dumps(result, indent=1) + "\n")
+    folder.write("latency.csv", to_csv(result["rows"]))
+    write_latencies(folder, next(iter(settings.values()))["strict"], ended)
+
+
+def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(runs) == 1:
+        return runs[0]
+    rows = [row for each in runs for row in each["rows"]]
+    return {"placement": "all", "rows": rows, "goals": _all_goals(runs), "runs": runs}
 
 
 def _all_goals(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -154,8 +173,10 @@ def _all_goals(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _soak(options: argparse.Namespace, topology: ResolvedTopology, folder: RunFolder, bar: ProgressBar) -> Exit:
-    result = soak.run(topology, folder, options.soak, bar.show)
-    folder.write("soak.json", json.dumps(result, indent=1) + "\n")
+    def leave(result: dict[str, Any]) -> None:
+        folder.write("soak.json", json.dumps(result, indent=1) + "\n")
+
+    result = soak.run(topology, folder, options.soak, bar.show, leave)
     bar.clear()
     print(json.dumps(result) if options.json else render_soak(result), flush=True)
     return Exit.AS_EXPECTED if result["ok"] else Exit.DIFFERS

@@ -108,6 +108,9 @@ class Writer(io.RawIOBase):
 def standard_streams() -> Iterator[Writer | None]:
     """Puts writers in the place of the process's own two streams, and waits at the end until all is written.
 
+    Where both lead to the same terminal, pipe or file, they share one: what is printed by either comes in the order in
+    which it was printed.
+
     Yields that of standard output; None where somebody else has taken its place, who then keeps it.
     """
     _fill_closed()
@@ -117,7 +120,7 @@ def standard_streams() -> Iterator[Writer | None]:
         output = Writer(1)
         sys.stdout = _text(output, sys.stdout, lines=output.isatty())
     if sys.stderr is sys.__stderr__:
-        error = Writer(2)
+        error = output if output is not None and os.path.samestat(os.fstat(1), os.fstat(2)) else Writer(2)
         sys.stderr = _text(error, sys.stderr, lines=True)
     try:
         try:

@@ -13,6 +13,7 @@ from viommu_actors.topology.values import Name
 
 #: Those that come with the project.
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "costs"
+_ONES_THERE = "configs/costs/*.toml"
 _START_FROM = "start from a copy of configs/costs/trap-and-emulate.toml"
 _EXAMPLE = {"cost": 30645, "source": "vIOMMU, USENIX ATC 2011"}
 
@@ -91,7 +92,7 @@ class CostTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 def load_costs(path: str | Path) -> CostTable:
     """The cost table of a TOML file. Raises `TopologyError`, which tells file, key and remedy in one line."""
     try:
-        return parse_costs(read_text(Path(path)))
+        return parse_costs(read_text(Path(path), _ONES_THERE))
     except Refusal as refusal:
         raise TopologyError(str(path), refusal) from None
 

@@ -6,18 +6,16 @@ floor alike.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from viommu_actors.measure import floors
 from viommu_actors.measure.bench import Bench, Series, System, measured
 from viommu_actors.measure.hops import Hops, split, within
 from viommu_actors.measure.statistics import rounds_of, shares, summarize
-from viommu_actors.measure.trace import Crossing, chrome_trace, crossings
+from viommu_actors.measure.trace import Crossing, crossings
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, make_plan
 from viommu_actors.supervise.scenario import Scenario
@@ -42,6 +40,8 @@ class Measured(NamedTuple):
     """What one placement gave. `rounds` holds, for each round, the series of each name in nanoseconds."""
 
     rounds: list[Series]
+    #: of the operations that were traced
+    crossings: list[Crossing]
     #: row -> part of the whole -> its share
     shares: dict[str, dict[str, float]]
     #: operation -> p50 with a trace on over p50 with it off
@@ -56,14 +56,15 @@ class Measured(NamedTuple):
 class Laboratory:
     """A context manager: inside it, all processes are up."""
 
-    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, trace: Path | None, name: str) -> None:
-        """`name` is that of the folder, inside the run's, for what the processes say; `trace` a file to be written."""
+    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, name: str) -> None:
+        """`name` is that of the folder, inside the run's, for what the processes say."""
         self._path = folder.path / name
         self._settings = settings
         self._folder = folder
-        self._trace = trace
         self._stack = ExitStack()
         self.cpus: dict[str, list[int] | None] = {}
+        #: those that are done, of a run that ends before its time too
+        self.rounds: list[Series] = []
 
     def __enter__(self) -> Laboratory:
         try:
@@ -88,8 +89,6 @@ class Laboratory:
         # All processes start at the same time, and only then is anybody waited for.
         for name, supervisor in running.items():
             Scenario(self._settings[name], plans[name], supervisor, lambda _: None).boot()
-            # The last one that was started is the one that hears of a signal.
-            floor.poll(0)
         floor.commands(list(floor.actors), "ping")
         self.systems = {name: System(self._settings[name], supervisor) for name, supervisor in running.items()}
         self.bench = Bench(self.systems, floor)
@@ -102,25 +101,28 @@ class Laboratory:
         began = time.monotonic()
         measurements = self.bench.measurements()
         orders = rounds_of(list(measurements), _SEED)
-        done: list[Series] = []
         for number in range(rounds + 1):
             series: Series = {}
             for name in next(orders):
                 series |= measurements[name]()
             if number:  # the first one warms up
-                done.append(series)
+                self.rounds.append(series)
             spent = time.monotonic() - began
             progress(max(number / rounds, min(spent / seconds, 1.0)), f"round {number} of {rounds}")
             if spent > seconds and number >= LEAST_ROUNDS:
                 break
         seconds = time.monotonic() - began
         progress(1.0, "messages, hops")
-        hops, overhead = self._hops()
-        return Measured(done, hops, overhead, self._messages(), self.cpus, seconds)
+        seen, hops, overhead = self._hops()
+        return Measured(self.rounds, seen, hops, overhead, self._messages(), self.cpus, seconds)
+
+    def unfinished(self) -> Measured:
+        """What there is of a run that ended before its time; some `rounds` must be done."""
+        return Measured(self.rounds, [], {}, {}, {}, self.cpus, 0.0)
 
     # --- hops
 
-    def _hops(self) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    def _hops(self) -> tuple[list[Crossing], dict[str, dict[str, float]], dict[str, float]]:
         bench, supervisor = self.bench, self.systems["strict"].supervisor
         plain = {"hop": bench.trapped_reads(_TRACED), "map_strict": bench.maps(_TRACED)["map"]}
         seen: list[Crossing] = []
@@ -151,13 +153,11 @@ class Laboratory:
         interrupts = bench.interrupts(_TRACED)
         parts["interrupt"] = within(split(traced(), "DirectWrite", "Inject"), interrupts, "guest")
         supervisor.trace(False)
-        if self._trace is not None:
-            self._trace.write_text(json.dumps(chrome_trace(sorted(seen, key=lambda each: each.sent))))
         overhead = {
             name: summarize(on).p50 / summarize(plain[name]).p50
             for name, on in (("hop", reads), ("map_strict", maps["map"]))
         }
-        return {name: shares(each) for name, each in parts.items()}, overhead
+        return seen, {name: shares(each) for name, each in parts.items()}, overhead
 
     # --- as on the host
 

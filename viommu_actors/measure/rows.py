@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from viommu_actors.measure.bench import SEGMENTS, Series
 from viommu_actors.measure.laboratory import Measured
 from viommu_actors.measure.statistics import Spread, percentile, ratios, summarize
+from viommu_actors.measure.surroundings import surroundings
 
 
 class Operation(NamedTuple):
@@ -87,6 +88,22 @@ GOALS: Final = (
 )
 #: Packed on one CPU, a whole strict map against one bare round trip left to the scheduler.
 PACKED_GOAL: Final = Goal("map_strict / bare_free", 1.0)
+
+
+def result_of(measured: Measured, placement: str) -> dict[str, Any]:
+    """What one placement gave, as --json has it; without what is looked at once, where the run did not come so far."""
+    rows, compared = table(measured, placement), comparisons(measured.rounds)
+    result: dict[str, Any] = {
+        "placement": placement,
+        **surroundings(measured.cpus),
+        "rounds": len(measured.rounds),
+        "rows": rows,
+        "comparisons": compared,
+        "goals": goals(rows, compared, placement),
+    }
+    if measured.messages:
+        result |= {"trace_overhead": measured.trace_overhead, "as_on_the_host": as_on_the_host(measured, rows)}
+    return result
 
 
 def table(measured: Measured, placement: str) -> list[dict[str, object]]:

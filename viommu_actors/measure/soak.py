@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from viommu_actors.measure.bench import System
 from viommu_actors.measure.statistics import percentile
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
-from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
 from viommu_actors.topology.resolved import ResolvedTopology
 
 #: Samples of a whole soak.
@@ -26,30 +26,66 @@ GROWTH_PART: Final = 0.02
 
 
 def run(
-    topology: ResolvedTopology, folder: RunFolder, seconds: float, progress: Callable[[float, str], None]
+    topology: ResolvedTopology,
+    folder: RunFolder,
+    seconds: float,
+    progress: Callable[[float, str], None],
+    leave: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """All devices work, in turn, for so long. Raises what the supervisor raises."""
+    """All devices work, in turn, for so long. Raises what the supervisor raises.
+
+    `leave` is called with the result, also with that of a soak which ends before its time; each sample stands in the
+    run's events as soon as it is taken.
+    """
     plan = make_plan(topology)
     with Supervisor(plan, folder) as supervisor:
         progress(0.0, "boot")
         Scenario(topology, plan, supervisor, lambda _: None).boot()
-        system = System(topology, supervisor)
         folder.write_control(supervisor.door.address)
-        samples, operations, spent = _work(system, seconds, progress)
-        lost = supervisor.reconcile()
-        books = _books(supervisor)
+        samples: list[dict[str, Any]] = []
+        try:
+            _work(System(topology, supervisor), folder, seconds, progress, samples)
+        except Interrupted as error:
+            leave(_result(topology, samples, _account(supervisor), str(error)))
+            raise
+        except (ActorDied, CommandFailed) as error:
+            leave(_result(topology, samples, None, str(error)))
+            raise
+        account = _account(supervisor)
+    result = _result(topology, samples, account)
+    leave(result)
+    return result
+
+
+class _Account(NamedTuple):
+    """Wires whose ends disagree, and the books of every level."""
+
+    lost: list[str]
+    books: list[dict[str, Any]]
+
+
+def _account(supervisor: Supervisor) -> _Account:
+    return _Account(supervisor.reconcile(), _books(supervisor))
+
+
+def _result(
+    topology: ResolvedTopology, samples: list[dict[str, Any]], account: _Account | None, ended: str = ""
+) -> dict[str, Any]:
+    """`ended` is why it did not go on to its end; `account` is None where nobody could be asked any more."""
     grown = growth(samples)
+    lost, books = account or _Account([], [])
     return {
         "topology": topology.name,
         "placement": topology.placement,
         "clock": "wall",
-        "seconds": round(spent, 3),
-        "operations": operations,
+        "seconds": samples[-1]["seconds"] if samples else 0.0,
+        "operations": samples[-1]["operations"] if samples else 0,
         "samples": samples,
         "grown": grown,
         "lost": lost,
         "books": books,
-        "ok": not grown and not lost and all(book["balanced"] for book in books),
+        "ended": ended,
+        "ok": not ended and not grown and not lost and all(book["balanced"] for book in books),
     }
 
 
@@ -68,32 +104,39 @@ def growth(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _work(
-    system: System, seconds: float, progress: Callable[[float, str], None]
-) -> tuple[list[dict[str, Any]], int, float]:
+    system: System,
+    folder: RunFolder,
+    seconds: float,
+    progress: Callable[[float, str], None],
+    samples: list[dict[str, Any]],
+) -> None:
+    """Adds to `samples` as it goes on. Raises what the supervisor raises."""
     supervisor = system.supervisor
     owners = [system.owner(device) for device in system.topology.devices if device.peer is None]
-    began = time.monotonic()
+    began = last = time.monotonic()
     step = seconds / _SAMPLES
-    samples: list[dict[str, Any]] = []
     total = since = 0
-    last = began
     while True:
         for owner in owners:
             done = supervisor.command(owner.kernel, "io", bdf=owner.bdf, operations=_BURST)
             if not done["verified"]:
-                raise ValueError(f"{owner.kernel}: {owner.bdf}: data came back changed")
+                raise CommandFailed(f"{owner.kernel}: {owner.bdf}: data came back changed")
             since += done["operations"]
         now = time.monotonic()
         if now - last >= step or now - began >= seconds:
             total += since
-            memory = {name: resident_kib(actor.pid) for name, actor in supervisor.actors.items()}
-            samples.append(
-                {"seconds": round(now - began, 3), "per_second": round(since / (now - last), 1), "memory_kib": memory}
-            )
+            sample = {
+                "seconds": round(now - began, 3),
+                "operations": total,
+                "per_second": round(since / (now - last), 1),
+                "memory_kib": {name: resident_kib(actor.pid) for name, actor in supervisor.actors.items()},
+            }
+            samples.append(sample)
+            folder.event("launcher", "sample", **sample)
             since, last = 0, now
-            progress((now - began) / seconds, f"soak: {samples[-1]['per_second']:.0f} operations a second")
+            progress((now - began) / seconds, f"soak: {sample['per_second']:.0f} operations a second")
         if now - began >= seconds:
-            return samples, total, now - began
+            return
 
 
 def _books(supervisor: Supervisor) -> list[dict[str, Any]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 
 import msgspec
 import zmq
 
+from viommu_actors.measure.trace import Crossing, chrome_trace
 from viommu_actors.report.html import html
 from viommu_actors.report.latency import Latencies, read_latencies
 from viommu_actors.report.results import Results, to_json
@@ -23,9 +27,17 @@ def write_results(folder: RunFolder, topology: ResolvedTopology, results: Result
     folder.write("report.html", html(topology, results, environment(), _latencies(folder), ended))
 
 
-def write_latencies(folder: RunFolder, topology: ResolvedTopology) -> None:
+def write_latencies(folder: RunFolder, topology: ResolvedTopology, ended: str = "") -> None:
     """`report.html` of a run that was there to be measured, from its `latency.json`."""
-    folder.write("report.html", html(topology, None, environment(), _latencies(folder)))
+    folder.write("report.html", html(topology, None, environment(), _latencies(folder), ended))
+
+
+def write_trace(path: Path, messages: Iterable[Crossing]) -> None:
+    """A Chrome trace in a file that the user named. Raises OSError, which names the file."""
+    try:
+        path.write_text(json.dumps(chrome_trace(sorted(messages, key=lambda each: each.sent))))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import msgspec
 from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
-from viommu_actors.measure.trace import chrome_trace, crossings
+from viommu_actors.measure.trace import crossings
 from viommu_actors.report.results import Results
 from viommu_actors.supervise.attachments import Attachments
 from viommu_actors.supervise.door import NO_STAY
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.page import write_results
+from viommu_actors.supervise.page import write_results, write_trace
 from viommu_actors.supervise.plan import Plan, make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
@@ -95,20 +94,18 @@ class Run:
         if self._trace is not None:
             supervisor.trace(True)
         scenario.play()
-        if self._trace is not None:
-            self._trace.write_text(json.dumps(chrome_trace(crossings(supervisor.stamps()))))
-            supervisor.trace(False)
+        unwritten = self._write_trace(supervisor)
         also(supervisor)
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
         trouble = [*wires, *supervisor.lost.values()]
-        unwritten = self._write(results, "; ".join(trouble))
+        unwritten += self._write(results, "; ".join(trouble))
         show(results)
         if wires:
             return Ended("failed", "the two ends of a wire counted differently:\n" + "\n".join(wires), results)
         if unwritten:
-            return Ended("failed", unwritten[0], results)
+            return Ended("failed", "\n".join(unwritten), results)
         if stay:
             self._note(f"up; Ctrl-C ends it, launch/rogue attacks it (run folder {self.folder.path})")
             attachments = Attachments(self._topology, plan, supervisor, self.folder, self._note)
@@ -125,6 +122,18 @@ class Run:
         """Leaves the results in the folder; the reason why not, where they cannot be written."""
         try:
             write_results(self.folder, self._topology, results, ended)
+        except OSError as error:
+            return [_reason(error)]
+        return []
+
+    def _write_trace(self, supervisor: Supervisor) -> list[str]:
+        """Ends the trace, where there is one, and leaves it where the user wants it; the reason why not."""
+        if self._trace is None:
+            return []
+        seen = crossings(supervisor.stamps())
+        supervisor.trace(False)
+        try:
+            write_trace(self._trace, seen)
         except OSError as error:
             return [_reason(error)]
         return []

@@ -99,7 +99,10 @@ class Supervisor:
     def __enter__(self) -> Supervisor:
         self._lifeline = os.pipe2(os.O_CLOEXEC)
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._outer = _supervisor_of(signal.getsignal(signal.SIGINT))
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self._outer is not None and self._outer._interrupted:
+            self._interrupt(self._outer._interrupted)
         self._wakeup_fd = signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         self._poller.register(self._wake[0], zmq.POLLIN)
         self.door = Door(self._context)
@@ -112,6 +115,8 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for actor in self.actors.values():
+            actor.kill()
         for name in list(self.actors):
             self.retire(name)
         for device in list(self._plan.cables):
@@ -127,6 +132,7 @@ class Supervisor:
     def _start(self) -> None:
         try:
             for plan in self._plan.actors:
+                self._raise_if_interrupted()
                 self._spawn(plan, plan.name)
         finally:
             self._plan.close()
@@ -435,7 +441,15 @@ class Supervisor:
             return
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = signal.Signals(number).name
+        """Of several supervisors that are up at the same time, the one that is waiting is to hear of it, whichever."""
+        self._interrupt(signal.Signals(number).name)
+        if self._outer is not None:
+            self._outer._on_signal(number, frame)
+
+    def _interrupt(self, reason: str) -> None:
+        self._interrupted = reason
+        with suppress(BlockingIOError):
+            os.write(self._wake[1], b"\0")
 
     def _stop(self) -> None:
         self._interrupted = "the control message stop"
@@ -458,3 +472,9 @@ class Supervisor:
                 for actor in self.actors.values()
             ]
         } | self.more_status()
+
+
+def _supervisor_of(handler: object) -> Supervisor | None:
+    """Whose handler of signals that is; None for another's."""
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, Supervisor) else None

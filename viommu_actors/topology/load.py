@@ -19,6 +19,7 @@ MAX_FILE = 64 << 10
 MAX_LINE = 4096
 _WHOLE_FILE = ""
 _START_FROM = "start from a copy of configs/assigned-viommu.toml"
+_ONES_THERE = "configs/*.toml"
 
 _Typed = TypeVar("_Typed", bound=msgspec.Struct)
 
@@ -26,7 +27,7 @@ _Typed = TypeVar("_Typed", bound=msgspec.Struct)
 def load(path: str | Path) -> Topology:
     """The topology of a TOML file, checked. Raises `TopologyError`."""
     try:
-        return parse(read_text(Path(path)))
+        return parse(read_text(Path(path), _ONES_THERE))
     except Refusal as refusal:
         raise TopologyError(str(path), refusal) from None
 
@@ -55,8 +56,8 @@ def convert(text: str, kind: type[_Typed], start_from: str) -> _Typed:
         raise Refusal(_WHOLE_FILE, f"is not TOML: {error}", "mend it there, or see https://toml.io") from None
 
 
-def read_text(path: Path) -> str:
-    """A file that a user named, bounded. Raises `Refusal`."""
+def read_text(path: Path, ones_there: str) -> str:
+    """A file that a user named, bounded; `ones_there` are those that come with the project. Raises `Refusal`."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -66,7 +67,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except FileNotFoundError:
-        raise Refusal(_WHOLE_FILE, "there is no such file", "name one of configs/*.toml, or your own") from None
+        raise Refusal(_WHOLE_FILE, "there is no such file", f"name one of {ones_there}, or your own") from None
     except OSError as error:
         raise Refusal(_WHOLE_FILE, f"cannot be read: {error.strerror}", "name a readable file") from None
     if len(data) > MAX_FILE:
