@@ -6,11 +6,11 @@ the kernel beneath goes out through `ParentKernel`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from viommu_actors.counters import Counters
 from viommu_actors.firmware.boot import MachineDescription, install, remapping_unit
 from viommu_actors.hypervisor.assigned import AssignedFunction, Edit
 from viommu_actors.hypervisor.bars import BarWindow
@@ -114,7 +114,7 @@ class GuestMachine:
     ) -> None:
         self.config = config
         self.memory = memory
-        self.counters: Counter[str] = Counter()
+        self.counters = Counters()
         self._parent = parent
         self._log = log
         self._functions: dict[int, AssignedFunction | HostBridge | VirtioNetFunction] = {}

@@ -7,13 +7,13 @@ behind: an entry that is absent, reserved, unreadable or invalid counts as a hol
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from errno import ENOSPC
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
+from viommu_actors.counters import Counters
 from viommu_actors.hypervisor.held import HeldMappings, Mapping
 from viommu_actors.memory import Memory
 from viommu_actors.spec.vtd import (
@@ -133,7 +133,7 @@ class Shadow:
     ) -> None:
         """`memory` is the guest's, where its tables are; what is done is added to `effort`."""
         self.requester = requester
-        self.counters: Counter[str] = Counter()
+        self.counters = Counters()
         self._unit = unit
         self._ports = ports
         self._memory = memory

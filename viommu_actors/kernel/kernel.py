@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from errno import EBUSY, ENODEV
 
+from viommu_actors.counters import Counters
 from viommu_actors.kernel.acpi import AcpiTables
 from viommu_actors.kernel.bootparams import BootParams, read_boot_params
 from viommu_actors.kernel.cmdline import CommandLine
@@ -49,7 +49,7 @@ class Kernel:
 
     def __init__(self, machine: Machine, drivers: Sequence[type[Driver]] = DRIVERS) -> None:
         self.machine = machine
-        self.counters: Counter[str] = Counter()
+        self.counters = Counters()
         self.iommu: IntelIommu | None = None
         #: Each says whether somebody has a function that is gone, who is then asked to let go of it: of the drivers
         #: that give functions to user processes.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from viommu_actors.counters import Counters
 from viommu_actors.memory import Memory
 from viommu_actors.spec.vtd import (
     RTADDR_TABLE,
@@ -56,7 +57,7 @@ class RemappingUnit:
     ) -> None:
         self.config = config
         self._memory = memory
-        self._counters: Counter[str] = Counter()
+        self._counters = Counters()
         self._listener: InvalidationListener = listener or Unheard()
         self._registers = RegisterFile(config)
         made_of = parts(config)
