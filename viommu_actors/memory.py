@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Protocol
+from struct import Struct
+from struct import error as StructError
+from typing import Final, Protocol
+
+_PAIR: Final = Struct("<QQ")
+_BELOW_ALL: Final = -(1 << 64)
+_NOTHING: Final = memoryview(bytearray())
 
 
 class Unclaimed(Exception):
@@ -35,6 +41,11 @@ class Memory(Protocol):
         """`address` must be a multiple of 8."""
         ...
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        """Two words beside each other, the lower one first, as most entries of hardware's tables and queues have them.
+        `address` must be a multiple of 8."""
+        ...
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -54,9 +65,10 @@ class PhysicalMemory:
 
     def __init__(self, slots: list[Slot] | None = None) -> None:
         self._slots: list[Slot] = []
-        self._bases: list[int] = []
-        self._views: list[memoryview] = []
-        self._words: list[memoryview] = []
+        # Below the first slot lies an empty one, so that each address has one which it is looked for in.
+        self._bases: list[int] = [_BELOW_ALL]
+        self._views: list[memoryview] = [_NOTHING]
+        self._words: list[memoryview] = [_NOTHING]
         for slot in slots or []:
             self.add(slot)
 
@@ -72,7 +84,7 @@ class PhysicalMemory:
             if slot.base < other.base + other.size and other.base < slot.base + slot.size:
                 raise ValueError(f"slot {slot.name} overlaps {other.name}")
         index = bisect_right(self._bases, slot.base)
-        self._slots.insert(index, slot)
+        self._slots.insert(index - 1, slot)
         self._bases.insert(index, slot.base)
         view = slot.view.cast("B")
         self._views.insert(index, view)
@@ -80,56 +92,53 @@ class PhysicalMemory:
 
     def release(self) -> None:
         """Lets go of every view, so that the mappings beneath can be closed."""
-        for view in (*self._words, *self._views):
+        for view in (*self._words[1:], *self._views[1:]):
             view.release()
-        self._words.clear()
-        self._views.clear()
+        for each in (self._words, self._views, self._bases):
+            del each[1:]
         self._slots.clear()
-        self._bases.clear()
 
     def claims(self, address: int, length: int = 1) -> bool:
         index = bisect_right(self._bases, address) - 1
-        return index >= 0 and address + length <= self._bases[index] + len(self._views[index])
+        return address + length <= self._bases[index] + len(self._views[index])
 
-    # Walks and DMA live on these four: each looks once, and only what the slot does not hold is looked at again.
+    # Walks and DMA live on these: each looks once, and only what the slot does not hold is looked at again.
 
     def read(self, address: int, length: int) -> bytes:
         index = bisect_right(self._bases, address) - 1
-        if index >= 0:
-            start = address - self._bases[index]
-            # Where the slot ends early, so do the bytes.
-            data = self._views[index][start : start + length].tobytes()
-            if len(data) == length:
-                return data
+        start = address - self._bases[index]
+        # Where the slot ends early, so do the bytes.
+        data = self._views[index][start : start + length].tobytes()
+        if len(data) == length:
+            return data
         raise Unclaimed(address, length)
 
     def write(self, address: int, data: bytes) -> None:
         length = len(data)
         index = bisect_right(self._bases, address) - 1
-        if index >= 0:
-            start = address - self._bases[index]
-            try:
-                self._views[index][start : start + length] = data
-                return
-            except ValueError:
-                pass  # the slot ends early: nothing was written
-        raise Unclaimed(address, length)
+        start = address - self._bases[index]
+        try:
+            self._views[index][start : start + length] = data
+        except ValueError:  # the slot ends early: nothing was written
+            raise Unclaimed(address, length) from None
 
     def read_u64(self, address: int) -> int:
         index = bisect_right(self._bases, address) - 1
-        if index >= 0:
-            try:
-                return self._words[index][address - self._bases[index] >> 3]
-            except IndexError:
-                pass
-        raise Unclaimed(address, 8)
+        try:
+            return self._words[index][address - self._bases[index] >> 3]
+        except IndexError:
+            raise Unclaimed(address, 8) from None
 
     def write_u64(self, address: int, value: int) -> None:
         index = bisect_right(self._bases, address) - 1
-        if index >= 0:
-            try:
-                self._words[index][address - self._bases[index] >> 3] = value
-                return
-            except IndexError:
-                pass
-        raise Unclaimed(address, 8)
+        try:
+            self._words[index][address - self._bases[index] >> 3] = value
+        except IndexError:
+            raise Unclaimed(address, 8) from None
+
+    def read_pair(self, address: int) -> tuple[int, int]:
+        index = bisect_right(self._bases, address) - 1
+        try:
+            return _PAIR.unpack_from(self._views[index], address - self._bases[index])
+        except (StructError, OverflowError):  # the slot ends early, or far below
+            raise Unclaimed(address, 16) from None

@@ -45,6 +45,9 @@ class UserMemory:
     def write_u64(self, address: int, value: int) -> None:
         self._rig.memory.write_u64(self._physical(address, 8), value)
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        return self._rig.memory.read_pair(self._physical(address, 16))
+
     def _physical(self, address: int, length: int) -> int:
         return self._process.translate(address, length)[0].physical
 

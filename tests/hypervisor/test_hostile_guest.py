@@ -102,6 +102,12 @@ class Watched:
         self._seen(address)
         return value
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        pair = self._memory.read_pair(address)
+        self._seen(address)
+        self._seen(address + 8)
+        return pair
+
     def write(self, address: int, data: bytes) -> None:
         self._memory.write(address, data)
 

@@ -70,6 +70,9 @@ class Machine:
     def write_u64(self, address: int, value: int) -> None:
         self._qemu.write_register(address, 8, value)
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        return self.read_u64(address), self.read_u64(address + 8)
+
 
 @pytest.fixture(params=["", "iommu=pt", "virtio_net.static=00:04.0,00:05.0"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:

@@ -55,6 +55,9 @@ class SparseMemory:
     def write_u64(self, address: int, value: int) -> None:
         self.write(address, value.to_bytes(8, "little"))
 
+    def read_pair(self, address: int) -> tuple[int, int]:
+        return self.read_u64(address), self.read_u64(address + 8)
+
     def _pieces(self, address: int, length: int) -> Iterator[tuple[int, int, int]]:
         if not self.claims(address, length):
             raise Unclaimed(address, length)

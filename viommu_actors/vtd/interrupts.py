@@ -202,7 +202,7 @@ class InterruptRemapper:
             raise _Fault(FaultReason.IR_INDEX, index)
         address = self._table + index * INTERRUPT_ENTRY_SIZE
         try:
-            low, high = self._memory.read_u64(address), self._memory.read_u64(address + 8)
+            low, high = self._memory.read_pair(address)
         except Unclaimed:
             raise _Fault(FaultReason.IR_TABLE_ACCESS, index) from None
         entry = InterruptEntry.decode(low, high)

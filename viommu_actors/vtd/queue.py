@@ -189,14 +189,14 @@ class InvalidationQueue:
             self._completion.withdraw()
 
     def _drain(self) -> None:
-        registers, read, execute = self._registers, self._memory.read_u64, self._execute
+        registers, read, execute = self._registers, self._memory.read_pair, self._execute
         entries, enough = self._entries, self.enough
         while (head := self._head) != (tail := self._tail()):
             if tail >= entries:
                 raise BadDescriptor
             place = self._base + head * DESCRIPTOR_SIZE
             try:
-                low, high = read(place), read(place + 8)
+                low, high = read(place)
             except Unclaimed:
                 raise BadDescriptor from None
             execute[low & TYPE_MASK](low, high)

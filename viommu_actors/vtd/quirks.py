@@ -60,6 +60,7 @@ class _AllOnesUnreadable:
 
     def __init__(self, memory: Memory) -> None:
         self.read, self.write, self.write_u64 = memory.read, memory.write, memory.write_u64
+        self.read_pair = memory.read_pair
         self._read_u64 = memory.read_u64
 
     def read_u64(self, address: int) -> int:

@@ -190,3 +190,6 @@ class _Window:
 
     def write_u64(self, address: int, value: int) -> None:
         self._memory.write_u64(self._base + address, value)
+
+    def read_pair(self, address: int) -> tuple[int, int]:
+        return self._memory.read_pair(self._base + address)
