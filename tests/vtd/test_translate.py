@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.vtd.conftest import Rig
 from viommu_actors.spec.vtd import Access, Command, FaultReason, Reg, Status, TranslationType
+from viommu_actors.vtd.tables import Context, TableFault
 
 DEVICE = 0x0018
 
@@ -249,3 +254,28 @@ def test_iommu_testdev_legacy_pt_and_trans(rig: Any) -> None:
         assert reason is None
         machine.memory.write(address, (0x12345678).to_bytes(4, "little"))
         assert machine.memory.read(target, 4) == (0x12345678).to_bytes(4, "little")
+
+
+ROOT_ENTRIES = ((0x4001, 0), (0x5001, 0), (0x4000, 0), (0x4003, 0), (0x4001, 1), (0x8000_0001, 0))
+CONTEXT_ENTRIES = ((0x9001, 0x102), (0x9001, 0x202), (0xA001, 0x102), (0x9000, 0x102), (0x9003, 0x102), (0x9009, 0x102))
+CHANGES = st.one_of(
+    st.tuples(st.just(0x1000), st.sampled_from(ROOT_ENTRIES)),
+    st.tuples(st.sampled_from([0x4000 + 16 * DEVICE, 0x5000 + 16 * DEVICE]), st.sampled_from(CONTEXT_ENTRIES)),
+)
+
+
+@given(st.lists(CHANGES, max_size=20))
+def test_who_watches_a_context_sees_every_change_of_it(changes: list[tuple[int, tuple[int, int]]]) -> None:
+    def seen(read: Callable[[], Context | None]) -> object:
+        try:
+            return read()
+        except TableFault as fault:
+            return fault.reason, fault.fault_disable
+
+    machine = Rig()
+    watched = machine.unit.watch(DEVICE)
+    assert watched() is None, "translation is off"
+    machine.start()
+    for address, words in changes:
+        machine.words(address, words)
+        assert seen(watched) == seen(lambda: machine.unit.context(DEVICE))

@@ -97,6 +97,10 @@ class Unit(Protocol):
         """As memory says now. Raises TableFault."""
         ...
 
+    def watch(self, requester: int) -> Callable[[], Context | None]:
+        """What reads that again and again: None while translation is off."""
+        ...
+
 
 class Ram(NamedTuple):
     """Guest memory that a device may be given, at `base` for `size` bytes; ROM has `access` READ."""
@@ -135,6 +139,7 @@ class Shadow:
         self.requester = requester
         self.counters = Counters()
         self._unit = unit
+        self._context = unit.watch(requester)
         self._ports = ports
         self._memory = memory
         self._ram = sorted(ram)
@@ -201,13 +206,11 @@ class Shadow:
     # --- the container
 
     def _current_view(self) -> Context | View:
-        if not self._unit.translation_enabled:
-            return View.DIRECT
         try:
-            context = self._unit.context(self.requester)
+            context = self._context()
         except TableFault:
             return View.BLOCKED
-        return View.DIRECT if context.pass_through else context
+        return View.DIRECT if context is None or context.pass_through else context
 
     def _rebuild(self, seen: Context | View | None = None) -> None:
         """Everything anew: after a switch from or to translation nothing of before stays, else the difference goes.

@@ -8,10 +8,13 @@ from typing import Final
 
 from viommu_actors.spec.vtd import (
     ADDRESS_FIELD,
+    PTE_LARGE,
+    U64_MASK,
     Capability,
     ExtendedCapability,
     Reg,
     TranslationType,
+    level_shift,
     pte_reserved_mask,
     width_of,
 )
@@ -82,6 +85,19 @@ class UnitConfig:
             for leaf in (False, True)
         )
         return tables, pages
+
+    @cached_property
+    def descents(self) -> dict[int, tuple[tuple[int, int, int], ...]]:
+        """The way down through tables of so many levels: each level, its address shift, and the bits of an entry of
+        which any ends the way there. Those of a page and reserved ones do, and at the last level whatever is there."""
+        tables, _ = self.reserved_bits
+        return {
+            levels: tuple(
+                (level, level_shift(level), tables[level] | PTE_LARGE if level > 1 else U64_MASK)
+                for level in range(levels, 0, -1)
+            )
+            for levels in (3, 4)
+        }
 
     def capability(self) -> int:
         """The CAP register."""

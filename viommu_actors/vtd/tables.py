@@ -7,9 +7,8 @@ permission before reserved bits, an unreadable top-level table as an invalid con
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from itertools import count as count_from
-from struct import Struct, unpack
+from struct import unpack
 from typing import Final, NamedTuple
 
 from viommu_actors.memory import Memory, Unclaimed
@@ -46,8 +45,6 @@ _FUNCTION_MASK: Final = 0xFF
 _INDEX_MASK: Final = TABLE_ENTRIES - 1
 #: PTE bits that an access needs, by Access; who wants nothing is held to reading.
 _WANTED: Final = (PTE_READ, PTE_READ, PTE_WRITE, PTE_ACCESS)
-#: Root and context entries.
-_WORDS: Final = Struct("<QQ")
 _new: Final = tuple.__new__
 
 
@@ -93,7 +90,8 @@ class Leaf(NamedTuple):
         return 1 << self.shift
 
 
-_ACCESS: Final = (Access.NONE, Access.READ, Access.WRITE, Access.BOTH)
+_NONE: Final = Access.NONE
+_ACCESS: Final = (_NONE, Access.READ, Access.WRITE, Access.BOTH)
 
 
 def denied(missing: int) -> FaultReason:
@@ -103,25 +101,47 @@ def denied(missing: int) -> FaultReason:
 
 def read_context(memory: Memory, root: int, requester: int, config: UnitConfig) -> Context:
     """The context of `requester` below the root table at `root`. Raises TableFault."""
-    try:
-        entry = memory.read(root + (requester >> _BUS_SHIFT) * ENTRY_SIZE, ENTRY_SIZE)
-    except Unclaimed:
-        raise TableFault(FaultReason.ROOT_TABLE_ACCESS) from None
-    table = _context_table(entry, config.aw_bits)
-    try:
-        entry = memory.read(table + (requester & _FUNCTION_MASK) * ENTRY_SIZE, ENTRY_SIZE)
-    except Unclaimed:
-        raise TableFault(FaultReason.CONTEXT_TABLE_ACCESS) from None
-    return _context(entry, requester, config.aw_bits, config.width_codes, config.translation_types)
+    return ContextReader(memory, requester, config).read(root)
 
 
-# What the same bytes mean does not change; a shadow asks for it at every invalidation.
+class ContextReader:
+    """Reads the context of one requester each time it is asked, and takes its entries apart only when they are others
+    than the last time: what the same words mean does not change, and a shadow asks at every invalidation."""
+
+    def __init__(self, memory: Memory, requester: int, config: UnitConfig) -> None:
+        self._memory = memory
+        self._requester = requester
+        self._config = config
+        self._bus = (requester >> _BUS_SHIFT) * ENTRY_SIZE
+        self._function = (requester & _FUNCTION_MASK) * ENTRY_SIZE
+        # The entries of the last time that were valid, and what they say.
+        self._root_entry: tuple[int, int] | None = None
+        self._table = 0
+        self._context_entry: tuple[int, int] | None = None
+        self._context: Context
+
+    def read(self, root: int) -> Context:
+        """The context below the root table at `root`. Raises TableFault."""
+        read = self._memory.read_pair
+        try:
+            entry = read(root + self._bus)
+        except Unclaimed:
+            raise TableFault(FaultReason.ROOT_TABLE_ACCESS) from None
+        if entry != self._root_entry:
+            self._table = _context_table(*entry, self._config.aw_bits)
+            self._root_entry = entry
+        try:
+            entry = read(self._table + self._function)
+        except Unclaimed:
+            raise TableFault(FaultReason.CONTEXT_TABLE_ACCESS) from None
+        if entry != self._context_entry:
+            self._context = _context(*entry, self._requester, self._config)
+            self._context_entry = entry
+        return self._context
 
 
-@lru_cache(maxsize=256)
-def _context_table(entry: bytes, aw_bits: int) -> int:
+def _context_table(low: int, high: int, aw_bits: int) -> int:
     """Where a root entry leads. Raises TableFault."""
-    low, high = _WORDS.unpack(entry)
     bus = RootEntry.decode(low, high)
     if not bus.present:
         raise TableFault(FaultReason.ROOT_NOT_PRESENT)
@@ -130,18 +150,14 @@ def _context_table(entry: bytes, aw_bits: int) -> int:
     return bus.context_table
 
 
-@lru_cache(maxsize=256)
-def _context(
-    entry: bytes, requester: int, aw_bits: int, width_codes: tuple[int, ...], types: tuple[int, ...]
-) -> Context:
-    """What a context entry says to a unit of that address width, with those AW and TT. Raises TableFault."""
-    low, high = _WORDS.unpack(entry)
+def _context(low: int, high: int, requester: int, config: UnitConfig) -> Context:
+    """What a context entry says. Raises TableFault."""
     context = ContextEntry.decode(low, high)
     if not context.present:
         raise TableFault(FaultReason.CONTEXT_NOT_PRESENT, context.fault_disable)
-    if context_reserved(low, high, aw_bits):
+    if context_reserved(low, high, config.aw_bits):
         raise TableFault(FaultReason.CONTEXT_RESERVED, context.fault_disable)
-    if context.width_code not in width_codes or context.translation_type not in types:
+    if context.width_code not in config.width_codes or context.translation_type not in config.translation_types:
         raise TableFault(FaultReason.CONTEXT_INVALID, context.fault_disable)
     return Context(
         source=requester,
@@ -151,7 +167,7 @@ def _context(
         fault_disable=context.fault_disable,
         table=context.table,
         levels=levels_of(context.width_code),
-        width=min(width_of(context.width_code), aw_bits),
+        width=min(width_of(context.width_code), config.aw_bits),
     )
 
 
@@ -198,13 +214,9 @@ def leaf_at(memory: Memory, context: Context, address: int, config: UnitConfig) 
     """The leaf that holds `address`, as `leaves` gives it; None beyond the width of the tables."""
     if address >> context.width:
         return None
-    reserved_tables, reserved_leaves = config.reserved_bits
-    address_mask = config.address_mask
-    allowed = PTE_ACCESS
-    read = memory.read_u64
-    table, level = context.table, context.levels
-    shift = PAGE_SHIFT + LEVEL_BITS * (level - 1)
-    while True:
+    table, allowed = context.table, PTE_ACCESS
+    read, address_mask = memory.read_u64, config.address_mask
+    for level, shift, ends in config.descents[context.levels]:  # noqa: B007
         try:
             entry = read(table + (address >> shift & _INDEX_MASK) * PTE_SIZE)
         except Unclaimed:
@@ -212,16 +224,13 @@ def leaf_at(memory: Memory, context: Context, address: int, config: UnitConfig) 
             return Leaf(address >> shift << shift, shift, 0, Access.NONE, FaultReason.TABLE_ACCESS)
         allowed &= entry
         if not allowed:
-            return _new(Leaf, (address >> shift << shift, shift, 0, Access.NONE, None))
-        if level == 1 or (entry & PTE_LARGE and level <= LARGEST_LEAF_LEVEL):
+            return _new(Leaf, (address >> shift << shift, shift, 0, _NONE, None))
+        if entry & ends:
             break
-        if entry & reserved_tables[level]:
-            return Leaf(address >> shift << shift, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
         table = entry & address_mask
-        level -= 1
-        shift -= LEVEL_BITS
     iova, target = address >> shift << shift, entry & address_mask
-    if entry & reserved_leaves[level]:
+    leaf = level == 1 or (entry & PTE_LARGE and level <= LARGEST_LEAF_LEVEL)
+    if entry & config.reserved_bits[leaf][level]:
         return Leaf(iova, shift, 0, Access.NONE, FaultReason.TABLE_RESERVED)
     if target <= INTERRUPT_LAST and target + (1 << shift) > INTERRUPT_FIRST:
         return Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
