@@ -27,7 +27,8 @@ class GuestMapping(ShadowPorts):
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
         """Raises OSError where the parent kernel refuses; the range must lie in one range of RAM."""
         self._counters["vfio_maps"] += 1
-        self._parent.map_dma(self._container, *self._request(iova, gpa, size, access))
+        flags, vaddr, iova, size = self._request(iova, gpa, size, access)
+        self._parent.map_dma(self._container, flags, vaddr, iova, size)
 
     def map_each(self, mappings: Sequence[Mapping]) -> list[OSError | None]:
         self._counters["vfio_maps"] += len(mappings)

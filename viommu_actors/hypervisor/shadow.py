@@ -22,6 +22,7 @@ from viommu_actors.spec.vtd import (
     INTERRUPT_LAST,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     Access,
     ContextGranularity,
     IotlbGranularity,
@@ -40,6 +41,7 @@ _NONE: Final = Access.NONE
 _BOTH: Final = Access.BOTH
 _PAGE: Final = int(IotlbGranularity.PAGE)
 _GLOBAL: Final = int(IotlbGranularity.GLOBAL)
+_new: Final = tuple.__new__
 #: An entry of the guest's tables: first and last address, and what the device is to see there.
 _Entry = tuple[int, int, Sequence[Mapping]]
 
@@ -139,6 +141,7 @@ class Shadow:
         self.requester = requester
         self.counters = Counters()
         self._unit = unit
+        self._config = unit.config
         self._context = unit.watch(requester)
         self._ports = ports
         self._memory = memory
@@ -190,10 +193,12 @@ class Shadow:
     def iotlb_invalidated(self, granularity: int, domain: int, address: int, mask: int) -> None:
         """A changed context is a reason to start afresh, whatever the descriptor is about."""
         view = self._current_view()
-        if view != self._view:
+        if view is not self._view and view != self._view:
             self._rebuild(view)
         elif isinstance(view, Context) and (domain == view.domain or granularity == _GLOBAL):
-            if granularity == _PAGE:
+            if granularity == _PAGE and not mask:
+                self._sync_page(view, address)
+            elif granularity == _PAGE:
                 size = 1 << PAGE_SHIFT + mask
                 # Hardware ignores the address bits below the size; QEMU adds the size to them. Both are covered.
                 self._sync(address & -size, address + size - 1)
@@ -223,18 +228,39 @@ class Shadow:
         self._view = view
         self._sync(0, _LAST_ADDRESS)
 
-    def _sync(self, first: int, last: int) -> None:
+    def _sync_page(self, view: Context, page: int) -> None:
+        """`_sync` of one page, as most invalidations are about: the same, without what several entries need."""
+        self.counters["walks"] += 1
+        last = page + PAGE_MASK
+        leaf = leaf_at(self._memory, view, page, self._config)
+        if leaf is None or leaf.shift != PAGE_SHIFT:
+            self._sync(page, last, () if leaf is None else (self._entry(leaf),))
+            return
+        _, _, address, access, _ = leaf
+        # A page is one mapping or none: memory, and the interrupt range, are made of whole ones.
+        mappings = () if access is _NONE else self._crop(page, address, PAGE_SIZE, access)
+        if mappings and self._held.at(page) == mappings[0]:
+            return
+        reaching_out = self._drop(page, last, page, last)
+        if mappings:
+            self._full = False
+            self._map_one(mappings[0])
+        for gone in reaching_out:
+            self._sync(gone.iova, gone.last)
+
+    def _sync(self, first: int, last: int, entries: Iterable[_Entry] | None = None) -> None:
         """Brings what is held in first..last to what the device is to see there.
 
-        Entries are taken whole, leaves and holes. A held mapping that has to go and reaches out of the range, say a
-        large page of which only a part was invalidated, has its remainder read again.
+        `entries` are what the guest says of it, where they have been read already. They are taken whole, leaves and
+        holes. A held mapping that has to go and reaches out of the range, say a large page of which only a part was
+        invalidated, has its remainder read again.
         """
         self._full = missed = False
         reaching_out: list[Mapping] = []
         due: list[Mapping] = []
         # Nothing is to be held from `bare` to the next mapping.
         bare, end = first, last
-        for begin, finish, mappings in self._entries(first, last):
+        for begin, finish, mappings in self._entries(first, last) if entries is None else entries:
             if begin < bare:
                 bare = begin
             if finish > end:
@@ -265,23 +291,30 @@ class Shadow:
         """What is refused counts as not there, so that the next look at it tries again."""
         if self._full:
             return
+        if len(due) == 1:
+            self._map_one(due[0])
+            return
         self._effort.spent += _CALL_EFFORT * len(due)
-        if len(due) > 1:
-            for mapping, error in zip(due, self._ports.map_each(due), strict=False):
-                self._mapped(mapping, error)
-            return
-        try:
-            self._ports.map(*due[0])
-        except OSError as error:
-            self._mapped(due[0], error)
-        else:
-            self._mapped(due[0], None)
+        for mapping, error in zip(due, self._ports.map_each(due), strict=False):
+            if error is None:
+                self._mapped(mapping)
+            else:
+                self._refused(mapping, error)
 
-    def _mapped(self, mapping: Mapping, error: OSError | None) -> None:
-        if error is None:
-            self.counters["maps"] += 1
-            self._held.add(mapping)
-            return
+    def _map_one(self, mapping: Mapping) -> None:
+        self._effort.spent += _CALL_EFFORT
+        try:
+            self._ports.map(*mapping)
+        except OSError as error:
+            self._refused(mapping, error)
+        else:
+            self._mapped(mapping)
+
+    def _mapped(self, mapping: Mapping) -> None:
+        self.counters["maps"] += 1
+        self._held.add(mapping)
+
+    def _refused(self, mapping: Mapping, error: OSError) -> None:
         self.counters["map_errors"] += 1
         self._full |= error.errno == ENOSPC
         if error.errno not in self._errors_logged:
@@ -294,10 +327,13 @@ class Shadow:
         if not gone:
             return gone
         self._effort.spent += _CALL_EFFORT + len(gone)
-        self._ports.unmap(gone[0].iova, gone[-1].last + 1 - gone[0].iova)
+        begin, end = gone[0].iova, gone[-1].last
+        self._ports.unmap(begin, end + 1 - begin)
         self.counters["unmaps"] += 1
         self.counters["mappings_gone"] += len(gone)
         self._full = False
+        if begin >= inner and end <= outer:
+            return []
         return [mapping for mapping in (gone[0], gone[-1]) if mapping.iova < inner or mapping.last > outer]
 
     # --- the guest
@@ -307,11 +343,7 @@ class Shadow:
         view = self._view
         if isinstance(view, Context):
             self.counters["walks"] += 1
-            if last - first != PAGE_MASK or first & PAGE_MASK:
-                return self._walk(view, first, last)
-            # One page, as most invalidations are about.
-            leaf = leaf_at(self._memory, view, first, self._unit.config)
-            return () if leaf is None else (self._entry(leaf),)
+            return self._walk(view, first, last)
         if view is View.DIRECT:
             return [
                 (ram.base, ram.base + ram.size - 1, self._crop(ram.base, ram.base, ram.size, ram.access))
@@ -320,7 +352,7 @@ class Shadow:
         return ()
 
     def _walk(self, view: Context, first: int, last: int) -> Iterator[_Entry]:
-        walk = leaves(self._memory, view, first, last, self._unit.config, holes=False)
+        walk = leaves(self._memory, view, first, last, self._config, holes=False)
         effort = self._effort
         for leaf in islice(walk, WALK_LIMIT):
             effort.spent += 1
@@ -343,7 +375,7 @@ class Shadow:
             for ram in self._ram:
                 base, length, allowed = ram
                 if allowed is _BOTH and base <= gpa and gpa + size <= base + length:
-                    return [tuple.__new__(Mapping, (iova, gpa, size, access))]
+                    return [_new(Mapping, (iova, gpa, size, access))]
         cropped = []
         for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):
             outside = high - low
@@ -406,7 +438,7 @@ class Shadows:
             shadow.context_invalidated(granularity, domain, source, function_mask)
 
     def iotlb_invalidated(self, granularity: int, domain: int, address: int, mask: int) -> None:
-        for shadow in self:
+        for shadow in self._shadows.values():
             shadow.iotlb_invalidated(granularity, domain, address, mask)
 
     def unit_reset(self) -> None:
