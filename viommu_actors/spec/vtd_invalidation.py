@@ -176,6 +176,12 @@ class InterruptEntryInvalidate(NamedTuple):
         return bool(low & 0xFFFF_0000_07FF_FFE0 or high)
 
 
+#: In the low half of a wait: IF, SW, and the place of the status data.
+WAIT_INTERRUPT: Final = 1 << 4
+WAIT_STATUS_WRITE: Final = 1 << 5
+WAIT_DATA_SHIFT: Final = 32
+
+
 class InvalidationWait(NamedTuple):
     """Section 6.5.2.8. Completes when all before it have; then writes 32-bit `data` to `address`, or interrupts."""
 
@@ -187,12 +193,12 @@ class InvalidationWait(NamedTuple):
 
     def encode(self) -> Words:
         low = DescriptorType.WAIT | self.interrupt << 4 | self.status_write << 5 | self.fence << 6
-        return low | self.data << 32, self.address
+        return low | self.data << WAIT_DATA_SHIFT, self.address
 
     @classmethod
     def decode(cls, low: int, high: int) -> InvalidationWait:
-        # As the hot path takes it: each strict operation of a kernel has one.
-        return tuple.__new__(cls, (low & 0x10 != 0, low & 0x20 != 0, low & 0x40 != 0, low >> 32, high & ~3))
+        interrupt, status_write = bool(low & WAIT_INTERRUPT), bool(low & WAIT_STATUS_WRITE)
+        return cls(interrupt, status_write, bool(low & 0x40), low >> WAIT_DATA_SHIFT, high & ~3)
 
     @staticmethod
     def reserved(low: int, high: int) -> bool:

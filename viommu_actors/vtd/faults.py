@@ -21,6 +21,8 @@ from viommu_actors.vtd.events import Event, SendInterrupt
 from viommu_actors.vtd.registers import RegisterFile
 
 _RECORD_HIGH: Final = Reg.FRCD + 8
+#: Among the words of the register file.
+_FSTS: Final = Reg.FSTS >> 2
 #: Any of these set: an interrupt has been raised and not been served.
 _CONDITIONS: Final = Fsts.PFO | Fsts.PPF | Fsts.IQE | Fsts.ICE | Fsts.ITE
 #: Either of these set: the invalidation queue stands still.
@@ -108,7 +110,7 @@ class FaultLog:
 
     @property
     def queue_stopped(self) -> bool:
-        return bool(self._registers.get32(Reg.FSTS) & _STOPPED)
+        return self._registers.words[_FSTS] & _STOPPED != 0
 
     def status_written(self) -> None:
         """After a write of FSTS."""

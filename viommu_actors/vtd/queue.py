@@ -14,6 +14,9 @@ from viommu_actors.spec.vtd import (
     ICS_IWC,
     QUEUE_INDEX_SHIFT,
     TYPE_MASK,
+    WAIT_DATA_SHIFT,
+    WAIT_INTERRUPT,
+    WAIT_STATUS_WRITE,
     ContextCacheInvalidate,
     ContextGranularity,
     DescriptorType,
@@ -32,6 +35,9 @@ from viommu_actors.vtd.faults import FaultLog
 from viommu_actors.vtd.registers import RegisterFile
 
 _STATUS: Final = Struct("<I")
+#: Head and tail among the words of the register file.
+_IQH: Final = Reg.IQH >> 2
+_IQT: Final = Reg.IQT >> 2
 #: As plain integers, for a member of an enumeration takes longer to be found and compared than all else about it.
 _RESERVED: Final = int(IotlbGranularity.RESERVED)
 _PAGE: Final = int(IotlbGranularity.PAGE)
@@ -119,7 +125,7 @@ class InvalidationQueue:
         #: There is more to do, and whoever runs this had enough for now.
         self.paused = False
         #: A wait that has been fetched and is not complete.
-        self._held: InvalidationWait | None = None
+        self._held: tuple[int, int] | None = None
 
     def enable(self) -> None:
         """QIE 0 to 1: latches address and size; a tail already written is acted on, as in QEMU."""
@@ -171,7 +177,7 @@ class InvalidationQueue:
         if self._held is not None and not self._owed:
             held, self._held = self._held, None
             try:
-                self._complete(held)
+                self._complete(*held)
             except BadDescriptor:
                 self._counters["queue_errors"] += 1
                 self._faults.queue_error()
@@ -189,26 +195,23 @@ class InvalidationQueue:
             self._completion.withdraw()
 
     def _drain(self) -> None:
-        registers, read, execute = self._registers, self._memory.read_pair, self._execute
-        entries, enough = self._entries, self.enough
-        while (head := self._head) != (tail := self._tail()):
+        words, read, execute = self._registers.words, self._memory.read_pair, self._execute
+        base, entries, enough = self._base, self._entries, self.enough
+        head = self._head
+        while head != (tail := words[_IQT] >> QUEUE_INDEX_SHIFT):
             if tail >= entries:
                 raise BadDescriptor
-            place = self._base + head * DESCRIPTOR_SIZE
             try:
-                low, high = read(place)
+                low, high = read(base + head * DESCRIPTOR_SIZE)
             except Unclaimed:
                 raise BadDescriptor from None
             execute[low & TYPE_MASK](low, high)
             head += 1
             self._head = head = head if head < entries else 0
-            registers.set32(Reg.IQH, head << QUEUE_INDEX_SHIFT)
+            words[_IQH] = head << QUEUE_INDEX_SHIFT
             if enough is not None and enough():
-                self.paused = head != self._tail()
+                self.paused = head != words[_IQT] >> QUEUE_INDEX_SHIFT
                 return
-
-    def _tail(self) -> int:
-        return self._registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
 
     def _actions(self) -> dict[int, Action]:
         """What each descriptor type does; one that is not here is bad."""
@@ -253,23 +256,21 @@ class InvalidationQueue:
     def _wait(self, low: int, high: int) -> None:
         if InvalidationWait.reserved(low, high):
             raise BadDescriptor
-        wait = InvalidationWait.decode(low, high)
-        if not (wait.interrupt or wait.status_write):
+        if not low & (WAIT_INTERRUPT | WAIT_STATUS_WRITE):
             raise BadDescriptor
         self._counters["waits"] += 1
         if self._owed:
-            self._held = wait
+            self._held = low, high
             raise _Held
-        self._complete(wait)
+        self._complete(low, high)
 
-    def _complete(self, wait: InvalidationWait) -> None:
+    def _complete(self, low: int, high: int) -> None:
         """What a wait does once all before it is done."""
-        interrupt, status_write, _, data, address = wait
-        if status_write:
+        if low & WAIT_STATUS_WRITE:
             try:
-                self._memory.write(address, _STATUS.pack(data))
+                self._memory.write(high, _STATUS.pack(low >> WAIT_DATA_SHIFT))
             except Unclaimed:
                 raise BadDescriptor from None
-        if interrupt and not self._registers.get32(Reg.ICS) & ICS_IWC:
+        if low & WAIT_INTERRUPT and not self._registers.get32(Reg.ICS) & ICS_IWC:
             self._registers.change32(Reg.ICS, set_=ICS_IWC)
             self._completion.signal()

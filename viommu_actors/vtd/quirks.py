@@ -15,6 +15,7 @@ from viommu_actors.spec.vtd import (
     FUNCTION_MASKS,
     LARGEST_LEAF_LEVEL,
     PAGE_SHIFT,
+    QUEUE_INDEX_SHIFT,
     TYPE_MASK,
     U64_MASK,
     Access,
@@ -295,7 +296,8 @@ class _QemuQueue(InvalidationQueue):
     def disable(self) -> bool:
         """Refused unless the queue is empty and its last descriptor was a wait."""
         head = self._head
-        idle = head == self._tail() and self._last_type == DescriptorType.WAIT
+        tail = self._registers.get32(Reg.IQT) >> QUEUE_INDEX_SHIFT
+        idle = head == tail and self._last_type == DescriptorType.WAIT
         if self._has(Quirk.QUEUE_KEEPS_RUNNING) and not idle:
             return False
         return super().disable()

@@ -32,6 +32,8 @@ from viommu_actors.vtd.config import UnitConfig
 
 _WORD: Final = 4
 _WORD_MASK: Final = 0xFFFF_FFFF
+#: Bytes of an access.
+_SIZES: Final = (4, 8)
 #: Bytes of the file; what lies beyond reads as zero.
 FILE_SIZE: Final = Reg.FRCD + FAULT_RECORD_SIZE
 
@@ -71,7 +73,7 @@ def _definitions(config: UnitConfig) -> tuple[_Register, ...]:
 
 
 class RegisterFile:
-    """Software's accesses (`read`, `write`) and the unit's own (`get*`, `set*`), which no mask limits."""
+    """Software's accesses (`read`, `write`) and the unit's own (`get*`, `set*`, `words`), which no mask limits."""
 
     def __init__(self, config: UnitConfig) -> None:
         count = FILE_SIZE // _WORD
@@ -88,46 +90,51 @@ class RegisterFile:
                 self._writable[index] = register.writable >> shift & _WORD_MASK
                 self._write_1_clear[index] = register.write_1_clear >> shift & _WORD_MASK
                 self._readable[index] = ~(register.write_only >> shift) & _WORD_MASK
-        self._words = self._reset.copy()
+        #: By offset >> 2; it stays the same list.
+        self.words = self._reset.copy()
 
     def reset(self) -> None:
-        self._words[:] = self._reset
+        self.words[:] = self._reset
 
     def read(self, offset: int, size: int) -> int:
-        """An aligned read of 4 or 8 bytes inside the file."""
-        index = offset // _WORD
-        value = self._words[index] & self._readable[index]
+        """An access of 4 or 8 bytes, aligned to 4; any other reads as zero."""
+        if size not in _SIZES or offset & 3 or not 0 <= offset <= FILE_SIZE - size:
+            return 0
+        index = offset >> 2
+        value = self.words[index] & self._readable[index]
         if size == 8:
-            value |= (self._words[index + 1] & self._readable[index + 1]) << 32
+            value |= (self.words[index + 1] & self._readable[index + 1]) << 32
         return value
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        """An aligned write of 4 or 8 bytes inside the file."""
-        index = offset // _WORD
-        self._write_word(index, value & _WORD_MASK)
+    def write(self, offset: int, size: int, value: int) -> bool:
+        """An access of 4 or 8 bytes, aligned to 4; any other does nothing. Whether it was one."""
+        if size not in _SIZES or offset & 3 or not 0 <= offset <= FILE_SIZE - size:
+            return False
+        self._write_word(offset >> 2, value & _WORD_MASK)
         if size == 8:
-            self._write_word(index + 1, value >> 32 & _WORD_MASK)
+            self._write_word((offset >> 2) + 1, value >> 32 & _WORD_MASK)
+        return True
 
     def _write_word(self, index: int, value: int) -> None:
-        mask = self._writable[index]
-        old = self._words[index] & ~(self._write_1_clear[index] & value)
-        self._words[index] = old & ~mask | value & mask
+        words, mask = self.words, self._writable[index]
+        old = words[index] & ~(self._write_1_clear[index] & value)
+        words[index] = old & ~mask | value & mask
 
     def get32(self, offset: int) -> int:
-        return self._words[offset >> 2]
+        return self.words[offset >> 2]
 
     def set32(self, offset: int, value: int) -> None:
-        self._words[offset >> 2] = value
+        self.words[offset >> 2] = value
 
     def get64(self, offset: int) -> int:
         index = offset >> 2
-        return self._words[index] | self._words[index + 1] << 32
+        return self.words[index] | self.words[index + 1] << 32
 
     def set64(self, offset: int, value: int) -> None:
         index = offset >> 2
-        self._words[index] = value & _WORD_MASK
-        self._words[index + 1] = value >> 32
+        self.words[index] = value & _WORD_MASK
+        self.words[index + 1] = value >> 32
 
     def change32(self, offset: int, *, clear: int = 0, set_: int = 0) -> None:
         index = offset >> 2
-        self._words[index] = self._words[index] & ~clear | set_
+        self.words[index] = self.words[index] & ~clear | set_

@@ -28,7 +28,7 @@ from viommu_actors.vtd.events import SendInterrupt
 from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Remap
 from viommu_actors.vtd.listener import InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
-from viommu_actors.vtd.registers import FILE_SIZE, RegisterFile
+from viommu_actors.vtd.registers import RegisterFile
 from viommu_actors.vtd.tables import Context, ContextReader, read_context
 from viommu_actors.vtd.translation_agent import TranslationAgent
 
@@ -169,15 +169,12 @@ class RemappingUnit:
 
     def read(self, offset: int, size: int) -> int:
         """An access of 4 or 8 bytes, aligned to 4; any other reads as zero."""
-        if not _valid(offset, size):
-            return 0
         return self._registers.read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:
         """An access of 4 or 8 bytes, aligned to 4; any other does nothing."""
-        if not _valid(offset, size):
+        if not self._registers.write(offset, size, value):
             return
-        self._registers.write(offset, size, value)
         handlers = self._handlers
         if offset in handlers:
             handlers[offset]()
@@ -282,10 +279,6 @@ class RemappingUnit:
             self._interrupts.invalidate(first, index_mask)
         else:
             self._interrupts.flush()
-
-
-def _valid(offset: int, size: int) -> bool:
-    return size in (4, 8) and not offset % 4 and 0 <= offset <= FILE_SIZE - size
 
 
 _WAYS: Final = ("untranslated", "passed_through", "iotlb_hits", "iotlb_misses", "context_faults")
