@@ -13,6 +13,7 @@ ZMTP 3.0 with the NULL mechanism (https://rfc.zeromq.org/spec/23), as libzmq of 
 
 from __future__ import annotations
 
+import select
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -266,6 +267,10 @@ class WaitingPeer(ZmtpPeer):
     def __init__(self, connection: socket.socket, limit: int, kind: bytes = DEALER, identity: bytes = b"") -> None:
         super().__init__(connection, limit, kind, identity)
         connection.setblocking(True)
+        # Who sleeps in `recv` on an AF_UNIX stream is also woken, for nothing, when the other end has read what was sent.
+        poller = select.poll()
+        poller.register(connection, select.POLLIN)
+        self._wait = poller.poll
 
     def send(self, frame: bytes) -> bool:
         """Waits for room. Raises PeerLost."""
@@ -291,6 +296,10 @@ class WaitingPeer(ZmtpPeer):
         while (message := super().receive()) is None:
             pass
         return message
+
+    def _read(self) -> None:
+        self._wait()
+        super()._read()
 
 
 def framed(frame: bytes) -> bytes:
