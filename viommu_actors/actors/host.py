@@ -199,31 +199,29 @@ class HostActor:
         if idle is not None:
             due = self._machine.pending.due
             seconds = min(seconds, idle if due is None else min(idle, due))
-        inbox, behind = self._inbox, list(fabric.behind)
-        events = poll_with(self._poller, 0 if behind or inbox.behind else seconds, self._outlets.values())
-        for fd, what in events:
+        inbox = self._inbox
+        if fabric.behind or inbox.behind:
+            seconds = 0.0
+        links = list(fabric.behind)
+        for fd, what in poll_with(self._poller, seconds, self._outlets.values()):
             if not fabric.polls(fd):
                 inbox.note(fd, what)
-            elif fd not in behind:
-                behind.append(fd)
-        for fd in behind:
+            elif fd not in links:
+                links.append(fd)
+        for fd in links:
             fabric.drain(fd, DRAIN, None if idle is None else self._machine.take_interrupts)
-        self._drain_inbox(DRAIN)
+        for _ in range(DRAIN):
+            if (message := inbox.take()) is None:
+                break
+            if self._lending.serves(message[0]):
+                self._lending.serve(*message)
+            else:
+                self._requests.append(message)
         if awaits:
             # What this process was too busy to take is not late.
             fabric.expire(now)
         if idle is not None:
             self._machine.take_interrupts()
-
-    def _drain_inbox(self, limit: int) -> None:
-        for _ in range(limit):
-            message = self._inbox.take()
-            if message is None:
-                return
-            if self._lending.serves(message[0]):
-                self._lending.serve(*message)
-            else:
-                self._requests.append(message)
 
     def _serve_request(self, peer: bytes, frame: bytes) -> None:
         if peer == LAUNCHER:

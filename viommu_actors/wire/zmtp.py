@@ -267,7 +267,8 @@ class WaitingPeer(ZmtpPeer):
     def __init__(self, connection: socket.socket, limit: int, kind: bytes = DEALER, identity: bytes = b"") -> None:
         super().__init__(connection, limit, kind, identity)
         connection.setblocking(True)
-        # Who sleeps in `recv` on an AF_UNIX stream is also woken, for nothing, when the other end has read what was sent.
+        # Asleep in `recv` on an AF_UNIX stream, it would be woken for nothing too, when the other
+        # end has read what was sent.
         poller = select.poll()
         poller.register(connection, select.POLLIN)
         self._wait = poller.poll
