@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right, insort
 from typing import NamedTuple
 
 from viommu_actors.spec.vtd import Access
@@ -46,8 +46,9 @@ class HeldMappings:
 
     def add(self, mapping: Mapping) -> None:
         """Enters a mapping that overlaps none."""
-        self._iovas.insert(bisect_left(self._iovas, mapping.iova), mapping.iova)
-        self._by_iova[mapping.iova] = mapping
+        iova = mapping.iova
+        insort(self._iovas, iova)
+        self._by_iova[iova] = mapping
 
     def take(self, first: int, last: int) -> list[Mapping]:
         """Takes out and returns every mapping that overlaps first..last (inclusive), ascending."""

@@ -34,6 +34,7 @@ from viommu_actors.vtd.translator import is_interrupt
 from viommu_actors.vtd.unit import RemappingUnit
 
 VTD_BASE = platform.REMAPPING_UNIT_BASE
+VTD_END = VTD_BASE + platform.REMAPPING_UNIT_SIZE
 ECAM_SIZE = platform.ECAM_BUSES << 20
 #: How many of the things that the kernel beneath refused are logged; all are counted.
 _REFUSALS_LOGGED = 10
@@ -263,7 +264,7 @@ class GuestMachine:
             function, offset = self._config_target(address, size)
             return function.config_read(offset, size) if function else (1 << size * 8) - 1
         unit = self.unit
-        if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
+        if unit is not None and VTD_BASE <= address < VTD_END:
             return unit.read(address - VTD_BASE, size)
         if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
             return self._lines.controller.read(offset, size)
@@ -280,7 +281,7 @@ class GuestMachine:
     def write(self, address: int, size: int, value: int) -> bool | BarWindow:
         """Whether the guest's address map changed, or the window that the access is to go through."""
         unit = self.unit
-        if unit is not None and VTD_BASE <= address < VTD_BASE + platform.REMAPPING_UNIT_SIZE:
+        if unit is not None and VTD_BASE <= address < VTD_END:
             self._affordable = self._effort.spent + _SLICE
             unit.write(address - VTD_BASE, size, value)
             return False

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from viommu_actors.hypervisor.held import Mapping
-from viommu_actors.hypervisor.parent import MapRequest, ParentKernel
+from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.shadow import Ram, ShadowPorts
 from viommu_actors.spec.vtd import Access
 
@@ -27,17 +27,17 @@ class GuestMapping(ShadowPorts):
     def map(self, iova: int, gpa: int, size: int, access: Access) -> None:
         """Raises OSError where the parent kernel refuses; the range must lie in one range of RAM."""
         self._counters["vfio_maps"] += 1
-        flags, vaddr, iova, size = self._request(iova, gpa, size, access)
-        self._parent.map_dma(self._container, flags, vaddr, iova, size)
+        self._parent.map_dma(self._container, int(access), self._vaddr(gpa), iova, size)
 
     def map_each(self, mappings: Sequence[Mapping]) -> list[OSError | None]:
         self._counters["vfio_maps"] += len(mappings)
-        return self._parent.map_dma_each(self._container, [self._request(*mapping) for mapping in mappings])
+        requests = [(int(access), self._vaddr(gpa), iova, size) for iova, gpa, size, access in mappings]
+        return self._parent.map_dma_each(self._container, requests)
 
-    def _request(self, iova: int, gpa: int, size: int, access: Access) -> MapRequest:
+    def _vaddr(self, gpa: int) -> int:
         for base, end, vaddr in self._ram:
             if base <= gpa < end:
-                return int(access), vaddr + gpa - base, iova, size
+                return vaddr + gpa - base
         raise ValueError(f"no guest RAM at {gpa:#x}")
 
     def unmap(self, iova: int, size: int) -> None:

@@ -74,5 +74,5 @@ class DefaultDomains:
         for base, size in ram:
             first, end = -(-base // PAGE) * PAGE, (base + size) // PAGE * PAGE
             if end > first:
-                domain.map(first, first, end - first, Access.BOTH)
+                domain.map(first, first, end - first, int(Access.BOTH))
         return domain

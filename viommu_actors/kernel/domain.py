@@ -134,7 +134,7 @@ class Domain:
             raise OSError(EINVAL, f"no mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} with access {prot}")
         if iova + size > self._end or paddr + size > self._physical_end:
             raise OSError(EFAULT, f"mapping of {size:#x} bytes at {iova:#x} to {paddr:#x} exceeds the address width")
-        self._table.map(iova, paddr, size, int(prot))
+        self._table.map(iova, paddr, size, prot)
         self.mapped += size
 
     def unmap(self, iova: int, size: int) -> int:

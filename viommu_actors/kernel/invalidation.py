@@ -34,6 +34,8 @@ from viommu_actors.spec.vtd_invalidation import DOMAIN_SHIFT
 _PATIENCE = 10_000
 _WORDS = Struct("<QQ")
 _RING_SIZE = DESCRIPTOR_SIZE << Iqa.ENTRIES_SHIFT
+#: A descriptor and the wait for it.
+_SUBMITTED = 2 * DESCRIPTOR_SIZE
 
 
 class Invalidation(Protocol):
@@ -68,7 +70,7 @@ class QueuedInvalidation:
         self._drain = drain
         # Every second descriptor is a wait, written once. Each has a status of its own, the offset of its end, so
         # that nothing needs to be cleared between them.
-        for tail in range(2 * DESCRIPTOR_SIZE, _RING_SIZE + 1, 2 * DESCRIPTOR_SIZE):
+        for tail in range(_SUBMITTED, _RING_SIZE + 1, _SUBMITTED):
             wait = InvalidationWait(status_write=True, data=tail, address=self._status)
             self._memory.write(self.ring + tail - DESCRIPTOR_SIZE, _WORDS.pack(*wait.encode()))
 
@@ -109,15 +111,14 @@ class QueuedInvalidation:
 
     def _submit(self, low: int, high: int) -> bool:
         """Whether it is done; False where its wait was aborted."""
-        place = self._tail
-        done = place + 2 * DESCRIPTOR_SIZE
+        memory, counters, place = self._memory, self._counters, self._tail
+        done = place + _SUBMITTED
         self._tail = tail = done % _RING_SIZE
-        self._memory.write(self.ring + place, _WORDS.pack(low, high))
-        counters = self._counters
+        memory.write(self.ring + place, _WORDS.pack(low, high))
         counters["waits"] += 1
         counters["queue_tail_writes"] += 1
         self._machine.mmio_write(self._tail_register, 4, tail)
-        return self._memory.read_u64(self._status) == done or self._spin(done)
+        return memory.read_u64(self._status) == done or self._spin(done)
 
     def _spin(self, done: int) -> bool:
         for _ in range(_PATIENCE):
@@ -130,7 +131,6 @@ class QueuedInvalidation:
                 self._clear_timeout()
                 return False
         raise KernelPanic("DMAR: the invalidation queue does not complete its wait descriptor")
-
 
     def _clear_timeout(self) -> None:
         """The unit has aborted the wait; with ITE cleared it fetches on behind it."""

@@ -190,20 +190,22 @@ class UserProcess:
     def area(self, vaddr: int, size: int) -> Vma:
         """The one area that holds the whole range. Raises EFAULT."""
         index = bisect_right(self._starts, vaddr) - 1
-        if index < 0 or vaddr + size > self._areas[index].end:
-            raise OSError(EFAULT, f"{self.name}: bad address {vaddr:#x} for {size:#x} bytes")
-        return self._areas[index]
+        if index >= 0:
+            area = self._areas[index]
+            if vaddr + size <= area.start + area.size:
+                return area
+        raise OSError(EFAULT, f"{self.name}: bad address {vaddr:#x} for {size:#x} bytes")
 
     def translate(self, vaddr: int, size: int) -> list[Piece]:
         """The physical memory behind a range, in as few pieces as there are. Raises EFAULT where it has a hole."""
         pieces: list[Piece] = []
         end = vaddr + size
         while vaddr < end:
-            area = self.area(vaddr, 1)
-            if not pieces and end <= area.end:
-                return [_new(Piece, (area.physical + vaddr - area.start, size))]
-            length = min(end, area.end) - vaddr
-            physical = area.physical + vaddr - area.start
+            start, room, physical, _ = self.area(vaddr, 1)
+            physical += vaddr - start
+            length = min(start + room, end) - vaddr
+            if length == size:
+                return [_new(Piece, (physical, size))]
             if pieces and pieces[-1].physical + pieces[-1].size == physical:
                 pieces[-1] = Piece(pieces[-1].physical, pieces[-1].size + length)
             else:

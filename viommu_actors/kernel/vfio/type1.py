@@ -81,7 +81,8 @@ class Type1:
             raise OSError(EINVAL, f"flags {flags:#x}: READ, WRITE or both")
         if not size or (size | iova | vaddr) & _PAGE_MASK:
             raise OSError(EINVAL, f"vaddr {vaddr:#x} iova {iova:#x} size {size:#x}: not whole pages")
-        if not _fits(iova, size) or not _fits(vaddr, size):
+        limit = ADDRESS_LIMIT - size
+        if size < 0 or not 0 <= iova <= limit or not 0 <= vaddr <= limit:
             raise OSError(EINVAL, f"vaddr {vaddr:#x} iova {iova:#x} size {size:#x}: wraps")
         last = iova + size - 1
         position = bisect_right(self._starts, last)
