@@ -1,19 +1,19 @@
-"""Stamps to messages, chains whose hops add up, and a trace that its viewers' rules allow."""
+"""Stamps to messages, and a trace that its viewers' rules allow: made-up messages, a stretch of work, a run."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.topologies.launcher import SMALL, launch, write
-from viommu_actors.measure.trace import Crossing, chains, chrome_trace, crossings
+from viommu_actors.measure.chrome import chrome_trace
+from viommu_actors.measure.hops import split
+from viommu_actors.measure.requests import flows, requests
+from viommu_actors.measure.trace import Crossing, crossings
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
@@ -47,47 +47,34 @@ def test_messages_pair_up_by_their_place_in_the_order() -> None:
     ]
 
 
-def test_a_chains_hops_add_up_to_the_whole() -> None:
-    [chain] = chains(crossings(TAKEN))
-    assert [tuple(hop) for hop in chain.hops] == [
-        ("g → h", 10),
-        ("h", 15),
-        ("h → host", 10),
-        ("host", 20),
-        ("host → h", 10),
-        ("h", 15),
-        ("h → g", 10),
-    ]
-    assert sum(hop.nanoseconds for hop in chain.hops) == chain.nanoseconds == 90
-
-
 def test_a_message_that_only_one_end_has_seen_is_on_its_way_and_left_out() -> None:
     one = [{"kinds": ["Inject"], "wires": [_end("inject:g", "host", [(0, 1), (0, 2)], [])]}]
     other = [{"kinds": ["Inject"], "wires": [_end("inject:g", "g", [], [(0, 3)])]}]
     assert crossings(one + other) == [Crossing("inject:g", "Inject", "host", "g", 1, 3)]
-    assert crossings(one) == [] and chains([]) == []
+    assert crossings(one) == []
+    assert chrome_trace([]) == {"traceEvents": []}
 
 
-@given(st.lists(st.integers(1, 1000), min_size=8, max_size=80))
-def test_hops_add_up_whatever_the_times(steps: list[int]) -> None:
-    steps = steps[: len(steps) // 8 * 8]
-    at, times = 0, []
-    for step in steps:
-        at += step
-        times.append(at)
-    messages = []
-    for t in range(0, len(times), 8):
-        a, b, c, d, e, f, g, h = times[t : t + 8]
-        messages += [
-            Crossing("trap:g", "TrapWrite", "g", "h", a, b),
-            Crossing("vfio:h", "MapDma", "h", "host", c, d),
-            Crossing("vfio:h", "Done", "host", "h", e, f),
-            Crossing("trap:g", "TrapDone", "h", "g", g, h),
-        ]
-    found = chains(messages)
-    assert len(found) == len(steps) // 8
-    for chain in found:
-        assert sum(hop.nanoseconds for hop in chain.hops) == chain.nanoseconds and len(chain.hops) == 7
+def test_a_request_is_slices_and_one_arrow_from_each_step_to_the_next() -> None:
+    events = chrome_trace(crossings(TAKEN))["traceEvents"]
+    _assert_viewable(events)
+    actors = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    slices = {(actors[e["pid"]], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"}
+    assert slices == {
+        ("g", "TrapWrite", 0.0, 0.09),
+        ("h", "TrapWrite", 0.01, 0.07),
+        ("h", "MapDma", 0.025, 0.04),
+        ("host", "MapDma", 0.035, 0.02),
+    }
+    way = [(e["ph"], actors[e["pid"]], e["ts"]) for e in events if e["ph"] in "stf"]
+    assert way == [
+        ("s", "g", 0.0),
+        ("t", "h", 0.01),
+        ("t", "h", 0.025),
+        ("t", "host", 0.035),
+        ("t", "h", 0.064),
+        ("f", "g", 0.089),
+    ]
 
 
 @pytest.mark.topology
@@ -109,13 +96,12 @@ def test_a_traced_stretch_of_work(tmp_path: Path) -> None:
     assert kinds.count("MapDma") == kinds.count("UnmapDma") == 40
     assert kinds.count("Inject") == 20
     assert all(each.received >= each.sent for each in messages)
-    found = chains(messages)
-    assert len(found) == 80
-    for chain in found:
-        names = [hop.name for hop in chain.hops]
-        assert names[0] == "vm0.guest → vm0.hypervisor" and names[-1] == "vm0.hypervisor → vm0.guest"
-        assert "vm0.hypervisor → host" in names and "host" in names
-        assert sum(hop.nanoseconds for hop in chain.hops) == chain.nanoseconds
+    assert len(split(messages, "TrapWrite", "TrapDone")) == 80
+    way = ["vm0.guest", "vm0.hypervisor", "vm0.hypervisor", "host", "vm0.hypervisor", "vm0.guest"]
+    found = [[step.actor for step in each] for each in flows(messages, requests(messages))]
+    assert found.count(way) == 80
+    assert found.count(["nic0", "host", "nic0"]) == kinds.count("MemRead")
+    assert found.count(["nic0", "host", "host", "vm0.guest"]) == 20
     _assert_viewable(chrome_trace(messages)["traceEvents"])
 
 
@@ -136,21 +122,41 @@ def test_a_trace_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.topology
+def test_a_trace_that_cannot_be_written_in_the_end_costs_nothing_else(tmp_path: Path) -> None:
+    done = launch(write(tmp_path, SMALL), tmp_path / "run", "--json", "--trace", "/dev/full")
+    assert done.status == 1 and done.results["ok"] is True
+    assert "/dev/full: No space left on device" in done.stderr.splitlines() and "Traceback" not in done.stderr
+    assert json.loads((done.folder / "results.json").read_text()) == done.results
+
+
 def _assert_viewable(events: list[dict[str, Any]]) -> None:
-    """What Perfetto asks for: slices of a thread nest, arrows end inside slices, asynchronous pairs close."""
-    threads: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    """What Perfetto asks for: slices of a thread nest, arrows start and end inside slices, asynchronous pairs close."""
+    threads: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for event in events:
         if event["ph"] == "X":
-            threads.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
+            start = _ns(event["ts"])
+            threads.setdefault((event["pid"], event["tid"]), []).append((start, start + _ns(event["dur"])))
     for slices in threads.values():
-        for (start, end), (following, following_end) in pairwise(sorted(slices, key=lambda each: (each[0], -each[1]))):
-            assert start <= following
-            assert following >= end - 0.001 or following_end <= end + 0.001
-    assert len([e for e in events if e["ph"] == "s"]) == len([e for e in events if e["ph"] == "f"]) > 0
-    assert len([e for e in events if e["ph"] == "b"]) == len([e for e in events if e["ph"] == "e"]) > 0
-    edges = {key: {edge for pair in slices for edge in pair} for key, slices in threads.items()}
+        around: list[tuple[int, int]] = []
+        for start, end in sorted(slices, key=lambda each: (each[0], -each[1])):
+            while around and around[-1][1] <= start:
+                around.pop()
+            assert not around or end <= around[-1][1], "a slice ends in the one around it"
+            around.append((start, end))
+    flow: dict[int, list[tuple[float, str]]] = {}
     for event in events:
-        if event["ph"] in "sf":
+        if event["ph"] in "stf":
+            flow.setdefault(event["id"], []).append((event["ts"], event["ph"]))
             slices = threads[event["pid"], event["tid"]]
-            near = any(abs(edge - event["ts"]) < 0.001 for edge in edges[event["pid"], event["tid"]])
-            assert near or any(start <= event["ts"] <= end for start, end in slices)
+            assert any(start <= _ns(event["ts"]) < end for start, end in slices), event
+    assert flow
+    for steps in flow.values():
+        assert steps == sorted(steps, key=lambda step: step[0])
+        assert "".join(phase for _, phase in steps) == "s" + "t" * (len(steps) - 2) + "f"
+    begun, ended = ({e["id"]: e["ts"] for e in events if e["ph"] == phase} for phase in "be")
+    assert begun.keys() == ended.keys() and all(begun[key] <= ended[key] for key in begun)
+
+
+def _ns(us: float) -> int:
+    return round(us * 1000)

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from viommu_actors.measure.trace import Crossing, chrome_trace
+from viommu_actors.measure.chrome import chrome_trace
+from viommu_actors.measure.trace import Crossing
 from viommu_actors.report.html import html
 from viommu_actors.report.latency import Latencies, read_latencies
 from viommu_actors.report.results import Results, to_json
