@@ -45,6 +45,7 @@ def test_a_short_run_has_every_row_with_its_floor_and_hops_that_add_up(tmp_path:
     result: dict[str, Any] = json.loads(done.stdout)
     assert json.loads((folder / "latency.json").read_text()) == result
     assert result["placement"] == "pack" and result["idle_gap_us"] == 0
+    assert result["device_layout"] in ("fixed", "random")
     assert result["versions"].keys() >= {"python", "pyzmq", "libzmq", "msgpack"}
     rows = {row["name"]: row for row in result["rows"]}
     assert rows.keys() >= ASKED

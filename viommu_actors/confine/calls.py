@@ -21,6 +21,11 @@ def prctl(option: int, *arguments: int) -> int:
     return _checked(_libc.prctl(ctypes.c_int(option), *given))
 
 
+def personality(persona: int) -> int:
+    """Sets this thread's execution domain; the one before. Raises OSError."""
+    return _checked(_libc.personality(ctypes.c_ulong(persona)))
+
+
 def capset(header: bytes, data: bytes) -> None:
     """Raises OSError."""
     _checked(_libc.capset(header, data))

@@ -60,7 +60,9 @@ def _floor(name: str, cpus: Cpus) -> ActorPlan:
         "cpus": cpus,
     }
     # It is in no topology, and so in nobody's results.
-    return ActorPlan(cast(Role, "floor"), name, inbox, configuration, [inbox.fd])
+    return ActorPlan(
+        cast(Role, "floor"), name, inbox, configuration, [inbox.fd], fixed_layout=part == "device"
+    )
 
 
 def _listener(actor: ActorPlan, key: str) -> str:

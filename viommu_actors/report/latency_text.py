@@ -20,7 +20,8 @@ def _circumstances(result: Mapping[str, Any]) -> str:
     )
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return (
-        f"Placement {result['placement']} (CPU: {cpus}; {result['cpus_available']} CPUs); wall clock; "
+        f"Placement {result['placement']} (CPU: {cpus}; {result['cpus_available']} CPUs), devices with a "
+        f"{result['device_layout']} address layout; wall clock; "
         f"{result['rounds']} rounds in random order\n"
         f"Idle gap {result['idle_gap_us']} us within a batch, {result['idle_gap_posted_us']} us behind a posted write; "
         f"{versions}"

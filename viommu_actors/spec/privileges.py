@@ -1,4 +1,4 @@
-"""What a process may give up: linux/prctl.h and linux/capability.h."""
+"""What a process may give up: linux/prctl.h, linux/capability.h and linux/personality.h."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Final
 PR_SET_NAME: Final = 15
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
+
+#: Of what is executed: not placed at random.
+ADDR_NO_RANDOMIZE: Final = 0x004_0000
+#: No execution domain: changes nothing.
+PERSONALITY_ASK: Final = 0xFFFF_FFFF
 
 #: struct __user_cap_header_struct: version, pid.
 CAPABILITY_HEADER: Final = struct.Struct("=Ii")

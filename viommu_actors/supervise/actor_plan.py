@@ -25,6 +25,8 @@ class ActorPlan:
     vms: tuple[str, ...] = ()
     #: False for the untrusted party, a device or a virtual switch: it is confined, and so is what it can say
     trusted: bool = True
+    #: whether it is placed in its address space where all so placed are (`supervise.layout`)
+    fixed_layout: bool = False
     #: what its death means; None where that is for the whole run to say
     on_death: OnDeath | None = None
     #: of a virtual switch, for each of its ports: the hypervisor that is its front end, and the device

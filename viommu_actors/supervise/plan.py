@@ -70,7 +70,8 @@ class Plan:
             key: {"fd": listener.fd, "address": listener.address} for key, listener in ends.items()
         }
         cable = [] if first.configuration["cable"] is None else [first.configuration["cable"]["fd"]]
-        return ActorPlan("device", name, inbox, configuration, [inbox.fd, link.fd, *cable], trusted=False)
+        fds = [inbox.fd, link.fd, *cable]
+        return ActorPlan("device", name, inbox, configuration, fds, trusted=False, fixed_layout=True)
 
 
 def newcomer(device: ResolvedDevice, sandbox: SandboxMode) -> ActorPlan:
@@ -163,7 +164,7 @@ def _device(
     device: ResolvedDevice, link: Listener, cable: dict[str, Any] | None, sandbox: SandboxMode
 ) -> ActorPlan:
     actor = actor_plan("device", device.name)
-    actor.trusted = False
+    actor.trusted, actor.fixed_layout = False, True
     actor.configuration |= {
         "link": {"fd": link.fd, "address": link.address},
         "model": device.model,

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from viommu_actors.supervise.actor_plan import ActorPlan
+from viommu_actors.supervise.layout import fixed_layout
 from viommu_actors.wire.messages import CONTROL, CONTROL_ANSWER
 from viommu_actors.wire.polled import PolledChannel
 from viommu_actors.wire.tally import Tally
@@ -35,7 +37,8 @@ class Actor:
         self.heard = 0
         self._log = log.name
         configuration = plan.configuration | {"launcher": os.getpid(), "lifeline": lifeline}
-        self._process = _spawn(configuration, [*plan.fds, lifeline], log)
+        with fixed_layout() if plan.fixed_layout else nullcontext():
+            self._process = _spawn(configuration, [*plan.fds, lifeline], log)
         self.pidfd = os.pidfd_open(self._process.pid)
         self.tally = Tally(f"control:{plan.name}", "launcher")
         self.channel = PolledChannel("launcher", plan.inbox.address, CONTROL, CONTROL_ANSWER, self.tally)
