@@ -148,6 +148,8 @@ class Shadow:
         self._ram = sorted(ram)
         if any((piece.base | piece.size) & PAGE_MASK for piece in self._ram):
             raise ValueError("guest RAM is not made of whole pages")
+        #: (base, end) of what is no ROM: nearly all that is ever mapped lies there.
+        self._writable = [(piece.base, piece.base + piece.size) for piece in self._ram if piece.access is _BOTH]
         self._log = log
         self._effort = effort or Effort()
         self._view: Context | View = View.BLOCKED
@@ -372,9 +374,8 @@ class Shadow:
         """What of a mapping is neither in the interrupt range nor beyond guest memory, ascending."""
         end = iova + size
         if end <= INTERRUPT_FIRST or iova > INTERRUPT_LAST:
-            for ram in self._ram:
-                base, length, allowed = ram
-                if allowed is _BOTH and base <= gpa and gpa + size <= base + length:
+            for base, limit in self._writable:
+                if base <= gpa and gpa + size <= limit:
                     return [_new(Mapping, (iova, gpa, size, access))]
         cropped = []
         for low, high in ((iova, min(end, INTERRUPT_FIRST)), (max(iova, INTERRUPT_LAST + 1), end)):
