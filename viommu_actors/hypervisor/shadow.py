@@ -268,16 +268,17 @@ class Shadow:
             if finish > end:
                 end = finish
             for wanted in mappings:
-                if wanted.iova > bare:
-                    reaching_out += self._drop(bare, wanted.iova - 1, first, last)
-                if self._held.at(wanted.iova) != wanted:
-                    reaching_out += self._drop(wanted.iova, wanted.last, first, last)
+                iova, until = wanted.iova, wanted.last
+                if iova > bare:
+                    reaching_out += self._drop(bare, iova - 1, first, last)
+                if self._held.at(iova) != wanted:
+                    reaching_out += self._drop(iova, until, first, last)
                     due.append(wanted)
                     if len(due) == _AT_ONCE:
                         self._map(due)
                         missed |= self._full
                         due.clear()
-                bare = wanted.last + 1
+                bare = until + 1
         if bare <= end:
             reaching_out += self._drop(bare, end, first, last)
         if due:

@@ -296,7 +296,7 @@ def _leaves(
         elif _in_interrupt_range(target, shift):
             yield Leaf(iova, shift, 0, Access.NONE, FaultReason.INTERRUPT_RANGE)
         else:
-            yield Leaf(iova, shift, target, _ACCESS[access])
+            yield _new(Leaf, (iova, shift, target, _ACCESS[access], None))
 
 
 def _in_interrupt_range(address: int, shift: int) -> bool:
