@@ -28,6 +28,8 @@ PAGE: Final = 4096
 WINDOW: Final = 64
 #: Reads that each of many devices has outstanding.
 CROWD_WINDOW: Final = 8
+#: Reads of each in a batch: so many that it says little who was told first to begin.
+CROWD_READS: Final = 256
 #: Seconds between posted writes, so that each finds the host waiting.
 GAP: Final = 100e-6
 _MISSES = 24
@@ -179,7 +181,7 @@ class Bench:
         self._strict.kernel("nic", "release")
         return {"pipeline": [(ended - began) // count]}
 
-    def _fan_in(self, count: int = 64) -> Series:
+    def _fan_in(self, count: int = CROWD_READS) -> Series:
         many = self.systems["many"].supervisor
         arguments = {
             name: {"address": iova, "length": SMALL, "span": SMALL, "count": count, "window": CROWD_WINDOW}
@@ -202,7 +204,7 @@ class Bench:
         began, ended = taken[floors.DEVICE]
         return {"bare_pipeline": [(ended - began) // count]}
 
-    def _bare_fan_in(self, count: int = 64) -> Series:
+    def _bare_fan_in(self, count: int = CROWD_READS) -> Series:
         devices = floors.many(len(self._crowd))
         taken = self._floor.commands([floors.ROOT, *devices], "stream", count=count, length=SMALL, window=CROWD_WINDOW)
         return {"bare_fan_in": [_apiece({name: taken[name] for name in devices}, count)]}

@@ -111,7 +111,8 @@ class Channel:
     def receive(self) -> Message:
         """Waits for the next answer. Raises MalformedMessage."""
         try:
-            frame = self._receive()
+            while (frame := self._receive()) is None:
+                pass
         except MalformedMessage as error:
             self.tally.rejected[error.defect] += 1
             raise

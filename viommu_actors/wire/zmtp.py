@@ -113,33 +113,29 @@ class ZmtpPeer:
 
         Raises BlockingIOError where none is there, MalformedMessage once for each that is none, and PeerLost.
         """
-        if self._at == len(self._data) and self.up and not (self._skip or self._inside):
-            self._read()
-            data = self._data
-            # As a rule there is one message, and a short one.
-            if len(data) > 1 and not data[0] and data[1] + _SHORT_HEADER == len(data):
-                self._at = len(data)
-                self.behind = False
-                return data[_SHORT_HEADER:]
+        while not self.up:
+            self._shake_hands()
         while True:
-            if self._skip or not self.up:
-                self._pass_over() if self.up else self._shake_hands()
+            if self._skip:
+                self._pass_over()
                 continue
             data, at = self._data, self._at
             have = len(data)
             if at + 1 < have:
                 flags = data[at]
-                start = at + (_LONG_HEADER if flags & _LONG else _SHORT_HEADER)
-                if start <= have:
-                    size = int.from_bytes(data[at + 1 : start], "big")
-                    if flags & ~_LONG or size > self._limit or self._inside:
-                        self._refuse(flags, start, size)
+                if flags or self._inside:
+                    start = at + (_LONG_HEADER if flags & _LONG else _SHORT_HEADER)
+                    stop = start + int.from_bytes(data[at + 1 : start], "big")
+                    if start <= have and (flags & ~_LONG or stop - start > self._limit or self._inside):
+                        self._refuse(flags, start, stop - start)
                         return None
-                    stop = start + size
-                    if stop <= have:
-                        self._at = stop
-                        self.behind = stop < have or self._more
-                        return data[start:stop]
+                else:  # as a rule
+                    start = at + _SHORT_HEADER
+                    stop = start + data[at + 1]
+                if start <= have and stop <= have:
+                    self._at = stop
+                    self.behind = stop < have or self._more
+                    return data[start:stop]
             self._read()
 
     def send(self, frame: bytes) -> bool:
@@ -291,12 +287,6 @@ class WaitingPeer(ZmtpPeer):
             self._socket.sendall(b"".join(map(framed, frames)))
         except OSError as error:
             raise PeerLost(str(error)) from None
-
-    def receive(self) -> bytes:
-        """Waits for the next message. Raises MalformedMessage once for each that is none, and PeerLost."""
-        while (message := super().receive()) is None:
-            pass
-        return message
 
     def _read(self) -> None:
         self._wait()
