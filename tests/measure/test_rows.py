@@ -11,7 +11,18 @@ import pytest
 
 from viommu_actors.measure.bench import Series
 from viommu_actors.measure.laboratory import Measured
-from viommu_actors.measure.rows import COMPARISONS, OPERATIONS, as_on_the_host, comparisons, goals, table, to_csv
+from viommu_actors.measure.rows import (
+    COMPARISONS,
+    OPERATIONS,
+    as_on_the_host,
+    comparisons,
+    goals,
+    result_of,
+    table,
+    to_csv,
+)
+from viommu_actors.measure.settings import Subject
+from viommu_actors.report.latency_text import render
 
 KEYS = {"name", "clock", "p50_us", "p90_us", "p99_us", "max_us", "mean_us", "n", "floor_us", "ratio", "hops"}
 NAMED = ["hop", "map_strict", "unmap_strict", "dma_read_hit", "dma_read_miss", "dma_write_posted"]
@@ -25,7 +36,11 @@ def measured() -> Measured:
     rounds: list[Series] = [
         {name: [slow * (1000 if name.startswith("bare") else 2000)] * 4 for name in names} for slow in (1, 2, 7)
     ]
-    shares = {"map_strict": {"guest work": 0.1, "wire guest to hypervisor": 0.9}}
+    shares = {
+        "hop": {"guest work": 0.5, "wire hypervisor to guest": 0.5},
+        "map_strict": {"guest work": 0.1, "wire guest to hypervisor": 0.6, "wire hypervisor to guest": 0.3},
+        "dma_read_hit": {"device work": 1.0},
+    }
     link = {"link MemRead from device": 3.0}
     messages = {"host": dict(link), "none": {**link, "inject Inject to guest": 1.0}}
     return Measured(rounds, [], shares, {"hop": 1.1}, messages, {"host": [0]}, 1.0)
@@ -80,6 +95,7 @@ def test_csv_has_a_line_a_row_and_the_hops_in_one_cell() -> None:
     assert dict(part.split("=") for part in line["hops_us"].split(";")).keys() == {
         "guest work",
         "wire guest to hypervisor",
+        "wire hypervisor to guest",
     }
     assert float(line["p50_us"]) == 4.0
 
@@ -92,3 +108,27 @@ def test_the_data_path_is_as_on_the_host_where_the_link_carries_the_same() -> No
     assert told["beside"] == {"host": {}, "none": {"inject Inject to guest": 1.0}}
     taken.messages["none"]["link MemWrite from device"] = 1.0
     assert as_on_the_host(taken, rows)["equal"] is False
+
+
+def test_a_nested_vm_has_no_goals_and_an_unfinished_run_nothing_that_is_looked_at_once() -> None:
+    subject = Subject("vm1", "nic0", "edu0", depth=2)
+    assert result_of(measured(), subject, "pack")["goals"] == []
+    assert result_of(measured(), subject._replace(depth=1), "pack")["goals"]
+    unfinished = result_of(measured()._replace(messages={}, shares={}), subject, "pack")
+    assert unfinished["rows"] and unfinished["comparisons"] and "as_on_the_host" not in unfinished
+
+
+def test_what_is_printed_has_the_hops_by_their_way_each_adding_up_to_its_operation() -> None:
+    subject = Subject("vm0", "nic0", "laboratory-edu", ("laboratory-edu",))
+    text = render(result_of(measured(), subject, "pack"))
+    assert text.startswith("Measured: vm0, its nic0 and laboratory-edu (laboratory-edu added for this)\nPlacement pack")
+    by_hypervisor, others = (part for part in text.split("\n\n") if part.startswith("Hops"))
+    lines = [line.split("  ") for line in by_hypervisor.splitlines() if "wire" in line or "whole" in line]
+    assert [[cell.strip() for cell in line if cell] for line in lines] == [
+        ["wire guest to hypervisor", "2.4"],
+        ["wire hypervisor to guest", "2.0", "1.2"],
+        ["whole", "4.0", "4.0"],
+    ]
+    assert "device work" in others and "guest work" not in others
+    assert all(len(line) < 120 for line in text.split("\n\n")[2].splitlines())
+    assert "Goals" in text and "Goals" not in render(result_of(measured(), subject._replace(depth=2), "pack"))

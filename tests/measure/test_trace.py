@@ -96,7 +96,7 @@ def test_a_traced_stretch_of_work(tmp_path: Path) -> None:
     assert kinds.count("MapDma") == kinds.count("UnmapDma") == 40
     assert kinds.count("Inject") == 20
     assert all(each.received >= each.sent for each in messages)
-    assert len(split(messages, "TrapWrite", "TrapDone")) == 80
+    assert len(split(messages, "vm0.guest", "TrapWrite", "TrapDone")) == 80
     way = ["vm0.guest", "vm0.hypervisor", "vm0.hypervisor", "host", "vm0.hypervisor", "vm0.guest"]
     found = [[step.actor for step in each] for each in flows(messages, requests(messages))]
     assert found.count(way) == 80

@@ -17,7 +17,8 @@ from viommu_actors.__main__ import main
 
 ASKED = {"hop", "map_strict", "unmap_strict", "dma_read_hit", "dma_read_miss", "dma_write_posted"}
 ASKED |= {"pipeline_4k_w64", "fan_in_16", "two_hop_chain"}
-HOPS = {"hop", "map_strict", "unmap_strict", "dma_read_hit", "dma_read_miss", "dma_write_posted", "two_hop_chain"}
+HOPS = {"hop", "map_strict", "unmap_strict", "map_unmap_strict", "two_hop_chain"}
+HOPS |= {"dma_read_hit", "dma_read_miss", "dma_write_posted"}
 
 
 def latency(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +63,26 @@ def test_a_short_run_has_every_row_with_its_floor_and_hops_that_add_up(tmp_path:
     assert "map_strict" in (folder / "report.html").read_text()
     assert (folder / "latency.csv").read_text().count("\n") == len(rows) + 1
     assert_gone(pids(folder))
+
+
+@pytest.mark.long
+@pytest.mark.topology
+def test_a_vm_in_a_vm_is_measured_level_by_level(tmp_path: Path) -> None:
+    done = latency(tmp_path / "run", str(CONFIGS / "nested-l2-viommu.toml"), "--json", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["measured"] == {
+        "vm": "vm1",
+        "nic": "nic0",
+        "edu": "laboratory-edu",
+        "added": ["laboratory-edu"],
+        "depth": 2,
+    }
+    (row,) = [row for row in result["rows"] if row["name"] == "map_strict"]
+    assert sum(row["hops"].values()) == pytest.approx(row["p50_us"], rel=0.01)
+    assert {"L2 hypervisor work", "L1 guest work", "L1 hypervisor work", "host work"} <= row["hops"].keys()
+    assert result["goals"] == [] and result["as_on_the_host"]["equal"]
+    assert_gone(pids(tmp_path / "run"))
 
 
 @pytest.mark.topology
@@ -153,6 +174,8 @@ def test_a_trace_that_cannot_be_written_is_told_in_a_line_and_costs_nothing_else
         (["--soak", "1s", "--csv"], "not with --soak"),
         (["--soak", "1s", "--placement", "all"], "name one of"),
         (["--soak", "1s", "--rounds", "3"], "not with --soak"),
+        (["--soak", "1s", "--vm", "vm0"], "not with --soak"),
+        (["--vm", "vm1"], "name one of vm0"),
         (["--trace", "/nowhere/at/all.json"], "can be written"),
         (["--trace", "/"], "can be written"),
         (["/nowhere.toml"], "no such file"),

@@ -15,7 +15,7 @@ from viommu_actors.cli.exits import Exit
 from viommu_actors.measure import soak
 from viommu_actors.measure.laboratory import ROUNDS, Laboratory
 from viommu_actors.measure.rows import result_of, to_csv
-from viommu_actors.measure.settings import settings_of
+from viommu_actors.measure.settings import Settings, quiet, settings_of
 from viommu_actors.measure.trace import Crossing
 from viommu_actors.report.bar import ProgressBar
 from viommu_actors.report.latency_text import render, render_soak
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[*_PLACEMENTS, "all"],
         help="CPUs of each chain: packed on one, spread, left free, or one after another (default: the topology's)",
     )
+    parser.add_argument("--vm", metavar="NAME", help="the VM that is measured (default: the first that drives a nic)")
     parser.add_argument("--rounds", type=_rounds, help=f"at most so many rounds (default: {ROUNDS}, as time allows)")
     parser.add_argument(
         "--soak", type=_duration, metavar="TIME", help="instead, work for so long, say 10m, and watch every process"
@@ -66,7 +67,10 @@ def run(options: argparse.Namespace) -> int:
         chosen: Sequence[Placement] = [options.placement or topology.placement]
         if options.placement == "all":
             chosen = _PLACEMENTS
-        settings = {placement: settings_of(topology, placement) for placement in chosen}
+        made = {}
+        if options.soak is None:
+            made = {placement: settings_of(topology, placement, options.vm) for placement in chosen}
+        first = made[chosen[0]].topologies["strict"] if made else quiet(topology, chosen[0])
     except TopologyError as error:
         print(error, file=sys.stderr)
         return Exit.REFUSED
@@ -80,15 +84,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.trace is not None:
             options.trace.open("w").close()
-        folder = RunFolder(settings[chosen[0]]["strict"], options.run_dir)
+        folder = RunFolder(first, options.run_dir)
     except OSError as error:
         print(f"{error.filename}: {error.strerror}; name a place that can be written", file=sys.stderr)
         return Exit.REFUSED
     bar = ProgressBar(sys.stderr)
     try:
         if options.soak is not None:
-            return _soak(options, settings[chosen[0]]["strict"], folder, bar)
-        return _measure(options, settings, folder, bar)
+            return _soak(options, first, folder, bar)
+        return _measure(options, made, folder, bar)
     except OSError as error:
         bar.clear()
         print(": ".join(filter(None, (error.filename, error.strerror))), file=sys.stderr)
@@ -105,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _measure(
     options: argparse.Namespace,
-    settings: dict[Placement, dict[str, ResolvedTopology]],
+    settings: dict[Placement, Settings],
     folder: RunFolder,
     bar: ProgressBar,
 ) -> Exit:
@@ -113,26 +117,26 @@ def _measure(
     beside = _BESIDE
     runs: list[dict[str, Any]] = []
     seen: list[Crossing] = []
-    for number, (placement, topologies) in enumerate(settings.items()):
+    for number, (placement, made) in enumerate(settings.items()):
 
         def progress(part: float, what: str, number: int = number, placement: str = placement) -> None:
             bar.show((number + part) / len(settings), f"{placement}: {what}")
 
         started = time.monotonic()
         progress(0.0, "starting the processes")
-        with Laboratory(topologies, folder, placement) as laboratory:
+        with Laboratory(made, folder, placement) as laboratory:
             left = len(settings) - number
             spare = ends - started - beside * left
             try:
                 measured = laboratory.measure(options.rounds or ROUNDS, spare / left, progress)
             except (ActorDied, CommandFailed, Interrupted) as error:
                 if laboratory.rounds:
-                    runs.append(result_of(laboratory.unfinished(), placement))
+                    runs.append(result_of(laboratory.unfinished(), made.subject, placement))
                 if runs:
                     _leave(folder, settings, {**_together(runs), "ended": str(error)}, str(error))
                 raise
         beside = max(beside, time.monotonic() - started - measured.seconds)
-        runs.append(result_of(measured, placement))
+        runs.append(result_of(measured, made.subject, placement))
         seen = seen or measured.crossings
     result = _together(runs)
     _leave(folder, settings, result)
@@ -150,14 +154,14 @@ def _measure(
 
 def _leave(
     folder: RunFolder,
-    settings: dict[Placement, dict[str, ResolvedTopology]],
+    settings: dict[Placement, Settings],
     result: dict[str, Any],
     ended: str = "",
 ) -> None:
     """The run's files; `ended` is why it did not just finish."""
     folder.write("latency.json", json.dumps(result, indent=1) + "\n")
     folder.write("latency.csv", to_csv(result["rows"]))
-    write_latencies(folder, next(iter(settings.values()))["strict"], ended)
+    write_latencies(folder, next(iter(settings.values())).topologies["strict"], ended)
 
 
 def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -184,9 +188,9 @@ def _soak(options: argparse.Namespace, topology: ResolvedTopology, folder: RunFo
 
 def _contradiction(options: argparse.Namespace) -> str:
     if options.soak is not None:
-        for name in ("csv", "trace", "rounds"):
+        for name in ("csv", "trace", "rounds", "vm"):
             if getattr(options, name):
-                return f"--{name}: not with --soak, which measures nothing by round; leave one of them out"
+                return f"--{name}: not with --soak, which lets all devices work; leave one of them out"
         if options.placement == "all":
             return "--placement all: not with --soak; name one of pack, spread and free"
     return ""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from viommu_actors.measure import floors
+from viommu_actors.measure.settings import Model, Subject
 from viommu_actors.supervise.owner import Owner, owner_of
 from viommu_actors.supervise.supervisor import Supervisor
 from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology
@@ -39,19 +40,20 @@ _STREAM_PAGES = 16
 class System:
     """One topology that is up and booted."""
 
-    def __init__(self, topology: ResolvedTopology, supervisor: Supervisor) -> None:
+    def __init__(self, subject: Subject, topology: ResolvedTopology, supervisor: Supervisor) -> None:
         self.topology = topology
         self.supervisor = supervisor
+        self._subject = subject
 
-    def device(self, model: str) -> ResolvedDevice:
+    def device(self, model: Model) -> ResolvedDevice:
         """The one of that model that is measured."""
-        return measured(self.topology, model)
+        return self.topology.device(self._subject.device(model))
 
     def owner(self, device: ResolvedDevice) -> Owner:
         """Who drives it."""
         return owner_of(self.topology, device)
 
-    def kernel(self, model: str, command: str, **arguments: Any) -> Any:
+    def kernel(self, model: Model, command: str, **arguments: Any) -> Any:
         """A command to the kernel that drives the device, about the device."""
         owner = self.owner(self.device(model))
         return self.supervisor.command(owner.kernel, command, bdf=owner.bdf, **arguments)
@@ -208,12 +210,6 @@ class Bench:
         devices = floors.many(len(self._crowd))
         taken = self._floor.commands([floors.ROOT, *devices], "stream", count=count, length=SMALL, window=CROWD_WINDOW)
         return {"bare_fan_in": [_apiece({name: taken[name] for name in devices}, count)]}
-
-
-def measured(topology: ResolvedTopology, model: str) -> ResolvedDevice:
-    """The device of that model that is measured: the first one that a VM has, or else the first."""
-    mine = [device for device in topology.devices if device.model == model]
-    return next((device for device in mine if device.vm is not None), mine[0])
 
 
 def nanoseconds(taken: bytes) -> list[int]:

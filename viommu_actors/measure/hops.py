@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from viommu_actors.measure.trace import Crossing
 
 Hops = list[tuple[str, int]]
 
 
-def split(messages: Iterable[Crossing], first: str, last: str) -> list[Hops]:
+def split(
+    messages: Iterable[Crossing], asker: str, first: str, last: str, called: Callable[[str], str] | None = None
+) -> list[Hops]:
     """(name, nanoseconds) of each part of every operation: from a message of kind `first` to the next of kind `last`.
 
-    `messages` are ordered by when they were sent. In a chain nobody sends before it has received; a message beside
-    the chain, that has arrived before the chain has come so far, is left out. The parts add up to the time from the
-    sending of the first to the reception of the last.
+    Both are `asker`'s own. `messages` are ordered by when they were sent. In a chain nobody sends before it has
+    received; a message beside the chain, that has arrived before the chain has come so far, is left out. The parts add
+    up to the time from the sending of the first to the reception of the last. `called` names actors, by their roles if
+    it is absent.
     """
+    name = called or role
     operations: list[Hops] = []
     current: Hops | None = None
     at = 0
     for message in messages:
-        if message.kind == first:
+        own = asker in (message.sender, message.receiver)
+        if own and message.kind == first:
             current, at = [], message.sent
         if current is None or message.received <= at:
             continue
         if message.sent > at:
-            current.append((f"{role(message.sender)} work", message.sent - at))
+            current.append((f"{name(message.sender)} work", message.sent - at))
             at = message.sent
-        current.append((f"wire {role(message.sender)} to {role(message.receiver)}", message.received - at))
+        current.append((f"wire {name(message.sender)} to {name(message.receiver)}", message.received - at))
         at = message.received
-        if message.kind == last:
+        if own and message.kind == last:
             operations.append(current)
             current = None
     return operations
 
 
-def within(operations: Sequence[Hops], wholes: Sequence[int], actor: str) -> list[Hops]:
-    """Each operation with what its asker did before and after the chain, so that it adds up to `wholes`."""
-    work = f"{actor} work"
+def within(operations: Sequence[Hops], wholes: Sequence[int], asker: str) -> list[Hops]:
+    """Each operation with what its asker did before and after the chain, so that it adds up to `wholes`.
+
+    `asker` is as the parts call it.
+    """
+    work = f"{asker} work"
     return [
         [(work, whole - sum(nanoseconds for _, nanoseconds in hops)), *hops]
         for hops, whole in zip(operations, wholes, strict=False)
@@ -48,3 +56,13 @@ def role(actor: str) -> str:
     """What an actor is: `vm0.guest` is a guest; what is of no VM and not the host is a device."""
     _, dot, kind = actor.partition(".")
     return kind if dot else "host" if actor == "host" else "device"
+
+
+def by_level(vms: Sequence[str]) -> Callable[[str], str]:
+    """Names for the actors of VMs in VMs, from the one on the host down: `L2 guest`; of one alone, roles."""
+
+    def called(actor: str) -> str:
+        vm, dot, _ = actor.partition(".")
+        return f"L{vms.index(vm) + 1} {role(actor)}" if dot and len(vms) > 1 and vm in vms else role(actor)
+
+    return called

@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 from viommu_actors.measure import floors
-from viommu_actors.measure.bench import Bench, Series, System, measured
-from viommu_actors.measure.hops import Hops, split, within
+from viommu_actors.measure.bench import Bench, Series, System
+from viommu_actors.measure.hops import Hops, by_level, split, within
+from viommu_actors.measure.settings import Settings, Subject
 from viommu_actors.measure.statistics import rounds_of, shares, summarize
 from viommu_actors.measure.trace import Crossing, crossings
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.plan import Plan, make_plan
+from viommu_actors.supervise.plan import Plan, guest_of, hypervisor_of, make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import CommandFailed, Supervisor
 from viommu_actors.topology.resolved import ResolvedTopology
@@ -56,10 +57,10 @@ class Measured(NamedTuple):
 class Laboratory:
     """A context manager: inside it, all processes are up."""
 
-    def __init__(self, settings: dict[str, ResolvedTopology], folder: RunFolder, name: str) -> None:
+    def __init__(self, settings: Settings, folder: RunFolder, name: str) -> None:
         """`name` is that of the folder, inside the run's, for what the processes say."""
         self._path = folder.path / name
-        self._settings = settings
+        self._subject, self._settings = settings
         self._folder = folder
         self._stack = ExitStack()
         self.cpus: dict[str, list[int] | None] = {}
@@ -85,12 +86,14 @@ class Laboratory:
         for folder in folders.values():
             self._stack.callback(folder.close)
         running = {name: self._run(plan, folders[name]) for name, plan in plans.items()}
-        floor = self._run(_floors(self._settings, cpus), self._folder)
+        floor = self._run(_floors(self._subject, self._settings["many"], cpus), self._folder)
         # All processes start at the same time, and only then is anybody waited for.
         for name, supervisor in running.items():
             Scenario(self._settings[name], plans[name], supervisor, lambda _: None).boot()
         floor.commands(list(floor.actors), "ping")
-        self.systems = {name: System(self._settings[name], supervisor) for name, supervisor in running.items()}
+        self.systems = {
+            name: System(self._subject, self._settings[name], supervisor) for name, supervisor in running.items()
+        }
         self.bench = Bench(self.systems, floor)
 
     def _run(self, plan: Plan, folder: RunFolder) -> Supervisor:
@@ -126,32 +129,42 @@ class Laboratory:
         bench, supervisor = self.bench, self.systems["strict"].supervisor
         plain = {"hop": bench.trapped_reads(_TRACED), "map_strict": bench.maps(_TRACED)["map"]}
         seen: list[Crossing] = []
+        guest, nic = guest_of(self._subject.vm), self._subject.nic
+        called = by_level([vm.name for vm in self._settings["strict"].line(self._subject.vm)])
 
-        def traced() -> list[Crossing]:
+        def stamped() -> list[Crossing]:
             taken = crossings(supervisor.stamps())
             seen.extend(taken)
             return taken
 
+        def traced(asker: str, first: str, last: str) -> list[Hops]:
+            return split(stamped(), asker, first, last, called)
+
+        def whole(operations: list[Hops], taken: list[int], asker: str = guest) -> list[Hops]:
+            return within(operations, taken, called(asker))
+
         supervisor.trace(True)
         reads = bench.trapped_reads(_TRACED)
-        parts = {"hop": within(split(traced(), "TrapRead", "TrapValue"), reads, "guest")}
+        parts = {"hop": whole(traced(guest, "TrapRead", "TrapValue"), reads)}
         writes = bench.trapped_writes(_TRACED)
-        parts["mmio_trap"] = within(split(traced(), "TrapWrite", "TrapDone"), writes, "guest")
+        parts["mmio_trap"] = whole(traced(guest, "TrapWrite", "TrapDone"), writes)
         chain = bench.config_reads(_TRACED)
-        parts["two_hop_chain"] = within(split(traced(), "TrapRead", "TrapValue"), chain, "guest")
+        parts["two_hop_chain"] = whole(traced(guest, "TrapRead", "TrapValue"), chain)
         maps = bench.maps(_TRACED)
-        traps = split(traced(), "TrapWrite", "TrapDone")
-        parts["map_strict"] = within(traps[::2], maps["map"], "guest")
-        parts["unmap_strict"] = within(traps[1::2], maps["unmap"], "guest")
+        traps = traced(guest, "TrapWrite", "TrapDone")
+        parts["map_strict"] = whole(traps[::2], maps["map"])
+        parts["unmap_strict"] = whole(traps[1::2], maps["unmap"])
+        both = zip(parts["map_strict"], parts["unmap_strict"], strict=False)
+        parts["map_unmap_strict"] = [mapped + unmapped for mapped, unmapped in both]
         for name, hit in (("dma_read_hit", True), ("dma_read_miss", False)):
             dma = bench.reads(_TRACED, hit)
             # The first read of a hit is not one, and was not timed.
-            parts[name] = within(split(traced(), "MemRead", "Completion")[1 if hit else 0 :], dma, "device")
-        parts["dma_write_posted"] = _posted(bench.writes(_TRACED), traced())
+            parts[name] = whole(traced(nic, "MemRead", "Completion")[1 if hit else 0 :], dma, nic)
+        parts["dma_write_posted"] = _posted(bench.writes(_TRACED), stamped())
         direct = bench.bar_reads(_TRACED)
-        parts["mmio_direct"] = within(split(traced(), "DirectRead", "DirectValue"), direct, "guest")
+        parts["mmio_direct"] = whole(traced(guest, "DirectRead", "DirectValue"), direct)
         interrupts = bench.interrupts(_TRACED)
-        parts["interrupt"] = within(split(traced(), "DirectWrite", "Inject"), interrupts, "guest")
+        parts["interrupt"] = whole(traced(guest, "DirectWrite", "Inject"), interrupts)
         supervisor.trace(False)
         overhead = {
             name: summarize(on).p50 / summarize(plain[name]).p50
@@ -215,15 +228,13 @@ def _cpus(plan: Plan) -> dict[str, list[int] | None]:
     return {actor.name: actor.configuration["cpus"] for actor in plan.actors}
 
 
-def _floors(settings: dict[str, ResolvedTopology], cpus: dict[str, dict[str, list[int] | None]]) -> Plan:
+def _floors(subject: Subject, crowd: ResolvedTopology, cpus: dict[str, dict[str, list[int] | None]]) -> Plan:
     """The floors stand where those stand whose floor they are."""
     strict, many = cpus["strict"], cpus["many"]
-    nic = measured(settings["strict"], "nic")
-    vm = nic.vm
     places = {
-        floors.GUEST: strict[f"{vm}.guest"],
-        floors.HYPERVISOR: strict[f"{vm}.hypervisor"],
+        floors.GUEST: strict[guest_of(subject.vm)],
+        floors.HYPERVISOR: strict[hypervisor_of(subject.vm)],
         floors.HOST: strict["host"],
-        floors.DEVICE: strict[nic.name],
+        floors.DEVICE: strict[subject.nic],
     }
-    return floors.make_floors(places, many["host"], [many[device.name] for device in settings["many"].devices])
+    return floors.make_floors(places, many["host"], [many[device.name] for device in crowd.devices])

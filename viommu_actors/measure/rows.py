@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from viommu_actors.measure.bench import SEGMENTS, Series
 from viommu_actors.measure.laboratory import Measured
+from viommu_actors.measure.settings import Subject
 from viommu_actors.measure.statistics import Spread, percentile, ratios, summarize
 from viommu_actors.measure.surroundings import surroundings
 
@@ -90,16 +91,18 @@ GOALS: Final = (
 PACKED_GOAL: Final = Goal("map_strict / bare_free", 1.0)
 
 
-def result_of(measured: Measured, placement: str) -> dict[str, Any]:
+def result_of(measured: Measured, subject: Subject, placement: str) -> dict[str, Any]:
     """What one placement gave, as --json has it; without what is looked at once, where the run did not come so far."""
     rows, compared = table(measured, placement), comparisons(measured.rounds)
     result: dict[str, Any] = {
         "placement": placement,
+        "measured": subject._asdict(),
         **surroundings(measured.cpus),
         "rounds": len(measured.rounds),
         "rows": rows,
         "comparisons": compared,
-        "goals": goals(rows, compared, placement),
+        # They are of a map that takes two hops.
+        "goals": goals(rows, compared, placement) if subject.depth == 1 else [],
     }
     if measured.messages:
         result |= {"trace_overhead": measured.trace_overhead, "as_on_the_host": as_on_the_host(measured, rows)}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from viommu_actors.measure.bench import System
 from viommu_actors.measure.statistics import percentile
 from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.owner import owner_of
 from viommu_actors.supervise.plan import make_plan
 from viommu_actors.supervise.scenario import Scenario
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted, Supervisor
@@ -44,7 +44,7 @@ def run(
         folder.write_control(supervisor.door.address)
         samples: list[dict[str, Any]] = []
         try:
-            _work(System(topology, supervisor), folder, seconds, progress, samples)
+            _work(topology, supervisor, folder, seconds, progress, samples)
         except Interrupted as error:
             leave(_result(topology, samples, _account(supervisor), str(error)))
             raise
@@ -104,15 +104,15 @@ def growth(samples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _work(
-    system: System,
+    topology: ResolvedTopology,
+    supervisor: Supervisor,
     folder: RunFolder,
     seconds: float,
     progress: Callable[[float, str], None],
     samples: list[dict[str, Any]],
 ) -> None:
     """Adds to `samples` as it goes on. Raises what the supervisor raises."""
-    supervisor = system.supervisor
-    owners = [system.owner(device) for device in system.topology.devices if device.peer is None]
+    owners = [owner_of(topology, device) for device in topology.devices if device.peer is None]
     began = last = time.monotonic()
     step = seconds / _SAMPLES
     total = since = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from viommu_actors.report.text import Table, line, plain
@@ -10,8 +10,10 @@ from viommu_actors.report.text import Table, line, plain
 
 def render(result: Mapping[str, Any]) -> str:
     """One placement: rows, hops, comparisons, goals, and under what circumstances."""
-    parts = [_circumstances(result), _lines(_rows(result)), _lines(_hops(result)), _lines(_comparisons(result))]
-    return "\n\n".join([*parts, _lines(_goals(result)), _host(result), _overhead(result)])
+    hops = [_lines(table) for table in _hops(result)]
+    goals = [_lines(_goals(result))] if result["goals"] else []
+    parts = [_circumstances(result), _lines(_rows(result)), *hops, _lines(_comparisons(result)), *goals]
+    return "\n\n".join([*parts, _host(result), _overhead(result)])
 
 
 def _circumstances(result: Mapping[str, Any]) -> str:
@@ -19,7 +21,11 @@ def _circumstances(result: Mapping[str, Any]) -> str:
         f"{name} {'free' if own is None else '+'.join(map(str, own))}" for name, own in result["cpus"].items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    subject = result["measured"]
+    added = f" ({', '.join(subject['added'])} added for this)" if subject["added"] else ""
+    depth = f" at depth {subject['depth']}" if subject["depth"] > 1 else ""
     return (
+        f"Measured: {subject['vm']}{depth}, its {subject['nic']} and {subject['edu']}{added}\n"
         f"Placement {result['placement']} (CPU: {cpus}; {result['cpus_available']} CPUs), devices with a "
         f"{result['device_layout']} address layout; wall clock; "
         f"{result['rounds']} rounds in random order\n"
@@ -51,22 +57,29 @@ def _rows(result: Mapping[str, Any]) -> Table:
     )
 
 
-def _hops(result: Mapping[str, Any]) -> Table:
-    """Each row's hops, in the order in which they come; they add up to its p50."""
+def _hops(result: Mapping[str, Any]) -> list[Table]:
+    """Each row's hops in the order in which they come, those that meet a hypervisor apart; they add up to its p50."""
     told = [row for row in result["rows"] if row["hops"]]
-    names = list(dict.fromkeys(name for row in told for name in row["hops"]))
+    by_way: dict[bool, list[Mapping[str, Any]]] = {True: [], False: []}
+    for row in told:
+        by_way[any("hypervisor" in name for name in row["hops"])].append(row)
+    titles = {
+        True: "Hops in us: shares of traced operations near the median, of the p50",
+        False: "Hops in us, where no hypervisor is on the way",
+    }
+    return [_hop_table(titles[way], rows) for way, rows in by_way.items() if rows]
+
+
+def _hop_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    longest = sorted(rows, key=lambda row: -len(row["hops"]))
+    names = dict.fromkeys(name for row in longest for name in row["hops"])
+    parts = [(name, [row["hops"].get(name) for row in rows]) for name in names]
+    parts.append(("whole", [sum(row["hops"].values()) for row in rows]))
     return Table(
-        title="Hops in us: shares of traced operations near the median, of the p50",
-        columns=("operation", *names, "whole"),
-        rows=tuple(
-            (
-                line(row["name"]),
-                *(line(_us(row["hops"].get(name))) for name in names),
-                line(_us(sum(row["hops"].values()))),
-            )
-            for row in told
-        ),
-        numbers=frozenset(range(1, len(names) + 2)),
+        title=title,
+        columns=("part", *(row["name"] for row in rows)),
+        rows=tuple((line(name), *(line(_us(value)) for value in values)) for name, values in parts),
+        numbers=frozenset(range(1, len(rows) + 1)),
     )
 
 
@@ -88,7 +101,7 @@ def _goals(result: Mapping[str, Any]) -> Table:
         rows=tuple(
             (
                 line(each["name"]),
-                line(_ratio(each["ratio"])),
+                line(f"{each['ratio']:.3f}"),
                 line(f"{'>=' if each['at_least'] else '<='} {each['limit']:g}"),
                 line("met" if each["met"] else "missed"),
             )
