@@ -21,7 +21,7 @@ from viommu_actors.hypervisor.overlay import Decision
 from viommu_actors.hypervisor.parent import ParentKernel
 from viommu_actors.hypervisor.qemu_shadow import QemuShadow
 from viommu_actors.hypervisor.routes import Routes
-from viommu_actors.hypervisor.shadow import Effort, Ram, Shadow, Shadows
+from viommu_actors.hypervisor.shadow import Ram, Shadow, Shadows
 from viommu_actors.hypervisor.vectors import Delivery
 from viommu_actors.hypervisor.virtio.function import VirtioNet, VirtioNetFunction
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
@@ -30,6 +30,7 @@ from viommu_actors.spec import ioapic, pci, platform, vfio
 from viommu_actors.spec.acpi import DeviceScope, ScopeType
 from viommu_actors.vtd.config import CACHING_MODE_NEEDED, UnitConfig
 from viommu_actors.vtd.interrupts import Blocked
+from viommu_actors.vtd.listener import Effort
 from viommu_actors.vtd.translator import is_interrupt
 from viommu_actors.vtd.unit import RemappingUnit
 
@@ -132,15 +133,13 @@ class GuestMachine:
         #: open groups by their number
         self._groups: dict[int, int] = {}
         self._effort = Effort()
-        #: what may be spent until the invalidation queue pauses
-        self._affordable = 0
         self._bypassing = {each.bdf for each in config.assignments if each.bypass_iommu}
         self.unit: RemappingUnit | None = None
         if config.viommu is not None:
             if config.assignments and not config.viommu.caching_mode:
                 raise ValueError(CACHING_MODE_NEEDED)
             self.unit = RemappingUnit(config.viommu, memory, self._signal, self._shadows, self._reroute)
-            self.unit.stop_after(lambda: self._effort.spent > self._affordable)
+            self.unit.limit(self._effort)
 
     def build(self) -> None:
         """Makes the VM and realizes every device, in QEMU's order. Raises OSError of the parent kernel."""
@@ -282,7 +281,7 @@ class GuestMachine:
         """Whether the guest's address map changed, or the window that the access is to go through."""
         unit = self.unit
         if unit is not None and VTD_BASE <= address < VTD_END:
-            self._affordable = self._effort.spent + _SLICE
+            self._effort.left = _SLICE
             unit.write(address - VTD_BASE, size, value)
             return False
         if 0 <= (offset := address - platform.IOAPIC_BASE) < ioapic.SIZE:
@@ -337,7 +336,7 @@ class GuestMachine:
     def go_on(self) -> None:
         """Carries out some more of them."""
         if self.unit is not None:
-            self._affordable = self._effort.spent + _SLICE
+            self._effort.left = _SLICE
             self.counters["queue_pauses"] += 1
             self.unit.go_on()
 

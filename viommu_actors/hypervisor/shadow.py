@@ -28,7 +28,7 @@ from viommu_actors.spec.vtd import (
     IotlbGranularity,
 )
 from viommu_actors.vtd.config import UnitConfig
-from viommu_actors.vtd.listener import InvalidationListener
+from viommu_actors.vtd.listener import Effort, InvalidationListener
 from viommu_actors.vtd.tables import Context, Leaf, TableFault, leaf_at, leaves
 
 _LAST_ADDRESS: Final = (1 << 64) - 1
@@ -51,13 +51,6 @@ _CUT_SHORT_LOGGED: Final = 10
 _CALL_EFFORT: Final = 32
 #: Maps that are asked for at once.
 _AT_ONCE: Final = 64
-
-
-class Effort:
-    """Work that invalidations have made, in entries read. A guest decides how much; who runs it, when to pause."""
-
-    def __init__(self) -> None:
-        self.spent = 0
 
 
 class ShadowPorts(Protocol):
@@ -137,7 +130,7 @@ class Shadow:
         log: Callable[[str], None],
         effort: Effort | None = None,
     ) -> None:
-        """`memory` is the guest's, where its tables are; what is done is added to `effort`."""
+        """`memory` is the guest's, where its tables are; what is done is taken from `effort`."""
         self.requester = requester
         self.counters = Counters()
         self._unit = unit
@@ -297,7 +290,7 @@ class Shadow:
         if len(due) == 1:
             self._map_one(due[0])
             return
-        self._effort.spent += _CALL_EFFORT * len(due)
+        self._effort.left -= _CALL_EFFORT * len(due)
         for mapping, error in zip(due, self._ports.map_each(due), strict=False):
             if error is None:
                 self._mapped(mapping)
@@ -305,7 +298,7 @@ class Shadow:
                 self._refused(mapping, error)
 
     def _map_one(self, mapping: Mapping) -> None:
-        self._effort.spent += _CALL_EFFORT
+        self._effort.left -= _CALL_EFFORT
         try:
             self._ports.map(*mapping)
         except OSError as error:
@@ -329,7 +322,7 @@ class Shadow:
         gone = self._held.take(first, last)
         if not gone:
             return gone
-        self._effort.spent += _CALL_EFFORT + len(gone)
+        self._effort.left -= _CALL_EFFORT + len(gone)
         begin, end = gone[0].iova, gone[-1].last
         self._ports.unmap(begin, end + 1 - begin)
         self.counters["unmaps"] += 1
@@ -358,7 +351,7 @@ class Shadow:
         walk = leaves(self._memory, view, first, last, self._config, holes=False)
         effort = self._effort
         for leaf in islice(walk, WALK_LIMIT):
-            effort.spent += 1
+            effort.left -= 1
             yield self._entry(leaf)
         if next(walk, None) is not None:
             self.counters["walks_cut_short"] += 1

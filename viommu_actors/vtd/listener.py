@@ -5,6 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 
+class Effort:
+    """What may still be done, in entries read, until the rest of the invalidations has to wait; below zero nothing.
+
+    A guest decides how much its invalidations make their listeners do; who runs them, how much of it at a time.
+    """
+
+    def __init__(self) -> None:
+        self.left = 0
+
+
 class InvalidationListener(Protocol):
     """Called in the order of descriptors, after the unit's caches are clean and before a wait's status is written."""
 

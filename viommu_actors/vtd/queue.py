@@ -32,6 +32,7 @@ from viommu_actors.vtd.config import MAX_ADDRESS_MASK, UnitConfig
 from viommu_actors.vtd.device_tlbs import DeviceTlbs
 from viommu_actors.vtd.events import Event, SendInterrupt
 from viommu_actors.vtd.faults import FaultLog
+from viommu_actors.vtd.listener import Effort
 from viommu_actors.vtd.registers import RegisterFile
 
 _STATUS: Final = Struct("<I")
@@ -100,8 +101,8 @@ class InvalidationQueue:
         self._completion = Event(registers, Reg.IECTL, send_interrupt)
         self._counters = counters
         self._device_tlbs = device_tlbs
-        #: Asked after each descriptor: whether the rest is to wait for `run`.
-        self.enough: Callable[[], bool] | None = None
+        #: Looked at after each descriptor: used up, the rest is to wait for `run`.
+        self.effort = Effort()
         self._owed = device_tlbs.owed
         actions = self._actions()
         #: by descriptor type
@@ -145,7 +146,7 @@ class InvalidationQueue:
         return True
 
     def run(self) -> None:
-        """Carries out descriptors up to the tail, or to the first bad one, or until that is `enough`.
+        """Carries out descriptors up to the tail, or to the first bad one, or until its effort is used up.
 
         Bounded by the size of the queue.
         """
@@ -196,7 +197,7 @@ class InvalidationQueue:
 
     def _drain(self) -> None:
         words, read, execute = self._registers.words, self._memory.read_pair, self._execute
-        base, entries, enough = self._base, self._entries, self.enough
+        base, entries, effort = self._base, self._entries, self.effort
         head = self._head
         while head != (tail := words[_IQT] >> QUEUE_INDEX_SHIFT):
             if tail >= entries:
@@ -209,7 +210,7 @@ class InvalidationQueue:
             head += 1
             self._head = head = head if head < entries else 0
             words[_IQH] = head << QUEUE_INDEX_SHIFT
-            if enough is not None and enough():
+            if effort.left < 0:
                 self.paused = head != words[_IQT] >> QUEUE_INDEX_SHIFT
                 return
 

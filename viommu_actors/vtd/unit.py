@@ -26,7 +26,7 @@ from viommu_actors.vtd.deviations import Quirk
 from viommu_actors.vtd.device_tlbs import DeviceTlbs, InvalidateDevice
 from viommu_actors.vtd.events import SendInterrupt
 from viommu_actors.vtd.interrupts import EntriesChanged, InterruptRemapper, Remap
-from viommu_actors.vtd.listener import InvalidationListener, Unheard
+from viommu_actors.vtd.listener import Effort, InvalidationListener, Unheard
 from viommu_actors.vtd.quirks import parts
 from viommu_actors.vtd.registers import RegisterFile
 from viommu_actors.vtd.tables import Context, ContextReader, read_context
@@ -152,9 +152,9 @@ class RemappingUnit:
 
     # --- the invalidation queue
 
-    def stop_after(self, enough: Callable[[], bool]) -> None:
-        """From here on the queue stops after a descriptor when `enough()` says so; `go_on` has it go on."""
-        self._queue.enough = enough
+    def limit(self, effort: Effort) -> None:
+        """From here on the queue stops after a descriptor when `effort` is used up; `go_on` has it go on."""
+        self._queue.effort = effort
 
     @property
     def behind(self) -> bool:

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from viommu_actors.hypervisor.shadow import Effort
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
 from viommu_actors.hypervisor.virtio.told_pages import ToldPages
 from viommu_actors.pci.link import Log, Outcome
 from viommu_actors.spec import vhost, virtio
 from viommu_actors.spec.vhost import ReadStatus
 from viommu_actors.spec.vtd import Access
+from viommu_actors.vtd.listener import Effort
 
 #: What both ends have to have, of what was offered to the driver.
 _ESSENTIAL = virtio.Feature.VERSION_1 | virtio.Feature.ACCESS_PLATFORM
@@ -318,7 +318,7 @@ class FrontEnd:
         if told is not None:
             self._ask_to_forget(*told)
         if self._invalidations:
-            self._effort.spent += _WAIT
+            self._effort.left -= _WAIT
             self._await(lambda: not self._invalidations, "an invalidation")
 
     def _ask_to_forget(self, first: int, last: int) -> None:

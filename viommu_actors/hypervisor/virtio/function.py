@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from viommu_actors.hypervisor.shadow import Effort
 from viommu_actors.hypervisor.virtio.common import CommonConfig
 from viommu_actors.hypervisor.virtio.front_end import FrontEnd
 from viommu_actors.hypervisor.virtio.memory import FunctionMemory
@@ -22,6 +21,7 @@ from viommu_actors.pci.function import Function, SendMessage
 from viommu_actors.spec import pci, virtio, virtio_net, virtio_pci
 from viommu_actors.spec.virtio_net import Feature
 from viommu_actors.spec.virtio_pci import ConfigType, Isr
+from viommu_actors.vtd.listener import Effort
 
 _DWORD: Final = 4
 _PAYLOAD: Final = 256
