@@ -13,7 +13,7 @@ import msgspec
 from viommu_actors.spec import platform
 from viommu_actors.spec.pci import parse_bdf
 from viommu_actors.supervise.actor_plan import ActorPlan, actor_plan, listen, listening_again
-from viommu_actors.supervise.placement import place
+from viommu_actors.supervise.placement import Seat, place
 from viommu_actors.topology.resolved import ResolvedDevice, ResolvedTopology, ResolvedVm, ResolvedVswitch
 from viommu_actors.topology.values import SandboxMode
 from viommu_actors.wire.sockets import Listener
@@ -139,10 +139,22 @@ def make_plan(topology: ResolvedTopology) -> Plan:
     available = sorted(os.sched_getaffinity(0))
     # Topologies that run at the same time start at different CPUs.
     first = os.getpid() % len(available)
-    cpus = place([actor.trusted for actor in plan.actors], topology.placement, available[first:] + available[:first])
+    names = [actor.name for actor in plan.actors]
+    seats = [
+        Seat(actor.trusted, None if actor is host else names.index(_asked_by(actor) or host.name))
+        for actor in plan.actors
+    ]
+    cpus = place(seats, topology.placement, available[first:] + available[:first])
     for actor, own in zip(plan.actors, cpus, strict=True):
         actor.configuration["cpus"] = own
     return plan
+
+
+def _asked_by(actor: ActorPlan) -> str | None:
+    """Whose answers an application, a guest or a hypervisor waits for; None for the others, who have a link."""
+    configuration = actor.configuration
+    asked = configuration.get("kernel") or configuration.get("hypervisor") or configuration.get("parent")
+    return None if asked is None else str(asked["name"])
 
 
 def _ports(topology: ResolvedTopology) -> list[dict[str, Any]]:
