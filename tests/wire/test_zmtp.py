@@ -166,6 +166,39 @@ def test_an_oversized_frame_is_passed_over(peer: ZmtpPeer, honest: zmq.Socket[by
         assert [take(peer), take(peer)] == [Defect.OVERSIZE, b"good"]
 
 
+def test_who_passes_over_a_long_frame_has_his_say_after_each_read(raw: Raw, peer: ZmtpPeer) -> None:
+    """However fast more of it comes: no other has to wait for its end."""
+    size, taken = 1 << 20, 0
+    raw.socket.setblocking(False)
+    rest = memoryview(frame(bytes(size)) + frame(b"good"))
+    said: list[Any] = []
+    while b"good" not in said:
+        with suppress(BlockingIOError):
+            rest = rest[raw.socket.send(rest) :] if rest else rest
+        try:
+            said.append(peer.receive())
+            taken += 1
+        except BlockingIOError:
+            continue
+        except MalformedMessage as error:
+            said.append(error.defect)
+    assert said[0] is Defect.OVERSIZE and set(said[1:-1]) == {None}
+    assert taken >= size // (1 << 16)
+
+
+def test_what_was_read_and_not_taken_no_poll_tells_of(raw: Raw, peer: ZmtpPeer) -> None:
+    """It is told by `behind`, which is never less than what is there, and ends with it."""
+    raw.write(frame(b"1"), frame(b"2"), frame(bytes(300))[:-1])
+    assert take(peer) == b"1" and peer.behind and not select.select([peer], [], [], 0)[0]
+    assert take(peer) == b"2" and peer.behind
+    with pytest.raises(BlockingIOError):
+        peer.receive()
+    assert not peer.behind
+    raw.write(bytes(1), frame(b"3"))
+    assert take(peer) == bytes(300) and peer.behind
+    assert take(peer) == b"3" and not peer.behind
+
+
 def test_commands_and_unknown_flags_are_no_messages(raw: Raw, peer: ZmtpPeer) -> None:
     raw.write(frame(b"\x04PING\0\0", 4), frame(b"", 0x80), frame(b"", 0x38, long=True), frame(b"good"))
     assert [take(peer) for _ in range(4)] == [Defect.COMMAND] * 3 + [b"good"]

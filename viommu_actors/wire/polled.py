@@ -76,8 +76,8 @@ class PolledChannel:
     def receive(self) -> Message:
         """Raises BlockingIOError where there is none, MalformedMessage. What has been `lost` says nothing any more.
 
-        Each further frame of a message that was malformed is so too, but not counted again: whoever drains this channel
-        has its say in between.
+        Whatever more there is of a message that was malformed is so too, but not counted again: whoever drains this
+        channel has its say in between.
         """
         try:
             frame = self._peer.receive()
@@ -88,7 +88,7 @@ class PolledChannel:
             self.tally.rejected[error.defect] += 1
             raise
         if frame is None:
-            raise MalformedMessage(Defect.FRAMES, "a further frame")
+            raise MalformedMessage(Defect.FRAMES, "more of the same")
         message = self._decode(frame)
         self.tally.received[type(message)] += 1
         return message

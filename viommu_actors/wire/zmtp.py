@@ -65,10 +65,9 @@ class ZmtpPeer:
         #: Whether there may be a message that no poll will tell of, because it was read already.
         self.behind = False
         self._greeted = False
-        #: what was read and not handed out, from `_at` on; whether there may be more of it in the socket
+        #: what was read and not handed out, from `_at` on
         self._data = b""
         self._at = 0
-        self._more = False
         #: bytes still to be passed over; frames of a message of several, so far
         self._skip = 0
         self._inside = 0
@@ -109,7 +108,7 @@ class ZmtpPeer:
         return True
 
     def receive(self) -> bytes | None:
-        """The next message; None for a further frame of one that was told of before.
+        """The next message; None for more of one that is none and was told of before: a frame, or a read of one.
 
         Raises BlockingIOError where none is there, MalformedMessage once for each that is none, and PeerLost.
         """
@@ -118,6 +117,8 @@ class ZmtpPeer:
         while True:
             if self._skip:
                 self._pass_over()
+                if self._skip:  # however much it is, and however fast it comes, who reads has others to serve
+                    return None
                 continue
             data, at = self._data, self._at
             have = len(data)
@@ -134,7 +135,7 @@ class ZmtpPeer:
                     stop = start + data[at + 1]
                 if start <= have and stop <= have:
                     self._at = stop
-                    self.behind = stop < have or self._more
+                    self.behind = stop < have
                     return data[start:stop]
             self._read()
 
@@ -204,7 +205,6 @@ class ZmtpPeer:
         if not more:
             raise PeerLost("the other end has closed")
         self.behind = True
-        self._more = len(more) == _READ
         self._data = self._data[self._at :] + more if self._at < len(self._data) else more
         self._at = 0
 
@@ -253,7 +253,7 @@ class ZmtpPeer:
             raise PeerLost("the other end did not get ready")
         self.name = _properties(ready[len(_READY) :]).get(b"identity", b"")
         self._at += _SHORT_HEADER + size
-        self.behind = self._at < len(self._data) or self._more
+        self.behind = self._at < len(self._data)
         self.up = True
 
 
