@@ -137,6 +137,47 @@ def test_a_link_whose_other_end_reads_nothing_is_down_until_it_does(
     assert take(peer) == b"up again"
 
 
+def test_a_link_that_is_down_holds_nobody_up_and_is_polled_for_room(
+    end: LinkEnd, peer: ZmtpPeer, poller: select.epoll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its device does other things meanwhile; what waited goes out though nothing else happens to it."""
+    shake(end, peer)
+    monkeypatch.setattr(link_end, "_DOWN", 0.02)
+    sent = 0
+    while end.send(bytes(4096)):
+        sent += 1
+        assert sent < 10_000
+    monkeypatch.setattr(link_end, "_DOWN", 3600.0)
+    for _ in range(3):
+        end.gather()
+        assert not end.send(b"lost") and not end.write(framed(b"lost"))
+        end.flush()
+    assert poller.poll(0) == []
+    for _ in range(sent - 1):
+        assert take(peer) == bytes(4096)
+    assert poller.poll(5) == [(end.fd, select.EPOLLOUT)]
+    end.flush()
+    assert poller.poll(0) == []
+    assert take(peer) == bytes(4096)
+    assert end.send(b"up again") and take(peer) == b"up again"
+
+
+def test_the_one_behind_a_link_that_was_down_finds_it_up(
+    end: LinkEnd, peer: ZmtpPeer, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shake(end, peer)
+    with monkeypatch.context() as patched:
+        patched.setattr(link_end, "_DOWN", 0.02)
+        while end.send(bytes(4096)):
+            pass
+    peer.close()
+    with pytest.raises(BlockingIOError):
+        end.receive()
+    with closing(ZmtpPeer.to(listener.address, LIMIT)) as second:
+        shake(end, second)
+        assert end.send(b"welcome") and take(second) == b"welcome"
+
+
 def test_bytes_beneath_all_messages_come_as_they_are_and_in_order(end: LinkEnd, peer: ZmtpPeer) -> None:
     shake(end, peer)
     end.gather()

@@ -12,7 +12,7 @@ from viommu_actors.wire.zmtp import PeerLost, ZmtpPeer
 
 #: Seconds; a link that takes nothing for so long is down.
 _DOWN: Final = 5.0
-_IN: Final = select.EPOLLIN
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
 class LinkEnd:
@@ -22,7 +22,7 @@ class LinkEnd:
         self._listening = listener.open()
         self._poller = poller
         self._peer: ZmtpPeer | None = None
-        #: The other end took nothing for too long, or is not there; what is sent is lost.
+        #: The other end took nothing for too long: what is sent is lost, until there is room, for which it is polled.
         self._down = False
         #: What the poller returns for it.
         self.fd = self._listening.fileno()
@@ -34,10 +34,7 @@ class LinkEnd:
         return self._peer is not None and self._peer.behind
 
     def receive(self) -> bytes | None:
-        """The next message; None for a further frame of one that was told of before.
-
-        Raises BlockingIOError where none is there, MalformedMessage once for each that is none.
-        """
+        """As `zmtp.ZmtpPeer.receive`, but that the next connection is waited for where one is lost."""
         peer = self._peer
         try:
             if peer is None:
@@ -53,18 +50,20 @@ class LinkEnd:
             self._peer.gathers = True
 
     def flush(self) -> None:
-        """Sends what waits."""
+        """Sends what waits; waits for room too, where the link is not down already."""
         peer = self._peer
         if peer is not None:
             peer.gathers = False
             peer.flush()
-            if peer.waits:
+            if self._down:
+                self._set_down(peer.waits)
+            elif peer.waits:
                 self._wait_for_room(peer)
 
     def send(self, frame: bytes) -> bool:
         """Waits for room, as flow control does; False on a link that is down, and the frame is lost."""
         peer = self._peer
-        if peer is None or (self._down and not self._is_up_again(peer)):
+        if peer is None or (self._down and self._stays_down(peer)):
             return False
         if not (peer.send(frame) or (peer.waits and self._wait_for_room(peer) and peer.send(frame))):
             return False
@@ -75,7 +74,9 @@ class LinkEnd:
     def write(self, data: bytes) -> bool:
         """Bytes of the stream itself, beneath all messages; False on a link that is down."""
         peer = self._peer
-        return peer is not None and self._wait_for_room(peer) and peer.put(data) and self._wait_for_room(peer)
+        if peer is None or (self._down and self._stays_down(peer)):
+            return False
+        return self._wait_for_room(peer) and peer.put(data) and self._wait_for_room(peer)
 
     def close(self) -> None:
         """Lets go of the connection and of the listener."""
@@ -84,10 +85,15 @@ class LinkEnd:
             self._peer.close()
         self._listening.close()
 
-    def _is_up_again(self, peer: ZmtpPeer) -> bool:
+    def _stays_down(self, peer: ZmtpPeer) -> bool:
         peer.flush()
-        self._down = peer.waits
-        return not self._down
+        self._set_down(peer.waits)
+        return self._down
+
+    def _set_down(self, down: bool) -> None:
+        if down != self._down:
+            self._down = down
+            self._poller.modify(self.fd, _IN | _OUT if down else _IN)
 
     def _wait_for_room(self, peer: ZmtpPeer) -> bool:
         """Until nothing waits for it; False where that takes too long, or the other end has closed."""
@@ -95,7 +101,7 @@ class LinkEnd:
         while peer.waits:
             left = deadline - time.monotonic()
             if left <= 0:
-                self._down = True
+                self._set_down(True)
                 return False
             select.select([], [peer], [], left)
             peer.flush()
