@@ -149,6 +149,7 @@ class DeviceActor:
         for frame in cable.receive():
             if frame is None:
                 self._poller.unregister(cable.fd)
+                self._cable = None
                 self._endpoint.set_link(False)
                 return
             self._endpoint.receive_frame(frame)

@@ -88,9 +88,13 @@ class Fabric:
     def train(self) -> None:
         """Waits until the links are up, as firmware does before it looks for devices."""
         deadline = time.monotonic() + LINK_TIMEOUT
-        for name, wire in self._wires.items():
+        for fd, name in list(self._polled.items()):
+            wire = self._wires[name]
             if wire.train(deadline):
+                self._open(name, wire)
                 self._complex.attach(name, wire.send)
+            else:  # the number of its descriptor is another's next
+                del self._polled[fd]
 
     def relink(self, link: str, address: str) -> None:
         """Another process, which listens at `address`, answers for the device of the link. Nothing goes down.
@@ -123,8 +127,11 @@ class Fabric:
         return wire
 
     def _open(self, link: str, wire: LinkWire) -> None:
+        """From here on its messages are taken, those too that came with the other end's part of the handshake."""
         self._wires[link] = wire
         self._polled[wire.fd] = link
+        if wire.behind:
+            self.behind.add(wire.fd)
         self._unplugged.discard(link)
 
     def _close(self, link: str) -> None:
