@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
 import time
@@ -208,6 +209,94 @@ def test_connections_that_say_nothing_are_not_kept_without_end(
     dealer("peer").send(b"word")
     assert inbox.receive() == (b"peer", b"word")
     assert sum(closed_by(inbox, each) for each in silent[:10]) == 10
+
+
+def test_one_who_comes_while_no_more_files_can_be_open_is_let_in_later_and_holds_up_nobody(
+    inbox: Inbox, dealer: Connect, listener: Listener
+) -> None:
+    peer = dealer("peer")
+    peer.send(b"word")
+    assert inbox.receive() == (b"peer", b"word")
+    late = Channel("late", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "late"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(listener.fd)
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        for _ in range(3):
+            peer.send(b"word")
+            assert inbox.receive() == (b"peer", b"word")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert inbox.receive_within(0.0) is None, "it shakes hands"
+    with closing(late):
+        late.post(TrapRead(1, 4))
+        assert inbox.receive() == (b"late", TRAP.encode(TrapRead(1, 4)))
+
+
+def test_whoever_connects_before_the_inbox_is_there_waits_for_it(listener: Listener, poller: select.epoll) -> None:
+    """As the actors of a large topology do while its host starts."""
+    channels = [
+        Channel(f"peer{number}", listener.address, TRAP, TRAP_ANSWER, Tally("trap", "x")) for number in range(200)
+    ]
+    with closing(Inbox(Listener(os.dup(listener.fd), listener.address), poller)) as inbox:
+        while len(inbox._named) < len(channels):
+            assert inbox.receive_within(0.0) is None
+        for number, channel in enumerate(channels):
+            channel.post(TrapRead(number, 4))
+        heard = {inbox.receive() for _ in channels}
+    assert heard == {(f"peer{number}".encode(), TRAP.encode(TrapRead(number, 4))) for number in range(200)}
+    for channel in channels:
+        channel.close()
+
+
+def test_a_handshake_byte_by_byte_holds_up_nobody(
+    inbox: Inbox, dealer: Connect, raw: Callable[[], socket.socket]
+) -> None:
+    peer, slow = dealer("peer"), raw()
+    for byte in GREETING + ready(b"slow") + b"\0\x04":
+        slow.sendall(bytes((byte,)))
+        peer.send(b"word")
+        assert inbox.receive() == (b"peer", b"word")
+    slow.sendall(b"late")
+    assert inbox.receive() == (b"slow", b"late")
+
+
+def test_a_number_of_a_descriptor_that_is_anothers_now_is_not_taken_for_the_one_before(
+    inbox: Inbox, poller: select.epoll, raw: Callable[[], socket.socket]
+) -> None:
+    """One poll may tell of one that hangs up and of one that comes, and what it told of may be gone meanwhile."""
+    first = raw()
+    first.sendall(GREETING + ready(b"first"))
+    while b"first" not in inbox._named:
+        assert inbox.receive_within(0.0) is None
+    [number] = inbox._peers
+    first.close()
+    assert inbox.receive_within(0.1) is None and not inbox._peers
+    inbox.note(number, select.EPOLLIN | select.EPOLLHUP)
+    assert inbox.take() is None
+    second = raw()
+    second.sendall(GREETING + ready(b"first") + b"\0\x05again")
+    inbox.note(number, select.EPOLLIN)  # whoever called: he is let in
+    assert list(inbox._peers) == [number]
+    inbox.note(number, select.EPOLLOUT | select.EPOLLHUP)
+    assert inbox.receive() == (b"first", b"again")
+
+
+def test_who_hangs_up_while_answers_wait_for_him_is_forgotten_with_them(
+    inbox: Inbox, poller: select.epoll, raw: Callable[[], socket.socket]
+) -> None:
+    peer, tally = raw(), Tally("control", "x")
+    peer.sendall(GREETING + ready(b"peer"))
+    while b"peer" not in inbox._named:
+        assert inbox.receive_within(0.0) is None
+    while inbox.send(b"peer", Reply(1, "", bytes(MAX_FRAME // 2)), CONTROL_ANSWER, tally):
+        pass
+    peer.close()
+    assert inbox.receive_within(0.1) is None
+    assert not (inbox._peers or inbox._named or inbox._crowded or inbox.behind)
+    assert not inbox.send(b"peer", Reply(1, "", None), CONTROL_ANSWER, tally)
+    assert poller.poll(0) == []
 
 
 def test_who_polls_for_more_than_an_inbox_notes_what_belongs_to_it(

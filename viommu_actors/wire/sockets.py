@@ -38,7 +38,8 @@ class Listener:
         name = f"viommu-{secrets.token_hex(16)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             listening.bind(f"\0{name}")
-            listening.listen(128)
+            # Who connects before its owner has come so far as to accept waits here, or is refused.
+            listening.listen(socket.SOMAXCONN)
             return Listener(listening.detach(), f"ipc://@{name}")
 
     def open(self) -> socket.socket:
