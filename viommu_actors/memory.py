@@ -10,11 +10,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from struct import Struct
 from struct import error as StructError
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 _PAIR: Final = Struct("<QQ")
-_BELOW_ALL: Final = -(1 << 64)
-_NOTHING: Final = memoryview(bytearray())
 
 
 class Unclaimed(Exception):
@@ -60,15 +58,25 @@ class Slot:
         return len(self.view)
 
 
+class _Place(NamedTuple):
+    """A slot as it is accessed."""
+
+    base: int
+    size: int
+    view: memoryview
+    words: memoryview
+
+
 class PhysicalMemory:
     """Slots that do not overlap, kept in address order."""
 
     def __init__(self, slots: list[Slot] | None = None) -> None:
         self._slots: list[Slot] = []
-        # Below the first slot lies an empty one, so that each address has one which it is looked for in.
-        self._bases: list[int] = [_BELOW_ALL]
-        self._views: list[memoryview] = [_NOTHING]
-        self._words: list[memoryview] = [_NOTHING]
+        self._bases: list[int] = []
+        self._places: list[_Place] = []
+        # The place at hand: that of the last access, for the next one is mostly beside it.
+        self._base = self._size = 0
+        self._view = self._words = memoryview(b"")
         for slot in slots or []:
             self.add(slot)
 
@@ -84,61 +92,72 @@ class PhysicalMemory:
             if slot.base < other.base + other.size and other.base < slot.base + slot.size:
                 raise ValueError(f"slot {slot.name} overlaps {other.name}")
         index = bisect_right(self._bases, slot.base)
-        self._slots.insert(index - 1, slot)
+        self._slots.insert(index, slot)
         self._bases.insert(index, slot.base)
         view = slot.view.cast("B")
-        self._views.insert(index, view)
-        self._words.insert(index, view.cast("Q"))
+        self._places.insert(index, _Place(slot.base, slot.size, view, view.cast("Q")))
 
     def release(self) -> None:
         """Lets go of every view, so that the mappings beneath can be closed."""
-        for view in (*self._words[1:], *self._views[1:]):
-            view.release()
-        for each in (self._words, self._views, self._bases):
-            del each[1:]
+        for place in self._places:
+            place.words.release()
+            place.view.release()
+        self._places.clear()
         self._slots.clear()
+        self._bases.clear()
+        self._size = 0
 
     def claims(self, address: int, length: int = 1) -> bool:
         index = bisect_right(self._bases, address) - 1
-        return address + length <= self._bases[index] + len(self._views[index])
+        return index >= 0 and address + length <= self._bases[index] + self._places[index].size
 
-    # Walks and DMA live on these: each looks once, and only what the slot does not hold is looked at again.
+    # Walks and DMA live on these five, which is why each has the place at hand looked at in its own lines.
 
     def read(self, address: int, length: int) -> bytes:
-        index = bisect_right(self._bases, address) - 1
-        start = address - self._bases[index]
+        start = address - self._base
+        if not 0 <= start < self._size:
+            start = self._turn_to(address, length)
         # Where the slot ends early, so do the bytes.
-        data = self._views[index][start : start + length].tobytes()
+        data = self._view[start : start + length].tobytes()
         if len(data) == length:
             return data
         raise Unclaimed(address, length)
 
     def write(self, address: int, data: bytes) -> None:
         length = len(data)
-        index = bisect_right(self._bases, address) - 1
-        start = address - self._bases[index]
+        start = address - self._base
+        if not 0 <= start < self._size:
+            start = self._turn_to(address, length)
         try:
-            self._views[index][start : start + length] = data
+            self._view[start : start + length] = data
         except ValueError:  # the slot ends early: nothing was written
             raise Unclaimed(address, length) from None
 
     def read_u64(self, address: int) -> int:
-        index = bisect_right(self._bases, address) - 1
-        try:
-            return self._words[index][address - self._bases[index] >> 3]
-        except IndexError:
-            raise Unclaimed(address, 8) from None
+        start = address - self._base
+        if not 0 <= start < self._size:
+            start = self._turn_to(address, 8)
+        return self._words[start >> 3]
 
     def write_u64(self, address: int, value: int) -> None:
-        index = bisect_right(self._bases, address) - 1
-        try:
-            self._words[index][address - self._bases[index] >> 3] = value
-        except IndexError:
-            raise Unclaimed(address, 8) from None
+        start = address - self._base
+        if not 0 <= start < self._size:
+            start = self._turn_to(address, 8)
+        self._words[start >> 3] = value
 
     def read_pair(self, address: int) -> tuple[int, int]:
-        index = bisect_right(self._bases, address) - 1
+        start = address - self._base
+        if not 0 <= start < self._size:
+            start = self._turn_to(address, 16)
         try:
-            return _PAIR.unpack_from(self._views[index], address - self._bases[index])
-        except (StructError, OverflowError):  # the slot ends early, or far below
+            return _PAIR.unpack_from(self._view, start)
+        except StructError:  # the slot ends early
             raise Unclaimed(address, 16) from None
+
+    def _turn_to(self, address: int, length: int) -> int:
+        """Takes the place of an access to hand; where in it the access begins. Raises Unclaimed."""
+        index = bisect_right(self._bases, address) - 1
+        if index < 0 or address >= self._bases[index] + self._places[index].size:
+            raise Unclaimed(address, length)
+        self._base, self._size, self._view, self._words = self._places[index]
+        return address - self._base

@@ -109,7 +109,7 @@ class ContextReader:
     than the last time: what the same words mean does not change, and a shadow asks at every invalidation."""
 
     def __init__(self, memory: Memory, requester: int, config: UnitConfig) -> None:
-        self._memory = memory
+        self._read_pair = memory.read_pair
         self._requester = requester
         self._config = config
         self._bus = (requester >> _BUS_SHIFT) * ENTRY_SIZE
@@ -122,7 +122,7 @@ class ContextReader:
 
     def read(self, root: int) -> Context:
         """The context below the root table at `root`. Raises TableFault."""
-        read = self._memory.read_pair
+        read = self._read_pair
         try:
             entry = read(root + self._bus)
         except Unclaimed:
