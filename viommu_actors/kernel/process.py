@@ -203,9 +203,9 @@ class UserProcess:
         while vaddr < end:
             start, room, physical, _ = self.area(vaddr, 1)
             physical += vaddr - start
-            length = min(start + room, end) - vaddr
-            if length == size:
+            if end <= start + room and not pieces:
                 return [_new(Piece, (physical, size))]
+            length = min(start + room, end) - vaddr
             if pieces and pieces[-1].physical + pieces[-1].size == physical:
                 pieces[-1] = Piece(pieces[-1].physical, pieces[-1].size + length)
             else:
