@@ -1,0 +1,97 @@
+"""Nobody reads, writes or accepts for an actor in the background: what comes of one that does not run for a while, and
+of strangers at the doors of all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.topologies.launcher import alive
+from tests.topologies.test_hostile_link import HONEST, ROGUE, TWO, works
+from viommu_actors.supervise.folder import RunFolder
+from viommu_actors.supervise.plan import Plan, make_plan
+from viommu_actors.supervise.scenario import Scenario
+from viommu_actors.supervise.supervisor import Supervisor
+from viommu_actors.topology.load import parse
+from viommu_actors.topology.resolve import resolve
+
+pytestmark = pytest.mark.topology
+
+#: More than any listener lets wait for the end of their handshakes.
+STRANGERS = 40
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Two devices of one guest."""
+    return make_plan(resolve(parse(TWO)))
+
+
+@pytest.fixture
+def running(tmp_path: Path, plan: Plan) -> Iterator[Supervisor]:
+    """Booted and worked."""
+    topology = resolve(parse(TWO))
+    folder = RunFolder(topology, tmp_path / "run")
+    with Supervisor(plan, folder) as supervisor:
+        scenario = Scenario(topology, plan, supervisor, lambda _: None)
+        scenario.run()
+        pids = [actor.pid for actor in supervisor.actors.values()]
+        yield supervisor
+        assert all(map(alive, pids)), "an actor died"
+        assert supervisor.reconcile() == []
+    folder.close()
+
+
+@contextmanager
+def stopped(supervisor: Supervisor, actor: str) -> Iterator[None]:
+    pid = supervisor.actors[actor].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_interrupts_for_a_guest_that_does_not_run_hold_up_nobody(running: Supervisor) -> None:
+    """They find no room, coalesce, and come once it runs again."""
+    own = running.command("host", "guard_device", bdf="01:00.0")
+    storm = {"do": "interrupt", "address": own["address"], "data": own["data"], "times": 5000}
+    before = running.command("vm0.guest", "counters")["interrupts"]
+    with stopped(running, "vm0.guest"):
+        running.command(ROGUE, "attack", steps=[storm])
+        for actor in ("host", "vm0.hypervisor", "edu0"):
+            assert running.command(actor, "ping") == "pong"
+    assert works(running)
+    assert 0 < running.command("vm0.guest", "counters")["interrupts"] - before < 5000
+
+
+@pytest.mark.parametrize("actor", ["host", "vm0.hypervisor", "edu0"])
+def test_who_waits_for_one_that_does_not_run_goes_on_with_it(running: Supervisor, actor: str) -> None:
+    with stopped(running, actor):
+        asked = running.ask("vm0.guest", "io", bdf=HONEST, operations=4)
+        others = {"host", "vm0.hypervisor", "edu0", ROGUE} - {actor}
+        if actor == "host":  # for which a hypervisor may wait; it waits for no one
+            others.remove("vm0.hypervisor")
+        for _ in range(5):
+            assert set(running.commands(others, "ping").values()) == {"pong"}
+    running.answer(asked)
+    assert works(running)
+
+
+def test_strangers_at_every_door(running: Supervisor, plan: Plan) -> None:
+    """Of the same user, and not confined: who connects and says nothing, half of a handshake, or noise."""
+    words = [b"", b"\xff" + bytes(8), b"GET / HTTP/1.1\r\n\r\n".ljust(64), bytes(1 << 16)]
+    with ExitStack() as stack:
+        for actor in plan.actors:
+            for number in range(STRANGERS):
+                stranger = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                stranger.connect("\0" + actor.inbox.address.removeprefix("ipc://@"))
+                stranger.sendall(words[number % len(words)])
+        assert works(running)
+        assert set(running.commands(list(running.actors), "ping").values()) == {"pong"}
