@@ -7,6 +7,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from viommu_actors.measure.bench import Series
@@ -22,6 +23,7 @@ from viommu_actors.measure.rows import (
     to_csv,
 )
 from viommu_actors.measure.settings import Subject
+from viommu_actors.report.latency import Latencies
 from viommu_actors.report.latency_text import render
 
 KEYS = {"name", "clock", "p50_us", "p90_us", "p99_us", "max_us", "mean_us", "n", "floor_us", "ratio", "hops"}
@@ -120,7 +122,7 @@ def test_a_nested_vm_has_no_goals_and_an_unfinished_run_nothing_that_is_looked_a
 
 def test_what_is_printed_has_the_hops_by_their_way_each_adding_up_to_its_operation() -> None:
     subject = Subject("vm0", "nic0", "laboratory-edu", ("laboratory-edu",))
-    text = render(result_of(measured(), subject, "pack"))
+    text = render(msgspec.convert(result_of(measured(), subject, "pack"), Latencies))
     assert text.startswith("Measured: vm0, its nic0 and laboratory-edu (laboratory-edu added for this)\nPlacement pack")
     by_hypervisor, others = (part for part in text.split("\n\n") if part.startswith("Hops"))
     lines = [line.split("  ") for line in by_hypervisor.splitlines() if "wire" in line or "whole" in line]
@@ -131,4 +133,5 @@ def test_what_is_printed_has_the_hops_by_their_way_each_adding_up_to_its_operati
     ]
     assert "device work" in others and "guest work" not in others
     assert all(len(line) < 120 for line in text.split("\n\n")[2].splitlines())
-    assert "Goals" in text and "Goals" not in render(result_of(measured(), subject._replace(depth=2), "pack"))
+    nested = msgspec.convert(result_of(measured(), subject._replace(depth=2), "pack"), Latencies)
+    assert "Goals" in text and "Goals" not in render(nested)

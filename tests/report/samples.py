@@ -8,7 +8,7 @@ from viommu_actors.attacks.catalogue import CATALOGUE, Target
 from viommu_actors.attacks.evidence import Evidence, Fault
 from viommu_actors.attacks.expected import expected
 from viommu_actors.attacks.verdict import Observed
-from viommu_actors.report.latency import Goal, Latencies, LatencyRow
+from viommu_actors.report.latency import AsOnTheHost, Comparison, Goal, Latencies, LatencyRow, Measured
 from viommu_actors.report.results import (
     App,
     AppPort,
@@ -23,6 +23,7 @@ from viommu_actors.report.results import (
     Verdict,
     as_expected,
 )
+from viommu_actors.report.soak import Book, Sample, Soak
 from viommu_actors.topology.load import load, parse
 from viommu_actors.topology.resolve import resolve
 from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, ResolvedTopology, ResolvedVm
@@ -191,6 +192,21 @@ def _app(vm: ResolvedVm, app: ResolvedApp) -> App:
 #: As a `latency.json` has them.
 LATENCIES = Latencies(
     placement="pack",
+    measured=Measured(vm="vm0", nic="nic0", edu="laboratory-edu", added=("laboratory-edu",)),
+    cpus={"host": [0], "vm0.guest": None},
+    cpus_available=2,
+    device_layout="fixed",
+    idle_gap_posted_us=100,
+    versions={"libzmq": "4.3.5"},
+    rounds=40,
+    comparisons=(Comparison(name="io_strict / io_static", ratio=2.15, ratio_low=2.06, ratio_high=2.26),),
+    trace_overhead={"hop": 1.24},
+    as_on_the_host=AsOnTheHost(
+        equal=True,
+        link={"none": {"link MemRead from device": 3.0}, "host": {"link MemRead from device": 3.0}},
+        beside={"none": {"inject Inject to guest": 1.0}, "host": {}},
+        p50_us={"none": 482.6, "host": 483.3},
+    ),
     rows=(
         LatencyRow(name="hop", n=2000, p50_us=14.2, p90_us=16.0, p99_us=31.5, max_us=220.0, floor_us=13.1, ratio=1.08),
         LatencyRow(
@@ -208,6 +224,23 @@ LATENCIES = Latencies(
     goals=(
         Goal(name="hop", ratio=1.08, limit=1.15, met=True),
         Goal(name="fan_in_16", ratio=0.7, limit=0.8, at_least=True, met=False),
+    ),
+)
+
+
+#: As a `soak.json` has it.
+SOAK = Soak(
+    placement="pack",
+    seconds=2.0,
+    operations=150,
+    samples=(
+        Sample(seconds=1.0, operations=100, per_second=100.0, memory_kib={"host": 20_480, "vm0.guest": 10_240}),
+        Sample(seconds=2.0, operations=150, per_second=50.0, memory_kib={"host": 30_720, "vm0.guest": 10_240}),
+    ),
+    grown={"host": 10_240},
+    books=(
+        Book(level="host: VFIO, mappings", mapped=152, unmapped=150, live=2, balanced=True),
+        Book(level="vm0.guest: DMA API, buffers", mapped=152, unmapped=150, live=3, balanced=False),
     ),
 )
 

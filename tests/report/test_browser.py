@@ -9,7 +9,7 @@ import pytest
 
 from tests.judges import require
 from tests.report.browser import Browser
-from tests.report.samples import LATENCIES, crowd, sample
+from tests.report.samples import LATENCIES, SOAK, crowd, sample
 from viommu_actors.report.html import html
 
 pytestmark = pytest.mark.judge("chromium")
@@ -103,6 +103,18 @@ def test_latencies_and_proofs_show(browser: Browser, tmp_path: Path) -> None:
         for state in ("false", "true")
     )
     assert opened > closed + 50
+
+
+def test_a_soak_shows(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(html(sample("assigned-viommu")[0], None, soak=SOAK))
+    browser.open(page)
+    shows_well(browser, page)
+    drawn = browser.ask(
+        "[...document.querySelectorAll('.curve')].map(each => [getComputedStyle(each).stroke,"
+        " each.getBoundingClientRect().width])"
+    )
+    assert len(drawn) == 3 and all(colour.startswith("rgb") and width > 300 for colour, width in drawn)
 
 
 def test_the_tower_is_as_high_as_its_figures(browser: Browser, tmp_path: Path) -> None:

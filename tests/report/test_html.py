@@ -10,13 +10,14 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from tests.report.samples import LATENCIES, crowd, sample
+from tests.report.samples import LATENCIES, SOAK, crowd, sample
 from viommu_actors.report.charts import Bar, Range, bars, ranges
 from viommu_actors.report.html import html
 from viommu_actors.report.latency import Latencies, LatencyRow, read_latencies
 from viommu_actors.report.markup import element, escape
 from viommu_actors.report.results import Results
 from viommu_actors.report.scene import LABELS
+from viommu_actors.report.soak import read_soak
 from viommu_actors.report.text import Style
 from viommu_actors.topology.resolved import ResolvedTopology
 
@@ -189,9 +190,42 @@ def test_latencies_where_there_are_any() -> None:
     assert "Latency" not in words(html(topology, results))
     assert "Latency" not in words(html(topology, results, latencies=Latencies()))
     told = words(html(topology, results, latencies=LATENCIES))
-    for each in ("Placement of the processes: pack.", "map_strict", "modelled", "hypervisor work", "15.1", "0.78"):
+    for each in ("Placement pack", "map_strict", "modelled", "hypervisor work", "15.1", "0.78"):
         assert each in told
-    assert re.search(r"hop ?1\.08 ?at most 1\.15 ?met", told) and re.search(r"at least 0\.8 ?MISSED", told)
+    assert re.search(r"hop ?1\.080 ?at most 1\.15 ?met", told) and re.search(r"at least 0\.8 ?MISSED", told)
+
+
+def test_what_a_figure_is_worthless_without_stands_with_it_for_each_placement() -> None:
+    topology, results = sample("assigned-viommu")
+    for each in (
+        "Measured: vm0, its nic0 and laboratory-edu (laboratory-edu added for this)",
+        "Placement pack (CPU: host 0, vm0.guest free; 2 CPUs), devices with a fixed address layout; wall clock",
+        "Idle gap 0 µs within a batch, 100 µs behind a posted write; libzmq 4.3.5",
+        "io_strict / io_static2.152.06..2.26",
+        "messages of a packet on its link: equal (3 MemRead from device); beside it: 1 inject Inject to guest",
+        "p50 of a packet: 483.3 µs by the host, 482.6 µs assigned",
+        "Overhead of a trace while it is on: hop +24%",
+    ):
+        assert each in words(html(topology, results, latencies=LATENCIES)), each
+    both = (LATENCIES, msgspec.structs.replace(LATENCIES, placement="free"))
+    several = words(html(topology, results, latencies=Latencies(placement="all", rows=LATENCIES.rows, runs=both)))
+    assert several.count("Compared round by round") == 2 and "Placement free" in several
+
+
+def test_a_soak_has_its_curves_its_books_and_what_is_wrong(tmp_path: Path) -> None:
+    page = html(sample("assigned-viommu")[0], None, soak=SOAK)
+    told = words(page)
+    for each in ("150 operations in 2 s", "grown: host by 10240 KiB", "host: VFIO, mappings1521502", "DIFFERS"):
+        assert each in told
+    drawn = [each.get("points", "") for each in tree(page).iter() if each.get("class") == "curve"]
+    places = [[tuple(map(float, point.split(","))) for point in each.split()] for each in drawn]
+    rate, host, guest = places
+    assert rate[0][1] < rate[1][1], "fewer a second are lower"
+    assert host[0][1] > host[1][1] and guest[0][1] == guest[1][1] > host[0][1]
+    path = tmp_path / "soak.json"
+    assert read_soak(path) is None
+    path.write_bytes(msgspec.json.encode(SOAK))
+    assert read_soak(path) == SOAK
 
 
 def test_placements_are_told_apart_where_there_are_several() -> None:

@@ -105,6 +105,7 @@ def test_a_soak_loses_nothing_and_its_books_balance(tmp_path: Path) -> None:
     assert levels["vm0.hypervisor: shadow, mappings"]["mapped"] == levels["host: VFIO, mappings"]["mapped"]
     assert levels["vm0.hypervisor: shadow, mappings"]["mapped"] >= result["operations"]
     assert all(book["balanced"] for book in result["books"])
+    assert "balanced" in (folder / "report.html").read_text()
     assert set(result["samples"][0]["memory_kib"]) == {"host", "nic0", "edu0", "vm0.hypervisor", "vm0.guest"}
     assert_gone(pids(folder))
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
+
 from viommu_actors.cli.exits import Exit
 from viommu_actors.measure import soak
 from viommu_actors.measure.laboratory import ROUNDS, Laboratory
@@ -18,10 +20,12 @@ from viommu_actors.measure.rows import result_of, to_csv
 from viommu_actors.measure.settings import Settings, quiet, settings_of
 from viommu_actors.measure.trace import Crossing
 from viommu_actors.report.bar import ProgressBar
-from viommu_actors.report.latency_text import render, render_soak
+from viommu_actors.report.latency import Latencies
+from viommu_actors.report.latency_text import render
+from viommu_actors.report.soak import Soak, soak_text
 from viommu_actors.supervise.confined import refuse_unconfined
 from viommu_actors.supervise.folder import RunFolder
-from viommu_actors.supervise.page import write_latencies, write_trace
+from viommu_actors.supervise.page import write_measured, write_trace
 from viommu_actors.supervise.supervisor import ActorDied, CommandFailed, Interrupted
 from viommu_actors.topology.errors import Refusal, TopologyError
 from viommu_actors.topology.load import load
@@ -146,7 +150,7 @@ def _measure(
     elif options.csv:
         print(to_csv(result["rows"]), end="", flush=True)
     else:
-        print("\n\n".join(render(each) for each in runs), flush=True)
+        print("\n\n".join(render(msgspec.convert(each, Latencies)) for each in runs), flush=True)
     if options.trace is not None:
         write_trace(options.trace, seen)
     return Exit.AS_EXPECTED if all(each["as_on_the_host"]["equal"] for each in runs) else Exit.DIFFERS
@@ -161,7 +165,7 @@ def _leave(
     """The run's files; `ended` is why it did not just finish."""
     folder.write("latency.json", json.dumps(result, indent=1) + "\n")
     folder.write("latency.csv", to_csv(result["rows"]))
-    write_latencies(folder, next(iter(settings.values())).topologies["strict"], ended)
+    write_measured(folder, next(iter(settings.values())).topologies["strict"], ended)
 
 
 def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,10 +183,11 @@ def _all_goals(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _soak(options: argparse.Namespace, topology: ResolvedTopology, folder: RunFolder, bar: ProgressBar) -> Exit:
     def leave(result: dict[str, Any]) -> None:
         folder.write("soak.json", json.dumps(result, indent=1) + "\n")
+        write_measured(folder, topology, result["ended"])
 
     result = soak.run(topology, folder, options.soak, bar.show, leave)
     bar.clear()
-    print(json.dumps(result) if options.json else render_soak(result), flush=True)
+    print(json.dumps(result) if options.json else soak_text(msgspec.convert(result, Soak)), flush=True)
     return Exit.AS_EXPECTED if result["ok"] else Exit.DIFFERS
 
 

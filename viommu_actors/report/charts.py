@@ -1,4 +1,4 @@
-"""Bars as SVG: counts side by side, times in stacked parts, and their ranges. Each tells its figure as text too."""
+"""Bars and curves as SVG: counts, times in stacked parts, ranges, what changes over time. All tell their figures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from viommu_actors.report.markup import Markup, element, svg_text
 
 _ROW, _BAR, _BASELINE = 22, 14, 12
 _VALUE, _MORE_VALUE = 84, 180
+#: Beside curves, for their scale.
+_MARGIN = 130
 #: From what width on a part of a bar tells its figure itself.
 _INSIDE = 36
 #: How many kinds of parts have a colour of their own.
@@ -38,6 +40,15 @@ class Range:
     high: float
     marks: tuple[tuple[str, float], ...]
     told: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`colour` is the name of one in the style sheet; `points` are (x, y), none below 0."""
+
+    label: str
+    colour: str
+    points: tuple[tuple[float, float], ...]
 
 
 def bars(title: str, rows: Sequence[Bar], width: float = 370, labels: float = 150) -> Markup:
@@ -86,14 +97,37 @@ def ranges(title: str, rows: Sequence[Range], unit: str, width: float = 1000, la
     return _chart(title, rows, drawn, width, below=20)
 
 
+def curves(title: str, rows: Sequence[Curve], x_unit: str, y_unit: str, width: float = 1000) -> Markup:
+    """Lines over one another, from zero up, with as much above them as there is to read their scale."""
+    room, height = width - _MARGIN - 20, 160.0
+    furthest = max((x for row in rows for x, _ in row.points), default=0) or 1
+    highest = max((y for row in rows for _, y in row.points), default=0) or 1
+    drawn: list[Markup] = []
+    for part in (0, 0.5, 1):
+        y = height * (1 - part) + 8
+        drawn.append(element("path", d=f"M{_MARGIN} {y:.1f}H{_MARGIN + room:.1f}", class_="grid"))
+        drawn.append(svg_text(_MARGIN - 8, y + 4, f"{highest * part:,.0f} {y_unit}", "note end"))
+        drawn.append(svg_text(_MARGIN + room * part, height + 26, f"{furthest * part:.3g} {x_unit}", "note middle"))
+    for row in rows:
+        places = (
+            f"{_MARGIN + room * x / furthest:.1f},{8 + height * (1 - y / highest):.1f}" for x, y in row.points
+        )
+        drawn.append(element("polyline", points=" ".join(places), class_="curve", style=f"stroke: var(--{row.colour})"))
+    told = [f"{row.label}: {row.points[0][1]:g} to {row.points[-1][1]:g} {y_unit}" for row in rows if row.points]
+    return _figure(title, told, drawn, width, height + 32)
+
+
 def _chart(
     title: str, rows: Sequence[Bar] | Sequence[Range], drawn: list[Markup], width: float, below: float = 0
 ) -> Markup:
-    height = len(rows) * _ROW + below
+    return _figure(title, [f"{row.label}: {row.told}" for row in rows], drawn, width, len(rows) * _ROW + below)
+
+
+def _figure(title: str, told: Sequence[str], drawn: list[Markup], width: float, height: float) -> Markup:
     return element(
         "svg",
         element("title", title),
-        element("desc", "; ".join(f"{row.label}: {row.told}" for row in rows) or "nothing"),
+        element("desc", "; ".join(told) or "nothing"),
         *drawn,
         xmlns="http://www.w3.org/2000/svg",
         class_="chart",

@@ -12,10 +12,20 @@ from viommu_actors.attacks.expected import expected
 from viommu_actors.report.canvas import fit
 from viommu_actors.report.charts import Bar, bars
 from viommu_actors.report.io_tables import COUNTS, io_tables, modelled_table, rate_notes
-from viommu_actors.report.latency import Latencies, breakdown, distributions, goal_table, latency_table
+from viommu_actors.report.latency import Latencies
+from viommu_actors.report.latency_charts import breakdown, distributions
+from viommu_actors.report.latency_tables import (
+    as_on_the_host,
+    circumstances,
+    comparison_table,
+    goal_table,
+    latency_table,
+    trace_overhead,
+)
 from viommu_actors.report.markup import Markup, element, escape
 from viommu_actors.report.parts import line_html, table_html
 from viommu_actors.report.results import Io, Results, Verdict
+from viommu_actors.report.soak import Soak, soak_html
 from viommu_actors.report.svg import legend, topology_svg
 from viommu_actors.report.tables import (
     absent_table,
@@ -45,10 +55,11 @@ def html(
     facts: Mapping[str, str] | None = None,
     latencies: Latencies | None = None,
     ended: str = "",
+    soak: Soak | None = None,
 ) -> str:
     """The document, readable as XML too. `facts` is the run's environment, `ended` why the run did not just finish.
 
-    `results` is None where nothing was to be tried, but only `latencies` to be measured.
+    `results` is None where nothing was to be tried, but only `latencies` or a `soak` to be measured.
     """
     seen = results or Results(topology=topology.name, ok=True, processes=(), verdicts=(), io=(), faults=())
     head = element(
@@ -65,6 +76,7 @@ def html(
         _section("verdicts", "What rogue devices tried", *(_verdicts(topology, results) if results else ())),
         _section("io", "I/O, and what it cost", *_io(topology, seen)),
         _section("latency", "Latency", *_latency(latencies)),
+        _section("soak", "Soak", *(soak_html(soak) if soak else ())),
         _section("assignments", "Assignments", *_tables(assignment_table(seen))),
         _section("applications", "Applications", *_tables(app_table(seen))),
         _section("faults", "Faults", *_faults(seen)),
@@ -209,7 +221,6 @@ def _faults(results: Results) -> list[Markup]:
 def _latency(latencies: Latencies | None) -> list[Markup]:
     if latencies is None or not latencies.rows:
         return []
-    placed = f"Placement of the processes: {latencies.placement}." if latencies.placement else ""
     drawn = distributions(latencies)
     marks = element(
         "ul",
@@ -217,12 +228,25 @@ def _latency(latencies: Latencies | None) -> list[Markup]:
         class_="legend",
     )
     hops = breakdown(latencies)
+    runs = latencies.runs or (latencies,)
     return [
-        *((element("p", escape(placed)),) if placed else ()),
+        *(element("p", escape(each)) for run in runs for each in circumstances(run)),
         *((marks, element("div", drawn, class_="scroll")) if drawn else ()),
-        *_tables(latency_table(latencies), goal_table(latencies)),
+        *_tables(latency_table(latencies)),
         *((element("h3", "Hop by hop"), hops) if hops else ()),
+        *(part for run in runs for part in _looked_at(run, run.placement if latencies.runs else "")),
+        *_tables(goal_table(latencies)),
     ]
+
+
+def _looked_at(run: Latencies, placement: str) -> list[Markup]:
+    """What one placement tells beside its rows; `placement` names it where there are several."""
+    parts = [
+        *_tables(comparison_table(run)),
+        *(element("p", line_html(each)) for each in as_on_the_host(run)),
+        *(element("p", escape(each)) for each in (trace_overhead(run),) if each),
+    ]
+    return [element("h3", escape(placement)), *parts] if parts and placement else parts
 
 
 _MARKED = ("p50", "p90", "p99", "max", "floor")

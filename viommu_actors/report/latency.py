@@ -1,20 +1,11 @@
-"""Latencies as a run's `latency.json` has them, and what the report shows of them."""
+"""What a run's `latency.json` has, typed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct, field
-
-from viommu_actors.report.charts import COLOURS, Bar, Range, bars, ranges
-from viommu_actors.report.markup import Markup, element, join
-from viommu_actors.report.parts import folded
-from viommu_actors.report.text import Line, Span, Table, line
-
-_MARKS = (("p50", "p50_us"), ("p90", "p90_us"), ("p99", "p99_us"), ("max", "max_us"), ("floor", "floor_us"))
 
 
 class LatencyRow(Struct, kw_only=True, frozen=True):
@@ -28,9 +19,22 @@ class LatencyRow(Struct, kw_only=True, frozen=True):
     p90_us: float | None = None
     p99_us: float | None = None
     max_us: float | None = None
+    mean_us: float | None = None
+    per_second: int | None = None
     floor_us: float | None = None
     ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
     hops: dict[str, float] = field(default_factory=dict)
+
+
+class Comparison(Struct, kw_only=True, frozen=True):
+    """Two operations, round by round: the median of the ratios and their quartiles."""
+
+    name: str
+    ratio: float
+    ratio_low: float
+    ratio_high: float
 
 
 class Goal(Struct, kw_only=True, frozen=True):
@@ -43,12 +47,44 @@ class Goal(Struct, kw_only=True, frozen=True):
     met: bool
 
 
+class Measured(Struct, kw_only=True, frozen=True):
+    """A VM and its two devices; `added` are those that the topology lacks."""
+
+    vm: str
+    nic: str
+    edu: str
+    added: tuple[str, ...] = ()
+    depth: int = 1
+
+
+class AsOnTheHost(Struct, kw_only=True, frozen=True):
+    """A packet of the nic driven by the host ("host"), and assigned without a vIOMMU ("none"): messages, and time."""
+
+    equal: bool
+    link: dict[str, dict[str, float]]
+    beside: dict[str, dict[str, float]]
+    p50_us: dict[str, float]
+
+
 class Latencies(Struct, kw_only=True, frozen=True):
-    """The object of `latency.json`."""
+    """The object of `latency.json`. Where there are several placements, `runs` has what each of them gave."""
 
     placement: str = ""
+    measured: Measured | None = None
+    #: of each process of the measured chain, None where the scheduler decides
+    cpus: dict[str, list[int] | None] = field(default_factory=dict)
+    cpus_available: int = 0
+    device_layout: str = ""
+    idle_gap_us: float = 0
+    idle_gap_posted_us: float = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    rounds: int = 0
     rows: tuple[LatencyRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     goals: tuple[Goal, ...] = ()
+    trace_overhead: dict[str, float] = field(default_factory=dict)
+    as_on_the_host: AsOnTheHost | None = None
+    runs: tuple[Latencies, ...] = ()
 
 
 def read_latencies(path: Path) -> Latencies | None:
@@ -59,92 +95,13 @@ def read_latencies(path: Path) -> Latencies | None:
         return None
 
 
-def latency_table(latencies: Latencies) -> Table:
-    def figures(row: LatencyRow) -> list[Line]:
-        return [line(_us(getattr(row, key))) for _, key in _MARKS]
-
-    return Table(
-        title="Latencies in µs, beside the floor of bare ZeroMQ in the same run",
-        columns=("operation", "clock", "n", "p50", "p90", "p99", "max", "floor", "ratio"),
-        rows=tuple(
-            (line(_name(latencies, row)), line(row.clock), line(str(row.n)), *figures(row), line(_us(row.ratio)))
-            for row in latencies.rows
-        ),
-        numbers=frozenset(range(2, 9)),
-    )
-
-
-def goal_table(latencies: Latencies) -> Table | None:
-    """Ratios against what they should be; None where there are no goals."""
-    if not latencies.goals:
-        return None
-    return Table(
-        title="Goals",
-        columns=("ratio of", "reached", "goal", ""),
-        rows=tuple(
-            (
-                line(goal.name),
-                line(_us(goal.ratio)),
-                line(f"at {'least' if goal.at_least else 'most'} {goal.limit:g}"),
-                line(Span("met", "safe") if goal.met else Span("MISSED", "unsafe")),
-            )
-            for goal in latencies.goals
-        ),
-        numbers=frozenset([1]),
-    )
-
-
-def distributions(latencies: Latencies) -> Markup | None:
-    """From the median to the highest figure there is, on one scale; None where nothing can be drawn."""
-    rows = [drawn for row in latencies.rows if (drawn := _range(_name(latencies, row), row)) is not None]
-    return ranges("Latencies: from p50 to the slowest, beside their floor", rows, "µs") if rows else None
-
-
-def breakdown(latencies: Latencies) -> Markup | None:
-    """Where the time went, hop by hop; None where no row tells."""
-    told = [row for row in latencies.rows if any(_drawable([*row.hops.values()]))]
-    if not told:
-        return None
-    hops = dict.fromkeys(hop for row in told for hop in row.hops)
-    colours = {hop: f"part{index % COLOURS}" for index, hop in enumerate(hops)}
-    rows = [
-        Bar(
-            _name(latencies, row),
-            tuple((colours[hop], value) for hop, value in row.hops.items() if any(_drawable([value]))),
-            f"{_us(sum(_drawable(row.hops.values())))} µs",
-        )
-        for row in told
-    ]
-    key = [element("li", element("span", " ", class_=f"swatch {colour}"), " ", hop) for hop, colour in colours.items()]
-    figures = Table(
-        title="Hops in µs",
-        columns=("operation", *colours),
-        rows=tuple((line(_name(latencies, row)), *(line(_us(row.hops.get(hop))) for hop in colours)) for row in told),
-        numbers=frozenset(range(1, 1 + len(colours))),
-    )
-    drawn = element("div", bars("Time of each operation, hop by hop", rows, 1000, 210), class_="scroll")
-    return join(element("ul", *key, class_="legend parts"), drawn, folded(figures))
-
-
-def _range(name: str, row: LatencyRow) -> Range | None:
-    known = [(mark, value) for mark, key in _MARKS if any(_drawable([value := getattr(row, key)]))]
-    low = [value for mark, value in known if mark != "floor"]
-    if not low:
-        return None
-    told = ", ".join(f"{mark} {_us(value)}" for mark, value in known if mark in ("p50", "p99")) + " µs"
-    return Range(name, min(low), max(low), tuple(known), told)
-
-
-def _name(latencies: Latencies, row: LatencyRow) -> str:
-    """With its placement where there are several, and with its clock where that is not the wall's."""
+def operation(latencies: Latencies, row: LatencyRow) -> str:
+    """A row's name, with its placement where there are several, and with its clock where that is not the wall's."""
     several = len({each.placement for each in latencies.rows}) > 1
     clock = row.clock if row.clock != "wall" else ""
     return ", ".join(filter(None, (row.name, row.placement if several else "", clock)))
 
 
-def _drawable(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value) and value > 0]
-
-
-def _us(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def microseconds(value: float | None) -> str:
+    """With two digits behind the point below 1, one below 1000, and none above; nothing for None."""
+    return "" if value is None else f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"

@@ -28,6 +28,10 @@ def plain(spans: Line) -> str:
     return "".join(span.text for span in spans)
 
 
+def table_text(table: Table) -> str:
+    return "\n".join(plain(each).rstrip() for each in table.lines())
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under column headings, and below each row its note, where it has one.

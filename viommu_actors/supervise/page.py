@@ -18,6 +18,7 @@ from viommu_actors.measure.trace import Crossing
 from viommu_actors.report.html import html
 from viommu_actors.report.latency import Latencies, read_latencies
 from viommu_actors.report.results import Results, to_json
+from viommu_actors.report.soak import Soak, read_soak
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.topology.resolved import ResolvedTopology
 
@@ -28,9 +29,10 @@ def write_results(folder: RunFolder, topology: ResolvedTopology, results: Result
     folder.write("report.html", html(topology, results, environment(), _latencies(folder), ended))
 
 
-def write_latencies(folder: RunFolder, topology: ResolvedTopology, ended: str = "") -> None:
-    """`report.html` of a run that was there to be measured, from its `latency.json`."""
-    folder.write("report.html", html(topology, None, environment(), _latencies(folder), ended))
+def write_measured(folder: RunFolder, topology: ResolvedTopology, ended: str = "") -> None:
+    """`report.html` of a run that was there to be measured, from its `latency.json` or `soak.json`."""
+    page = html(topology, None, environment(), _latencies(folder), ended, _soak(folder))
+    folder.write("report.html", page)
 
 
 def write_trace(path: Path, messages: Iterable[Crossing]) -> None:
@@ -58,6 +60,13 @@ def environment() -> dict[str, str]:
 def _latencies(folder: RunFolder) -> Latencies | None:
     try:
         return read_latencies(folder.path / "latency.json")
+    except msgspec.DecodeError:
+        return None
+
+
+def _soak(folder: RunFolder) -> Soak | None:
+    try:
+        return read_soak(folder.path / "soak.json")
     except msgspec.DecodeError:
         return None
 
