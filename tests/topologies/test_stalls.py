@@ -4,15 +4,18 @@ of strangers at the doors of all."""
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.topologies.launcher import alive
+from tests.topologies.launcher import CONFIGS, alive
 from tests.topologies.test_hostile_link import HONEST, ROGUE, TWO, works
 from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.supervise.plan import Plan, make_plan
@@ -95,3 +98,35 @@ def test_strangers_at_every_door(running: Supervisor, plan: Plan) -> None:
                 stranger.sendall(words[number % len(words)])
         assert works(running)
         assert set(running.commands(list(running.actors), "ping").values()) == {"pong"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["nested", "dpdk-interrupts"])
+def test_whoever_is_stopped_whenever_the_run_ends_as_it_should(tmp_path: Path, name: str) -> None:
+    """Each for a twentieth of a second at most, up to three at a time."""
+    topology = resolve(parse((CONFIGS / f"{name}.toml").read_text()))
+    folder, over, rnd = RunFolder(topology, tmp_path / "run"), threading.Event(), random.Random(8)
+    plan = make_plan(topology)
+    with Supervisor(plan, folder) as supervisor:
+        pids = [actor.pid for actor in supervisor.actors.values()]
+
+        def stop_and_go() -> None:
+            while not over.wait(rnd.uniform(0, 0.02)):
+                some = rnd.sample(pids, rnd.randint(1, 3))
+                for pid in some:
+                    os.kill(pid, signal.SIGSTOP)
+                time.sleep(rnd.uniform(0, 0.05))
+                for pid in some:
+                    os.kill(pid, signal.SIGCONT)
+
+        stopping = threading.Thread(target=stop_and_go)
+        stopping.start()
+        try:
+            scenario = Scenario(topology, plan, supervisor, lambda _: None)
+            scenario.run()
+        finally:
+            over.set()
+            stopping.join()
+        assert scenario.results().ok
+        assert supervisor.reconcile() == []
+    folder.close()
