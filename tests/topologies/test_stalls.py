@@ -61,6 +61,10 @@ def stopped(supervisor: Supervisor, actor: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
 def test_interrupts_for_a_guest_that_does_not_run_hold_up_nobody(running: Supervisor) -> None:
     """They find no room, coalesce, and come once it runs again."""
     own = running.command("host", "guard_device", bdf="01:00.0")
@@ -90,6 +94,7 @@ def test_who_waits_for_one_that_does_not_run_goes_on_with_it(running: Supervisor
 def test_strangers_at_every_door(running: Supervisor, plan: Plan) -> None:
     """Of the same user, and not confined: who connects and says nothing, half of a handshake, or noise."""
     words = [b"", b"\xff" + bytes(8), b"GET / HTTP/1.1\r\n\r\n".ljust(64), bytes(1 << 16)]
+    before = [descriptors(actor.pid) for actor in running.actors.values()]
     with ExitStack() as stack:
         for actor in plan.actors:
             for number in range(STRANGERS):
@@ -98,6 +103,10 @@ def test_strangers_at_every_door(running: Supervisor, plan: Plan) -> None:
                 stranger.sendall(words[number % len(words)])
         assert works(running)
         assert set(running.commands(list(running.actors), "ping").values()) == {"pong"}
+    deadline = time.monotonic() + 10
+    while [descriptors(actor.pid) for actor in running.actors.values()] != before:
+        assert time.monotonic() < deadline, "something is left of them"
+        running.commands(list(running.actors), "ping")
 
 
 @pytest.mark.long
