@@ -131,6 +131,7 @@ def test_the_run_folder_tells_what_the_run_saw(tmp_path: Path) -> None:
         "topology.json",
         "events.jsonl",
         "results.json",
+        "latency.json",
         "report.html",
         "host.log",
         "nic0.log",

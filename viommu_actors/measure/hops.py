@@ -19,25 +19,34 @@ def split(
     up to the time from the sending of the first to the reception of the last. `called` names actors, by their roles if
     it is absent.
     """
-    name = called or role
     operations: list[Hops] = []
-    current: Hops | None = None
-    at = 0
+    current: list[Crossing] | None = None
     for message in messages:
         own = asker in (message.sender, message.receiver)
         if own and message.kind == first:
-            current, at = [], message.sent
-        if current is None or message.received <= at:
+            current = []
+        if current is None:
             continue
-        if message.sent > at:
-            current.append((f"{name(message.sender)} work", message.sent - at))
-            at = message.sent
-        current.append((f"wire {name(message.sender)} to {name(message.receiver)}", message.received - at))
-        at = message.received
+        current.append(message)
         if own and message.kind == last:
-            operations.append(current)
+            operations.append(chained(current, called or role))
             current = None
     return operations
+
+
+def chained(messages: Sequence[Crossing], called: Callable[[str], str]) -> Hops:
+    """The parts of one operation whose messages these are, in the order in which they were sent."""
+    at = messages[0].sent
+    hops: Hops = []
+    for message in messages:
+        if message.received <= at:
+            continue
+        if message.sent > at:
+            hops.append((f"{called(message.sender)} work", message.sent - at))
+            at = message.sent
+        hops.append((f"wire {called(message.sender)} to {called(message.receiver)}", message.received - at))
+        at = message.received
+    return hops
 
 
 def within(operations: Sequence[Hops], wholes: Sequence[int], asker: str) -> list[Hops]:

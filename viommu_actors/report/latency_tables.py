@@ -32,13 +32,18 @@ def latency_table(latencies: Latencies) -> Table:
         rate = "" if row.per_second is None else f"{row.per_second:,}"
         return (str(row.n), *map(microseconds, times), _ratio(row.ratio), _quartiles(row), rate)
 
+    compared = any(row.ratio is not None for row in latencies.rows)
+    columns = ["operation", "n", "p50", "p90", "p99", "max", "mean"]
+    columns += ["floor", "ratio", "quartiles", "a second"] if compared else []
+    told = "; the ratio is the median of the rounds' ratios to the floor (throughput: ours / floor)" if compared else ""
     return Table(
-        title="Times in µs; the ratio is the median of the rounds' ratios to the floor (throughput: ours / floor)",
-        columns=("operation", "n", "p50", "p90", "p99", "max", "mean", "floor", "ratio", "quartiles", "a second"),
+        title=f"Times in µs, wall clock{told}",
+        columns=tuple(columns),
         rows=tuple(
-            (line(operation(latencies, row)), *(line(figure) for figure in figures(row))) for row in latencies.rows
+            (line(operation(latencies, row)), *(line(figure) for figure in figures(row)[: len(columns) - 1]))
+            for row in latencies.rows
         ),
-        numbers=frozenset(range(1, 11)),
+        numbers=frozenset(range(1, len(columns))),
     )
 
 

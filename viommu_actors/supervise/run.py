@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import msgspec
 from viommu_actors.attacks.catalogue import Setting
 from viommu_actors.measure.clock import charge_all
 from viommu_actors.measure.costs import CostTable
+from viommu_actors.measure.sampled import Sample, latencies
 from viommu_actors.measure.trace import crossings
 from viommu_actors.report.results import Results
 from viommu_actors.supervise.attachments import Attachments
@@ -68,13 +70,14 @@ class Run:
             with Supervisor(plan, self.folder, contain) as supervisor:
                 supervisor.door.refusal = "" if stay else NO_STAY
                 self.folder.write_control(supervisor.door.address)
-                scenario = Scenario(self._topology, plan, supervisor, self._note, self._setting)
+                traced = self._trace is not None
+                scenario = Scenario(self._topology, plan, supervisor, self._note, self._setting, traced)
                 try:
                     return self._played(scenario, supervisor, plan, show, stay, also)
                 except (ActorDied, CommandFailed, Interrupted) as error:
                     if isinstance(error, Interrupted):
                         supervisor.quiesce()
-                    unwritten = self._write(scenario.results(ok=False), f"{error.how}: {error}")
+                    unwritten = self._write(scenario.results(ok=False), f"{error.how}: {error}", scenario.samples)
                     return Ended(error.how, "\n".join([str(error), *unwritten]))
         except OSError as error:
             return Ended("failed", _reason(error))
@@ -94,13 +97,13 @@ class Run:
         if self._trace is not None:
             supervisor.trace(True)
         scenario.play()
-        unwritten = self._write_trace(supervisor)
+        unwritten = self._write_trace(supervisor, scenario)
         also(supervisor)
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
         results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
         trouble = [*wires, *supervisor.lost.values()]
-        unwritten += self._write(results, "; ".join(trouble))
+        unwritten += self._write(results, "; ".join(trouble), scenario.samples)
         show(results)
         if wires:
             return Ended("failed", "the two ends of a wire counted differently:\n" + "\n".join(wires), results)
@@ -118,20 +121,24 @@ class Run:
             return Ended("died", "\n".join(supervisor.lost.values()), results)
         return Ended("finished", "", results)
 
-    def _write(self, results: Results, ended: str) -> list[str]:
+    def _write(self, results: Results, ended: str, samples: Mapping[str, Sample]) -> list[str]:
         """Leaves the results in the folder; the reason why not, where they cannot be written."""
         try:
+            if samples:
+                told = latencies(samples, self._topology.placement)
+                self.folder.write("latency.json", json.dumps(told, indent=1) + "\n")
             write_results(self.folder, self._topology, results, ended)
         except OSError as error:
             return [_reason(error)]
         return []
 
-    def _write_trace(self, supervisor: Supervisor) -> list[str]:
+    def _write_trace(self, supervisor: Supervisor, scenario: Scenario) -> list[str]:
         """Ends the trace, where there is one, and leaves it where the user wants it; the reason why not."""
         if self._trace is None:
             return []
         seen = crossings(supervisor.stamps())
         supervisor.trace(False)
+        scenario.sample_of(seen)
         try:
             write_trace(self._trace, seen)
         except OSError as error:

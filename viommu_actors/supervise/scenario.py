@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from time import perf_counter_ns
 
 import msgspec
 
 from viommu_actors.attacks.catalogue import Setting, Target
 from viommu_actors.attacks.evidence import Fault
+from viommu_actors.measure.sampled import Sample
+from viommu_actors.measure.trace import Crossing, crossings
 from viommu_actors.report.results import (
     Absent,
     App,
@@ -42,6 +45,8 @@ from viommu_actors.topology.resolved import ResolvedApp, ResolvedDevice, Resolve
 
 #: Operations that a kernel does with a device that it has back.
 _RECLAIMED = 8
+#: Operations whose messages are noted, for the report's latencies.
+_SAMPLED = 32
 
 
 class Scenario:
@@ -54,8 +59,11 @@ class Scenario:
         supervisor: Supervisor,
         tell: Callable[[str], None],
         setting: Setting | None = None,
+        traced: bool = False,
     ) -> None:
+        """`traced`: a trace is on from `play` to its end, and no sample is to be taken out of it."""
         self._topology = topology
+        self._traced = traced
         self._plan = plan
         self._supervisor = supervisor
         self._tell = tell
@@ -70,6 +78,10 @@ class Scenario:
         self._apps: list[App] = []
         #: why the kernel does not let an application have a device, by the device
         self._refused: dict[str, str] = {}
+        #: device -> what crossed while it did some work more
+        self.samples: dict[str, Sample] = {}
+        #: device -> from when to when it did its work
+        self._spans: dict[str, tuple[int, int]] = {}
         self._assaults = {
             device.name: Assault(Stage(topology, plan, supervisor, device, owner_of(topology, device)), setting)
             for device in topology.devices
@@ -222,13 +234,34 @@ class Scenario:
         work.set_up()
         if device.peer is None:
             self._tell(f"{device.name}: {device.operations} operations")
+            began = perf_counter_ns()
             row = work.alone(device.operations)
+            self._spans[device.name] = began, perf_counter_ns()
             if any(vm.parent is not None for vm in self._topology.vms):
                 row = msgspec.structs.replace(row, map_unmap_us=work.time_maps())
             self._io.append(row)
+            if not self._traced:
+                self._sample(device)
         else:
             self._tell(f"{device.name}: {device.operations} frames to {device.peer}")
             self._io.append(work.send_to(replace(self._peer(device.peer), app=None), device.operations))
+
+    def _sample(self, device: ResolvedDevice) -> None:
+        """After all that is counted, so that no count has it."""
+        supervisor, owner = self._supervisor, self._owner(device)
+        supervisor.trace(True)
+        supervisor.command(owner.kernel, "io", bdf=owner.bdf, operations=_SAMPLED)
+        self.samples[device.name] = Sample(self._line(device), crossings(supervisor.stamps()))
+        supervisor.trace(False)
+
+    def sample_of(self, messages: list[Crossing]) -> None:
+        """The same out of a trace of the whole."""
+        for name, (began, ended) in self._spans.items():
+            own = [each for each in messages if began <= each.sent <= ended]
+            self.samples[name] = Sample(self._line(self._topology.device(name)), own)
+
+    def _line(self, device: ResolvedDevice) -> list[str]:
+        return [] if device.vm is None else [vm.name for vm in self._topology.line(device.vm)]
 
     def _send(self, vm: ResolvedVm, card: ResolvedVirtioNet) -> None:
         """Between the kernels, whoever takes the cards afterwards."""
