@@ -122,7 +122,7 @@ def test_the_line_is_full_up_to_what_it_leaves_for_mapping() -> None:
 def test_devices_that_did_nothing_have_no_row() -> None:
     with pytest.raises(ValueError, match="nic0 did no operation"):
         charge(row(0), _table())
-    assert [each.table for each in charge_all([row(0), row(1)], [_table(), shipped("sidecore")])] == [
+    assert [each.table for each in charge_all([row(0), row(1)], [_table(), shipped("sidecore")], [])] == [
         "each",
         "sidecore",
     ]
@@ -130,7 +130,20 @@ def test_devices_that_did_nothing_have_no_row() -> None:
 
 def test_the_report_says_which_clock_it_is() -> None:
     assert modelled_table(Results(**RESULTS)) is None
-    table = modelled_table(Results(**RESULTS, modelled=charge_all([guest()], [shipped("trap-and-emulate")])))
+    table = modelled_table(Results(**RESULTS, modelled=charge_all([guest()], [shipped("trap-and-emulate")], ["nic0"])))
     assert table is not None and "MODELLED clock" in table.title
     text = "\n".join(plain(each) for each in table.lines())
     assert "69,938" in text and "34,969  cycles" in text and "10.0 % of 10 Gb/s" in text
+
+
+def test_a_table_of_another_kind_of_system_is_told_to_mean_nothing() -> None:
+    tables = [shipped("bare-metal"), shipped("sidecore"), _table()]
+    by_guest = charge_all([guest()], tables, ["nic0"])
+    assert [bool(each.misfit) for each in by_guest] == [True, False, False]
+    assert [bool(each.misfit) for each in charge_all([host()], tables, [])] == [False, True, False]
+    free = charge_all([row(mapping="static")], tables, ["nic0"])
+    assert not any(each.misfit for each in free), "nothing is charged"
+    table = modelled_table(Results(**RESULTS, modelled=by_guest))
+    assert table is not None
+    (told,) = [plain(each) for each in table.lines() if "means nothing" in plain(each)]
+    assert told.strip().endswith("charges counts of a host's kernel, these are of a guest's")

@@ -78,7 +78,7 @@ def test_a_vm_in_a_vm_is_told_from_the_one_around_it_and_its_trap_from_the_traps
         Crossing("vfio:vm1.hypervisor", "Done", GUEST, "vm1.hypervisor", 70, 80),
         Crossing("trap:vm1.guest", "TrapDone", "vm1.hypervisor", "vm1.guest", 90, 100),
     ]
-    (hops,) = split(inner, "vm1.guest", "TrapWrite", "TrapDone", by_level(["vm0", "vm1"]))
+    (hops,) = split(inner, "vm1.guest", "TrapWrite", "TrapDone", by_level(["vm0", "vm1"], True))
     assert [name for name, _ in hops[:5]] == [
         "wire L2 guest to L2 hypervisor",
         "L2 hypervisor work",
@@ -87,4 +87,5 @@ def test_a_vm_in_a_vm_is_told_from_the_one_around_it_and_its_trap_from_the_traps
         "wire L1 guest to L1 hypervisor",
     ]
     assert sum(nanoseconds for _, nanoseconds in hops) == 100
-    assert by_level(["vm0"])(GUEST) == "guest" and by_level(["vm0", "vm1"])("host") == "host"
+    assert by_level(["vm0"], False)(GUEST) == "guest" and by_level(["vm0"], True)(GUEST) == "L1 guest"
+    assert by_level(["vm0", "vm1"], True)("host") == "host"

@@ -6,9 +6,9 @@ hardware takes for the whole operation. Counts compare; charged with cited costs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from viommu_actors.measure.costs import CostTable
+from viommu_actors.measure.costs import CostTable, System
 from viommu_actors.report.results import Io, Modelled
 
 
@@ -26,8 +26,9 @@ def counts(row: Io) -> dict[str, int]:
     }
 
 
-def charge(row: Io, table: CostTable) -> Modelled:
-    """One device's steady state by the modelled clock. Raises ValueError for a row without operations."""
+def charge(row: Io, table: CostTable, system: System | None = None) -> Modelled:
+    """One device's steady state by the modelled clock; `system` is who drives it, where that is to be held against the
+    table. Raises ValueError for a row without operations."""
     if not row.operations:
         raise ValueError(f"{row.device} did no operation that could be charged for")
     counted = counts(row)
@@ -49,7 +50,14 @@ def charge(row: Io, table: CostTable) -> Modelled:
         per_io=table.line_rate.io.cost + total,
         percent_of_line_rate=percent_of_line_rate(table, total),
         line_rate=table.line_rate.of,
+        misfit=_misfit(table, system) if total else "",
     )
+
+
+def _misfit(table: CostTable, system: System | None) -> str:
+    if None in (table.system, system) or table.system == system:
+        return ""
+    return f"it means nothing: the table charges counts of a {table.system}'s kernel, these are of a {system}'s"
 
 
 def percent_of_line_rate(table: CostTable, per_io: float) -> float:
@@ -58,7 +66,9 @@ def percent_of_line_rate(table: CostTable, per_io: float) -> float:
     return 100.0 if busy <= table.line_rate.full.cost else 100 * table.line_rate.full.cost / busy
 
 
-def charge_all(rows: Iterable[Io], tables: Iterable[CostTable]) -> tuple[Modelled, ...]:
-    """Every device that worked, by every table."""
+def charge_all(rows: Iterable[Io], tables: Iterable[CostTable], of_guests: Container[str]) -> tuple[Modelled, ...]:
+    """Every device that worked, by every table; `of_guests` has the names of devices that guests drive."""
     worked = [row for row in rows if row.operations]
-    return tuple(charge(row, table) for table in tables for row in worked)
+    return tuple(
+        charge(row, table, "guest" if row.device in of_guests else "host") for table in tables for row in worked
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -13,6 +13,8 @@ from viommu_actors.topology.values import Name
 
 #: Those that come with the project.
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "costs"
+#: Whose kernel drives a device.
+System = Literal["host", "guest"]
 _ONES_THERE = "configs/costs/*.toml"
 _START_FROM = "start from a copy of configs/costs/trap-and-emulate.toml"
 _EXAMPLE = {"cost": 30645, "source": "vIOMMU, USENIX ATC 2011"}
@@ -79,6 +81,13 @@ class CostTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         str,
         Meta(max_length=500, description="Which system was measured.", examples=["A vIOMMU that traps and emulates."]),
     ] = ""
+    system: Annotated[
+        System | None,
+        Meta(
+            description="Whose counts it is for: of devices that the host drives, or a guest; absent, for any.",
+            examples=["guest"],
+        ),
+    ] = None
     unit: Annotated[
         str, Meta(min_length=1, max_length=100, description="What the costs are counted in.", examples=["cycles"])
     ] = "cycles"

@@ -67,11 +67,12 @@ def role(actor: str) -> str:
     return kind if dot else "host" if actor == "host" else "device"
 
 
-def by_level(vms: Sequence[str]) -> Callable[[str], str]:
-    """Names for the actors of VMs in VMs, from the one on the host down: `L2 guest`; of one alone, roles."""
+def by_level(vms: Sequence[str], nested: bool) -> Callable[[str], str]:
+    """Names for the actors of a VM and of those around it, from the one on the host down: `L2 guest` where VMs are
+    `nested`, or roles."""
 
     def called(actor: str) -> str:
         vm, dot, _ = actor.partition(".")
-        return f"L{vms.index(vm) + 1} {role(actor)}" if dot and len(vms) > 1 and vm in vms else role(actor)
+        return f"L{vms.index(vm) + 1} {role(actor)}" if dot and nested and vm in vms else role(actor)
 
     return called

@@ -130,7 +130,8 @@ class Laboratory:
         plain = {"hop": bench.trapped_reads(_TRACED), "map_strict": bench.maps(_TRACED)["map"]}
         seen: list[Crossing] = []
         guest, nic = guest_of(self._subject.vm), self._subject.nic
-        called = by_level([vm.name for vm in self._settings["strict"].line(self._subject.vm)])
+        line = [vm.name for vm in self._settings["strict"].line(self._subject.vm)]
+        called = by_level(line, len(line) > 1)
 
         def stamped() -> list[Crossing]:
             taken = crossings(supervisor.stamps())

@@ -30,8 +30,9 @@ class Sample(NamedTuple):
 def latencies(samples: Mapping[str, Sample], placement: str) -> dict[str, Any]:
     """As `latency.json` has them: by the device, a row for each kind of request."""
     rows = []
+    nested = any(len(sample.vms) > 1 for sample in samples.values())
     for device, (vms, messages) in samples.items():
-        called = by_level(vms)
+        called = by_level(vms, nested)
         found: dict[str, list[Hops]] = {}
         for way in flows(messages, requests(messages)):
             crossed = {id(step.message): step.message for step in way}.values()

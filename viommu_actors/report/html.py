@@ -13,7 +13,7 @@ from viommu_actors.report.canvas import fit
 from viommu_actors.report.charts import Bar, bars
 from viommu_actors.report.io_tables import COUNTS, io_tables, modelled_table, rate_notes
 from viommu_actors.report.latency import Latencies
-from viommu_actors.report.latency_charts import breakdown, distributions
+from viommu_actors.report.latency_charts import breakdown, distributions, marks_of
 from viommu_actors.report.latency_tables import (
     as_on_the_host,
     circumstances,
@@ -224,7 +224,7 @@ def _latency(latencies: Latencies | None) -> list[Markup]:
     drawn = distributions(latencies)
     marks = element(
         "ul",
-        *(element("li", element("span", " ", class_=f"swatch mark {name}"), f" {name}") for name in _MARKED),
+        *(element("li", element("span", " ", class_=f"swatch mark {each}"), " ", each) for each in marks_of(latencies)),
         class_="legend",
     )
     hops = breakdown(latencies)
@@ -247,9 +247,6 @@ def _looked_at(run: Latencies, placement: str) -> list[Markup]:
         *(element("p", escape(each)) for each in (trace_overhead(run),) if each),
     ]
     return [element("h3", escape(placement)), *parts] if parts and placement else parts
-
-
-_MARKED = ("p50", "p90", "p99", "max", "floor")
 
 
 def _environment(topology: ResolvedTopology, results: Results, facts: Mapping[str, str]) -> list[Markup]:

@@ -56,6 +56,7 @@ def modelled_table(results: Results) -> Table | None:
         columns=("cost table", "device", "mapping", "an operation", "a map or unmap", "unit", "line rate"),
         rows=tuple(_modelled_row(each) for each in results.modelled),
         numbers=frozenset([3, 4]),
+        notes=tuple(line(Span(each.misfit, "unknown")) if each.misfit else line() for each in results.modelled),
     )
 
 

@@ -14,6 +14,11 @@ from viommu_actors.report.parts import folded
 _MARKS = (("p50", "p50_us"), ("p90", "p90_us"), ("p99", "p99_us"), ("max", "max_us"), ("floor", "floor_us"))
 
 
+def marks_of(latencies: Latencies) -> list[str]:
+    """The kinds of marks that `distributions` draws."""
+    return [mark for mark, key in _MARKS if _drawable(getattr(row, key) for row in latencies.rows)]
+
+
 def distributions(latencies: Latencies) -> Markup | None:
     """From the median to the highest figure there is, on one scale; None where nothing can be drawn."""
     rows = [drawn for row in latencies.rows if (drawn := _range(operation(latencies, row), row)) is not None]

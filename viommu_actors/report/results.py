@@ -267,6 +267,7 @@ class Modelled(Struct, kw_only=True, frozen=True):
     Costs are in `unit`. `steps` are what an operation is charged for each step, `per_operation` their sum,
     `per_mapping` that of one map or unmap (the published c; None where nothing was mapped), `per_io` with the rest of
     the I/O on top (A + 2c). `percent_of_line_rate` is the throughput min(1, B / (A + 2c)) in percent of `line_rate`.
+    `misfit` tells why the figures mean nothing, where the table is for counts of another kind of system.
     """
 
     clock: Literal["modelled"] = "modelled"
@@ -280,6 +281,7 @@ class Modelled(Struct, kw_only=True, frozen=True):
     per_io: float
     percent_of_line_rate: float
     line_rate: str
+    misfit: str = ""
 
 
 class Absent(Struct, kw_only=True, frozen=True):

@@ -101,7 +101,8 @@ class Run:
         also(supervisor)
         wires = supervisor.reconcile()
         results = scenario.results(ok=not wires and not supervisor.lost)
-        results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs))
+        guests = {row.device for row in results.io if self._topology.machine_of(row.device) is not None}
+        results = msgspec.structs.replace(results, modelled=charge_all(results.io, self._costs, guests))
         trouble = [*wires, *supervisor.lost.values()]
         unwritten += self._write(results, "; ".join(trouble), scenario.samples)
         show(results)
