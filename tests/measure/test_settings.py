@@ -110,6 +110,8 @@ def test_a_vm_is_chosen_by_its_name_and_those_in_it_are_left_out() -> None:
         assert made["strict"].device(subject.nic).vm == vm, nic
     with pytest.raises(Refusal, match="name one of vm0, vm1, vm2"):
         settings_of(depths, "pack", "vm3")
+    with pytest.raises(Refusal, match="vm0 does not have a vIOMMU"):
+        settings_of(load(CONFIGS / "assigned-no-viommu.toml"), "pack", "vm0")
 
 
 def test_a_soak_takes_any_topology_with_a_device_that_works_by_itself() -> None:

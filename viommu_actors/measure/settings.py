@@ -100,8 +100,8 @@ def _chosen(topology: Topology, name: str | None) -> Vm:
             raise Refusal("vm", f"none has the name {name!r:.40}", f"name one of {_names(topology.vm)}")
         strict = [vm for vm in strict if vm.name == name]
     if not strict:
-        which = "no VM" if name is None else f"{name}: it"
-        raise Refusal("vm", f"{which} has a vIOMMU and intel_iommu=on without iommu=pt", _REMEDY)
+        which = "no VM has" if name is None else f"{name} does not have"
+        raise Refusal("vm", f"{which} a vIOMMU, intel_iommu=on, and no iommu=pt", _REMEDY)
 
     def drives(vm: Vm) -> int:
         handed = {assign.device for each in topology.vm if each.parent == vm.name for assign in each.assign}
