@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,8 @@ _FAULTS = 3000
 _FORGED = 64
 #: Mapped by nobody, and no memory anywhere; within the narrowest domain.
 _NOWHERE = 0x70_0000_0000
-#: How often it is told to lie where nothing came of it.
-_TRIES = 3
+#: Seconds in which a back end has the queue that a driver has started.
+_STARTED = 5.0
 _LIES = ("unknown", "long", "ahead")
 
 
@@ -109,19 +110,15 @@ def lies(stage: Stage, target: Target) -> Mission:
 
     def receive() -> None:
         for number, kind in enumerate(_LIES):
-            # A back end hears of a queue by its wire, and by another one of what it is to do: told too early it lies in
-            # a queue that was, which nobody reads any more, and is told again.
-            for again in range(_TRIES):
-                if number or again:
-                    stage.driver("listen")
-                    stage.rogue([{"do": "lie", "kind": kind}])
-                wanted = {"first": 0, "count": 2, "size": MIN_FRAME, "destination": bytes(6), "source": bytes(6)}
-                try:
-                    stage.driver("receive", **wanted)
-                except CommandFailed as error:
-                    if "the device has" in str(error):
-                        refused.append(str(error))
-                        break
+            if number:
+                stage.driver("listen")
+                _lie(stage, kind)
+            wanted = {"first": 0, "count": 2, "size": MIN_FRAME, "destination": bytes(6), "source": bytes(6)}
+            try:
+                stage.driver("receive", **wanted)
+            except CommandFailed as error:
+                if "the device has" in str(error):
+                    refused.append(str(error))
 
     def record() -> Fault | None:
         if len(refused) < len(_LIES):
@@ -132,6 +129,13 @@ def lies(stage: Stage, target: Target) -> Mission:
 
 
 # --- what they are made of
+
+
+def _lie(stage: Stage, kind: str) -> None:
+    """As soon as the back end has the queue: it hears of it by its wire, and by another one of what it is to do."""
+    deadline = time.monotonic() + _STARTED
+    while "refused" in stage.rogue([{"do": "lie", "kind": kind}]) and time.monotonic() < deadline:
+        stage.supervisor.poll(0.001)
 
 
 def _held(stage: Stage, policy: str) -> dict[str, Any]:
