@@ -25,19 +25,6 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + byt
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    made = Listener.create()
-    yield made
-    os.close(made.fd)
-
-
-@pytest.fixture
-def poller() -> Iterator[select.epoll]:
-    with closing(select.epoll()) as made:
-        yield made
-
-
-@pytest.fixture
 def inbox(listener: Listener, poller: select.epoll) -> Iterator[Inbox]:
     with closing(Inbox(Listener(os.dup(listener.fd), listener.address), poller)) as made:
         yield made

@@ -21,19 +21,6 @@ LIMIT = 8192
 
 
 @pytest.fixture
-def poller() -> Iterator[select.epoll]:
-    with closing(select.epoll()) as made:
-        yield made
-
-
-@pytest.fixture
-def listener() -> Iterator[Listener]:
-    made = Listener.create()
-    yield made
-    os.close(made.fd)
-
-
-@pytest.fixture
 def end(listener: Listener, poller: select.epoll) -> Iterator[LinkEnd]:
     with closing(LinkEnd(Listener(os.dup(listener.fd), listener.address), poller)) as made:
         yield made

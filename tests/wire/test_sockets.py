@@ -23,14 +23,6 @@ from viommu_actors.wire.sockets import Channel, Listener
 from viommu_actors.wire.tally import Tally, disagreements
 from viommu_actors.wire.zmtp import QUEUE, PeerLost
 
-
-@pytest.fixture
-def listener() -> Iterator[Listener]:
-    made = Listener.create()
-    yield made
-    os.close(made.fd)
-
-
 Connect = Callable[[str, Codec, Codec, Tally], Channel]
 
 
@@ -49,8 +41,8 @@ def channel_to(listener: Listener) -> Iterator[Connect]:
 
 
 @pytest.fixture
-def inbox(listener: Listener) -> Iterator[Inbox]:
-    with closing(select.epoll()) as poller, closing(Inbox(again(listener), poller)) as made:
+def inbox(listener: Listener, poller: select.epoll) -> Iterator[Inbox]:
+    with closing(Inbox(again(listener), poller)) as made:
         yield made
 
 

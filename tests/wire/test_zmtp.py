@@ -27,13 +27,6 @@ READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    made = Listener.create()
-    yield made
-    os.close(made.fd)
-
-
-@pytest.fixture
 def honest(listener: Listener) -> Iterator[zmq.Socket[bytes]]:
     """libzmq's end."""
     context = make_context()
