@@ -12,7 +12,7 @@ from viommu_actors.wire.tally import Tally
 from viommu_actors.wire.zmtp import PeerLost
 
 #: Descriptors that one poll tells of; the others are there at the next. By default there is room for thousands.
-EVENTS = 64
+_EVENTS = 64
 
 
 class Outlet:
@@ -78,11 +78,11 @@ def poll_with(poller: select.epoll, seconds: float | None, outlets: Collection[O
     """Polls for so long, and for room for what waits in an outlet; (descriptor, events) of the poller's own."""
     waiting = [outlet for outlet in outlets if outlet.waits]
     if not waiting:
-        return poller.poll(seconds, EVENTS)
+        return poller.poll(seconds, _EVENTS)
     for outlet in waiting:
         poller.register(outlet.fd, outlet.events)
     fds = [outlet.fd for outlet in waiting]
-    ready = [event for event in poller.poll(seconds, EVENTS) if event[0] not in fds]
+    ready = [event for event in poller.poll(seconds, _EVENTS) if event[0] not in fds]
     for fd, outlet in zip(fds, waiting, strict=True):
         poller.unregister(fd)
         outlet.flush()

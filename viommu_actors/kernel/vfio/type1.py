@@ -81,8 +81,7 @@ class Type1:
             raise OSError(EINVAL, f"flags {flags:#x}: READ, WRITE or both")
         if not size or (size | iova | vaddr) & _PAGE_MASK:
             raise OSError(EINVAL, f"vaddr {vaddr:#x} iova {iova:#x} size {size:#x}: not whole pages")
-        limit = ADDRESS_LIMIT - size
-        if size < 0 or not 0 <= iova <= limit or not 0 <= vaddr <= limit:
+        if not _fits(iova, size) or not _fits(vaddr, size):
             raise OSError(EINVAL, f"vaddr {vaddr:#x} iova {iova:#x} size {size:#x}: wraps")
         last = iova + size - 1
         position = bisect_right(self._starts, last)
