@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -23,9 +24,17 @@ from viommu_actors.supervise.folder import RunFolder
 from viommu_actors.topology.resolved import ResolvedTopology
 
 
-def write_results(folder: RunFolder, topology: ResolvedTopology, results: Results, ended: str = "") -> None:
-    """Both files; `ended` is why the run did not just finish. A `latency.json` of the run is shown with the rest."""
+def write_results(
+    folder: RunFolder,
+    topology: ResolvedTopology,
+    results: Results,
+    ended: str = "",
+    sampled: Mapping[str, Any] | None = None,
+) -> None:
+    """What the run leaves, the results first; `ended` is why it did not just finish, `sampled` its `latency.json`."""
     folder.write("results.json", to_json(results))
+    if sampled is not None:
+        folder.write("latency.json", json.dumps(sampled, indent=1) + "\n")
     folder.write("report.html", html(topology, results, environment(), _latencies(folder), ended))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +123,9 @@ class Run:
 
     def _write(self, results: Results, ended: str, samples: Mapping[str, Sample]) -> list[str]:
         """Leaves the results in the folder; the reason why not, where they cannot be written."""
+        sampled = latencies(samples, self._topology.placement) if samples else None
         try:
-            if samples:
-                told = latencies(samples, self._topology.placement)
-                self.folder.write("latency.json", json.dumps(told, indent=1) + "\n")
-            write_results(self.folder, self._topology, results, ended)
+            write_results(self.folder, self._topology, results, ended, sampled)
         except OSError as error:
             return [_reason(error)]
         return []
